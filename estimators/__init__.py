@@ -1,0 +1,29 @@
+"""Matrix-free curvature of a training objective and its spectrum."""
+
+from estimators.curvature import GGN, Hessian, Operator
+from estimators.errors import UserError
+from estimators.lanczos import Lanczos, Tridiagonal, lanczos
+from estimators.objective import Objective
+from estimators.penalty import L1, L2, Penalty
+from estimators.quadrature import gauss, gauss_radau
+from estimators.spectrum import SpectralMeasure, measure_of, spectral_measure, sphere_probes
+
+__all__ = [
+    "GGN",
+    "L1",
+    "L2",
+    "Hessian",
+    "Lanczos",
+    "Objective",
+    "Operator",
+    "Penalty",
+    "SpectralMeasure",
+    "Tridiagonal",
+    "UserError",
+    "gauss",
+    "gauss_radau",
+    "lanczos",
+    "measure_of",
+    "spectral_measure",
+    "sphere_probes",
+]

@@ -1,0 +1,226 @@
+"""The Hessian and the generalised Gauss-Newton matrix of an objective, as products with vectors."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+from estimators.errors import UserError
+from estimators.objective import Objective
+from estimators.parameters import flatten, unflatten
+
+Product = Callable[[Tensor], Tensor]
+
+
+class Operator(Protocol):
+    """A symmetric matrix known by its products."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns, ``(D, D)``."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the vectors that it takes."""
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the vectors that it takes."""
+
+    def matmat(self, vectors: Tensor) -> Tensor:
+        """Multiply with the columns of ``vectors`` ``[D, K]``."""
+
+
+class _Curvature(ABC):
+    """Sum of per-batch products; the differentiated graphs are kept between products where they fit.
+
+    Args:
+        objective: The objective; its penalty's curvature is included.
+        memory: Bytes that kept graphs may take; 0 rebuilds every graph in every product.
+    """
+
+    def __init__(self, objective: Objective, memory: int = 2 << 30) -> None:
+        self.objective = objective
+        self.memory = memory
+        self.products = 0
+        self.passes = 0
+        self._kept: list[Product] | None = None
+        self._kept_at: list[int] = []
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns, ``(D, D)``."""
+        return self.objective.dimension, self.objective.dimension
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the chosen weights."""
+        return self.objective.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the model."""
+        return self.objective.device
+
+    def matvec(self, vector: Tensor) -> Tensor:
+        """Multiply with one vector ``[D]``; returns ``[D]``."""
+        if vector.shape != (self.shape[1],):
+            raise UserError(f"vector: expected shape ({self.shape[1]},), got {tuple(vector.shape)}")
+        return self.matmat(vector[:, None])[:, 0]
+
+    def matmat(self, vectors: Tensor) -> Tensor:
+        """Multiply with the columns of ``vectors`` ``[D, K]`` in one pass over the data; returns ``[D, K]``."""
+        if vectors.dim() != 2 or vectors.shape[0] != self.shape[1]:
+            raise UserError(f"vectors: expected shape ({self.shape[1]}, K), got {tuple(vectors.shape)}")
+        columns = vectors.detach().to(self.device, self.dtype).unbind(1)
+        results = [torch.zeros_like(column) for column in columns]
+        for product in self._batch_products():
+            for column, result in zip(columns, results, strict=True):
+                result += product(column)
+        self.products += len(columns)
+        self.passes += 1
+        shift = self.objective.penalty.curvature if self.objective.penalty else 0.0
+        total = torch.stack(results, dim=1) / self.objective.samples + shift * torch.stack(columns, dim=1)
+        if not total.isfinite().all():
+            raise UserError(
+                f"{type(self).__name__}: a product is NaN or infinite; look for infinite losses or layers whose second "
+                "derivative is undefined, or use a float64 model"
+            )
+        return total
+
+    def __matmul__(self, other: Tensor) -> Tensor:
+        """Multiply with a vector ``[D]`` or with columns ``[D, K]``."""
+        return self.matvec(other) if other.dim() == 1 else self.matmat(other)
+
+    @abstractmethod
+    def _differentiate(self, batch: Any, size: int) -> Product:
+        """Differentiate the summed losses of one batch and return the product with a vector ``[D]``."""
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: tensor.detach().requires_grad_() for name, tensor in self.objective.chosen.items()}
+
+    def _batch_products(self) -> Iterator[Product]:
+        versions = self.objective.versions()
+        if self._kept is not None and self._kept_at == versions:
+            yield from self._kept
+            return
+        self._kept, self._kept_at = None, versions
+        keep: list[Product] | None = [] if self.memory else None
+        used = 0
+        for batch, size in self.objective.batches():
+            counter = _SavedBytes()
+            with torch.enable_grad(), saved_tensors_hooks(counter.pack, counter.unpack):
+                product = self._differentiate(batch, size)
+            used += counter.bytes
+            if used > self.memory:
+                keep = None
+            if keep is not None:
+                keep.append(product)
+            yield product
+        self._kept = keep
+
+
+class Hessian(_Curvature):
+    r"""The Hessian :math:`\nabla^2 F(w)` with respect to the chosen weights, as products.
+
+    Args:
+        objective: The objective; its penalty's curvature is included.
+        memory: Bytes that kept gradient graphs may take; 0 rebuilds every graph in every product.
+
+    Source: Pearlmutter, Fast exact multiplication by the Hessian, Neural Computation 6, 1994.
+
+    Example:
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> data = [(torch.eye(2), torch.zeros(2, 1))]
+        >>> squared = lambda model, batch: (model(batch[0]) - batch[1]).square().sum(1)
+        >>> Hessian(Objective(model, data, squared)) @ torch.tensor([1.0, 0.0])
+        tensor([1., 0.])
+    """
+
+    def _differentiate(self, batch: Any, size: int) -> Product:
+        weights = self._weights()
+        inputs = list(weights.values())
+        loss = _total(self.objective.losses(weights, batch), size)
+        if not loss.requires_grad:
+            return torch.zeros_like
+        gradient = flatten(torch.autograd.grad(loss, inputs, create_graph=True, materialize_grads=True))
+
+        def product(vector: Tensor) -> Tensor:
+            if not gradient.requires_grad:
+                return torch.zeros_like(vector)
+            rows = torch.autograd.grad(gradient, inputs, vector, retain_graph=True, materialize_grads=True)
+            return flatten(rows)
+
+        return product
+
+
+class GGN(_Curvature):
+    r"""The generalised Gauss-Newton matrix :math:`\frac1n \sum_j J_j^\top \nabla^2_z \ell_j J_j`, as products.
+
+    :math:`J_j` is the Jacobian of the model's output :math:`z_j`. The matrix is positive semidefinite where the loss is
+    convex in the output.
+
+    Args:
+        objective: The objective; its penalty's curvature is included. The loss function must call the model once, and
+            the model must return one tensor.
+        memory: Bytes that kept graphs may take; 0 rebuilds every graph in every product.
+
+    Source: Schraudolph, Fast curvature matrix-vector products, Neural Computation 14, 2002.
+
+    Example:
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> data = [(torch.eye(2), torch.zeros(2, 1))]
+        >>> squared = lambda model, batch: (model(batch[0]) - batch[1]).square().sum(1)
+        >>> GGN(Objective(model, data, squared)) @ torch.tensor([1.0, 0.0])
+        tensor([1., 0.])
+    """
+
+    def _differentiate(self, batch: Any, size: int) -> Product:
+        weights = self._weights()
+        inputs = list(weights.values())
+        outputs, losses = self.objective.outputs_and_losses(weights, batch)
+        if not outputs.requires_grad:
+            return torch.zeros_like
+        loss = _total(losses, size)
+        (slope,) = torch.autograd.grad(loss, outputs, create_graph=True, materialize_grads=True)
+        dual = torch.zeros_like(outputs, requires_grad=True)
+        pulled = torch.autograd.grad(outputs, inputs, dual, create_graph=True, materialize_grads=True)
+
+        def product(vector: Tensor) -> Tensor:
+            (pushed,) = torch.autograd.grad(pulled, dual, unflatten(vector, inputs), retain_graph=True)
+            if not slope.requires_grad:
+                return torch.zeros_like(vector)
+            (curved,) = torch.autograd.grad(slope, outputs, pushed, retain_graph=True, materialize_grads=True)
+            rows = torch.autograd.grad(outputs, inputs, curved, retain_graph=True, materialize_grads=True)
+            return flatten(rows)
+
+        return product
+
+
+def _total(losses: Tensor, size: int) -> Tensor:
+    """Return the sum over the samples of a batch."""
+    return losses.sum() if losses.dim() else losses * size
+
+
+class _SavedBytes:
+    """Count the memory that a graph keeps alive, each storage once."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self._seen: set[int] = set()
+
+    def pack(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self._seen:
+            self._seen.add(storage.data_ptr())
+            self.bytes += storage.nbytes()
+        return tensor
+
+    @staticmethod
+    def unpack(tensor: Tensor) -> Tensor:
+        return tensor

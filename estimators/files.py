@@ -1,0 +1,61 @@
+"""Files that are either whole or absent, and checkpoints that hold tensors only."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from estimators.errors import UserError
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file so that a reader sees the old content or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part.write_bytes(content)
+    part.replace(path)
+
+
+def save_tensors(path: Path, state: dict[str, Any]) -> None:
+    """Save a nested dictionary of tensors and plain numbers atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    torch.save(state, part)
+    part.replace(path)
+
+
+def load_tensors(path: Path) -> dict[str, Any]:
+    """Load what ``save_tensors`` wrote, or any file of plain tensors; refuses pickles that hold anything else.
+
+    Args:
+        path: A ``.safetensors`` file or a PyTorch checkpoint.
+
+    Returns:
+        The stored dictionary, on the CPU.
+
+    Raises:
+        UserError: The file is missing, damaged, or holds more than plain tensors.
+    """
+    if not path.is_file():
+        raise UserError(f"checkpoint: {path} does not exist")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return dict(load_file(path))
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"checkpoint: {path} is not a file of plain weights and was not loaded; "
+            "save model.state_dict() with torch.save or safetensors"
+        ) from None
+    except Exception as error:  # every damaged file fails in its own way
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"checkpoint: {path} cannot be read ({reason}); save it again") from None
+    if not isinstance(loaded, dict):
+        raise UserError(f"checkpoint: {path} holds {type(loaded).__name__}, expected a state dict")
+    return loaded

@@ -1,0 +1,178 @@
+"""Lanczos tridiagonalisation of a symmetric operator, for several start vectors in lockstep."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from estimators.curvature import Operator
+from estimators.errors import UserError
+
+Reorthogonalise = Literal["full", "none"]
+
+
+@dataclass(frozen=True)
+class Tridiagonal:
+    """The matrix T of one Lanczos run, ``A Q = Q T + beta_m q_{m+1} e_m^T``.
+
+    Attributes:
+        alpha: Diagonal, float64 ``[m]``.
+        beta: Off-diagonal, float64 ``[m - 1]``.
+        residual: The next off-diagonal entry ``beta_m``; zero after a breakdown.
+        exhausted: True when the Krylov space was exhausted, so that the rule is exact for the start vector.
+        basis: The vectors ``Q^T`` as rows ``[m, D]``, or None without reorthogonalisation.
+    """
+
+    alpha: NDArray[np.float64]
+    beta: NDArray[np.float64]
+    residual: float
+    exhausted: bool
+    basis: Tensor | None = None
+
+    @property
+    def steps(self) -> int:
+        """Number m of steps."""
+        return len(self.alpha)
+
+    def head(self, steps: int) -> Tridiagonal:
+        """Return the matrix that a run of fewer steps would have given."""
+        if steps < 1:
+            raise UserError(f"steps: expected at least 1, got {steps}")
+        if steps >= self.steps:
+            return self
+        basis = None if self.basis is None else self.basis[:steps]
+        return Tridiagonal(self.alpha[:steps], self.beta[: steps - 1], float(self.beta[steps - 1]), False, basis)
+
+
+class Lanczos:
+    """A Lanczos recurrence that can be advanced, stopped, saved and continued.
+
+    All start vectors advance together: one pass over the data per step. Scalars are float64, vectors have the
+    operator's type. A run whose Krylov space is exhausted stops by itself while the others go on.
+
+    Args:
+        operator: Symmetric operator with ``matmat``.
+        starts: Start vectors as columns ``[D, K]``, each non-zero.
+        reorthogonalise: ``"full"`` keeps all basis vectors (D x steps memory) and orthogonalises against them twice;
+            ``"none"`` keeps three vectors: repeated eigenvalues appear in T, but integrals stay accurate.
+
+    Source: Lanczos 1950; Paige 1980 for the recurrence without reorthogonalisation.
+    """
+
+    def __init__(self, operator: Operator, starts: Tensor, reorthogonalise: Reorthogonalise = "full") -> None:
+        if reorthogonalise not in ("full", "none"):
+            raise UserError(f"reorthogonalise: expected 'full' or 'none', got {reorthogonalise!r}")
+        if starts.dim() != 2 or starts.shape[0] != operator.shape[0]:
+            raise UserError(f"starts: expected shape ({operator.shape[0]}, K), got {tuple(starts.shape)}")
+        norms = [float(torch.linalg.vector_norm(column, dtype=torch.float64)) for column in starts.unbind(1)]
+        if not all(0 < norm < float("inf") for norm in norms):
+            raise UserError("starts: every start vector must be finite and non-zero")
+        self.operator, self.reorthogonalise = operator, reorthogonalise
+        self._current = [
+            (column.double() / norm).to(operator.device, operator.dtype)
+            for column, norm in zip(starts.unbind(1), norms, strict=True)
+        ]
+        self._previous = [torch.zeros_like(vector) for vector in self._current]
+        self._basis: list[list[Tensor]] = [[] for _ in norms]
+        self._alpha: list[list[float]] = [[] for _ in norms]
+        self._beta: list[list[float]] = [[] for _ in norms]
+        self._exhausted = [False] * len(norms)
+        self.steps = 0
+
+    def advance(self, steps: int) -> None:
+        """Take so many more steps, or fewer when every Krylov space is exhausted."""
+        for _ in range(steps):
+            alive = [k for k, done in enumerate(self._exhausted) if not done]
+            if not alive:
+                return
+            products = self.operator.matmat(torch.stack([self._current[k] for k in alive], dim=1))
+            for k, product in zip(alive, products.unbind(1), strict=True):
+                self._step(k, product)
+            self.steps += 1
+
+    def tridiagonals(self) -> list[Tridiagonal]:
+        """Return T for every start vector."""
+        result = []
+        for alpha, beta, done, basis in zip(self._alpha, self._beta, self._exhausted, self._basis, strict=True):
+            kept = torch.stack(basis) if basis else None
+            result.append(
+                Tridiagonal(np.array(alpha), np.array(beta[: len(alpha) - 1]), beta[-1] if beta else 0.0, done, kept)
+            )
+        return result
+
+    def state(self) -> dict[str, Any]:
+        """Return everything needed to continue, as tensors and numbers."""
+        return {
+            "steps": self.steps,
+            "current": [vector.clone() for vector in self._current],
+            "previous": [vector.clone() for vector in self._previous],
+            "basis": [list(one) for one in self._basis],
+            "alpha": [list(one) for one in self._alpha],
+            "beta": [list(one) for one in self._beta],
+            "exhausted": list(self._exhausted),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue from what ``state`` returned."""
+        self.steps = state["steps"]
+        self._current, self._previous = list(state["current"]), list(state["previous"])
+        self._basis = [list(one) for one in state["basis"]]
+        self._alpha = [list(one) for one in state["alpha"]]
+        self._beta = [list(one) for one in state["beta"]]
+        self._exhausted = list(state["exhausted"])
+
+    def _step(self, k: int, product: Tensor) -> None:
+        current, previous = self._current[k], self._previous[k]
+        alpha = _dot(current, product)
+        beta = self._beta[k][-1] if self._beta[k] else 0.0
+        vector = product - alpha * current - beta * previous
+        self._alpha[k].append(alpha)
+        if self.reorthogonalise == "full":
+            self._basis[k].append(current)
+            for _ in range(2):
+                for older in self._basis[k]:
+                    vector -= _dot(older, vector) * older
+        length = _dot(vector, vector) ** 0.5
+        scale = max(map(abs, [*self._alpha[k], *self._beta[k]]), default=0.0)
+        tiny = torch.finfo(vector.dtype).eps * 4 * max(scale, torch.finfo(vector.dtype).tiny)
+        complete = self.reorthogonalise == "full" and len(self._alpha[k]) == self.operator.shape[0]
+        if length <= tiny or complete:
+            self._exhausted[k] = True
+            self._beta[k].append(0.0)
+            return
+        self._beta[k].append(length)
+        self._previous[k] = current
+        self._current[k] = vector / length
+
+
+def lanczos(operator: Operator, start: Tensor, steps: int, reorthogonalise: Reorthogonalise = "full") -> Tridiagonal:
+    """Tridiagonalise a symmetric operator from one start vector.
+
+    Args:
+        operator: Symmetric operator with ``matmat``, for instance ``Hessian`` or ``GGN``.
+        start: Non-zero start vector ``[D]``; it is normalised.
+        steps: Number of steps, 1 to D.
+        reorthogonalise: ``"full"`` or ``"none"``.
+
+    Returns:
+        The tridiagonal matrix; fewer steps when the Krylov space is exhausted before.
+
+    Raises:
+        UserError: ``steps`` is outside 1..D or the start vector is zero or of another length.
+    """
+    if not 1 <= steps <= operator.shape[0]:
+        raise UserError(f"steps: expected 1 to {operator.shape[0]}, got {steps}")
+    if start.dim() != 1:
+        raise UserError(f"start: expected shape ({operator.shape[0]},), got {tuple(start.shape)}")
+    run = Lanczos(operator, start[:, None], reorthogonalise)
+    run.advance(steps)
+    return run.tridiagonals()[0]
+
+
+def _dot(a: Tensor, b: Tensor) -> float:
+    return float(torch.dot(a.double(), b.double()))

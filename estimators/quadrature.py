@@ -1,0 +1,71 @@
+"""Quadrature rules for the spectral measure of a start vector, from its Lanczos matrix."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import eigh_tridiagonal, solve_banded
+
+from estimators.errors import UserError
+from estimators.lanczos import Tridiagonal
+
+Rule = tuple[NDArray[np.float64], NDArray[np.float64]]
+
+
+def gauss(tridiagonal: Tridiagonal) -> Rule:
+    r"""Gauss rule of m nodes, exact for polynomials up to degree 2m - 1.
+
+    The nodes are the eigenvalues of T, the weights the squared first components of its eigenvectors. For a function
+    whose even derivatives are positive (such as :math:`c/(c+x)` on :math:`x \ge 0`) the rule is a lower bound.
+
+    Args:
+        tridiagonal: Lanczos matrix of m steps.
+
+    Returns:
+        Nodes ascending ``[m]`` and weights ``[m]``, which sum to 1.
+
+    Source: Golub and Welsch 1969; Golub and Meurant, Matrices, Moments and Quadrature, 2010, chapter 6.
+    """
+    return _rule(tridiagonal.alpha, tridiagonal.beta)
+
+
+def gauss_radau(tridiagonal: Tridiagonal, node: float) -> Rule:
+    r"""Gauss-Radau rule of m + 1 nodes with one of them prescribed, exact up to degree 2m.
+
+    With a prescribed node at or below the smallest eigenvalue the rule is an upper bound for functions whose odd
+    derivatives are negative, such as :math:`c/(c+x)`.
+
+    Args:
+        tridiagonal: Lanczos matrix of m steps.
+        node: The prescribed node, outside the interior of the spectrum.
+
+    Returns:
+        Nodes ascending ``[m + 1]`` and weights ``[m + 1]``; the Gauss rule when the Krylov space was exhausted.
+
+    Raises:
+        UserError: The node is an eigenvalue of T.
+
+    Source: Golub 1973; Golub and Meurant 2010, section 6.2.
+    """
+    if tridiagonal.exhausted:
+        return gauss(tridiagonal)
+    alpha, beta, m = tridiagonal.alpha, tridiagonal.beta, tridiagonal.steps
+    band = np.zeros((3, m))
+    band[0, 1:] = beta
+    band[1] = alpha - node
+    band[2, :-1] = beta
+    right = np.zeros(m)
+    right[-1] = tridiagonal.residual**2
+    try:
+        with np.errstate(divide="ignore", invalid="ignore"):  # a 1 x 1 system is divided, not factorised
+            last = node + solve_banded((1, 1), band, right)[-1]
+    except np.linalg.LinAlgError:
+        last = np.inf
+    if not np.isfinite(last):
+        raise UserError(f"node: {node} is an eigenvalue of the Lanczos matrix; prescribe another node")
+    return _rule(np.append(alpha, last), np.append(beta, tridiagonal.residual))
+
+
+def _rule(diagonal: NDArray[np.float64], off_diagonal: NDArray[np.float64]) -> Rule:
+    nodes, vectors = eigh_tridiagonal(diagonal, off_diagonal)
+    return nodes, vectors[0] ** 2

@@ -1,0 +1,189 @@
+"""Stochastic Lanczos quadrature: the spectral measure of an operator with its sampling error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from estimators.curvature import Operator
+from estimators.errors import UserError
+from estimators.lanczos import Lanczos, Reorthogonalise, Tridiagonal
+from estimators.quadrature import Rule, gauss, gauss_radau
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class SpectralMeasure:
+    r"""An estimate of the eigenvalue distribution :math:`\frac1D \sum_i \delta(\lambda_i)` of a D x D matrix.
+
+    Args:
+        rules: One quadrature rule, nodes and weights, per probe.
+        dimension: D.
+    """
+
+    rules: tuple[Rule, ...]
+    dimension: int
+
+    def __post_init__(self) -> None:
+        if not self.rules:
+            raise UserError("rules: expected at least one quadrature rule, got none")
+        for nodes, weights in self.rules:
+            if len(nodes) != len(weights) or not (np.isfinite(nodes).all() and np.isfinite(weights).all()):
+                raise UserError("rules: nodes and weights must be finite and of equal number")
+            if (weights < -1e-12).any() or abs(weights.sum() - 1) > 1e-6:
+                raise UserError(f"rules: weights must be >= 0 and sum to 1, got a sum of {weights.sum():.6g}")
+
+    @classmethod
+    def from_eigenvalues(cls, eigenvalues: ArrayLike) -> SpectralMeasure:
+        """Build the exact measure of a matrix whose eigenvalues are known.
+
+        Args:
+            eigenvalues: All D eigenvalues ``[D]``.
+
+        Returns:
+            The measure; its integrals have standard error zero.
+        """
+        nodes = np.sort(np.asarray(eigenvalues, dtype=np.float64).reshape(-1))
+        return _Exact(((nodes, np.full(len(nodes), 1 / max(len(nodes), 1))),), len(nodes))
+
+    @property
+    def probes(self) -> int:
+        """Number of probe vectors."""
+        return len(self.rules)
+
+    @property
+    def nodes(self) -> Floats:
+        """Nodes of all probes ``[probes * m]``."""
+        return np.concatenate([nodes for nodes, _ in self.rules])
+
+    @property
+    def weights(self) -> Floats:
+        """Weights of all probes ``[probes * m]``; they sum to 1."""
+        return np.concatenate([weights for _, weights in self.rules]) / self.probes
+
+    @property
+    def largest(self) -> float:
+        """Largest node, a lower bound of the largest eigenvalue."""
+        return float(self.nodes.max())
+
+    def integrate(self, function: Callable[[Floats], Floats]) -> tuple[float, float]:
+        r"""Estimate :math:`\frac1D \operatorname{tr} f(A)` and its standard error over the choice of probes.
+
+        For a probe v uniform on the sphere the variance of :math:`v^\top f v` is
+        :math:`\frac{2}{D+2}(\frac1D \operatorname{tr} f^2 - (\frac1D \operatorname{tr} f)^2)` exactly, and both traces
+        come from the same quadrature; so one probe is enough for an error. Where the probes differ by more than this
+        says, their own standard error is returned. The error does not include that of the quadrature.
+
+        Args:
+            function: f, applied to an array of nodes.
+
+        Returns:
+            Value and standard error.
+
+        Example:
+            >>> SpectralMeasure.from_eigenvalues([1.0, 3.0]).integrate(lambda x: x)
+            (2.0, 0.0)
+        """
+        values = np.array([weights @ function(nodes) for nodes, weights in self.rules])
+        squares = float(self.weights @ np.square(function(self.nodes)))
+        mean = float(values.mean())
+        variance = 2 / (self.dimension + 2) * max(0.0, squares - mean**2) / self.probes
+        if self.probes > 1:
+            variance = max(variance, float(values.var(ddof=1)) / self.probes)
+        return mean, variance**0.5
+
+    def moment(self, order: int) -> tuple[float, float]:
+        r"""Estimate :math:`\frac1D \operatorname{tr} A^k` and its standard error."""
+        return self.integrate(lambda x: x**order)
+
+    def density(self, grid: ArrayLike, width: float) -> Floats:
+        """Evaluate the measure smoothed by a Gaussian, for plots.
+
+        Args:
+            grid: Points ``[g]``.
+            width: Standard deviation of the Gaussian, in units of the eigenvalues.
+
+        Returns:
+            Density ``[g]``; its integral over the real line is 1.
+        """
+        if not width > 0:
+            raise UserError(f"width: expected a positive number, got {width}")
+        distance = (np.asarray(grid, dtype=np.float64)[:, None] - self.nodes) / width
+        bumps: Floats = np.exp(-0.5 * distance**2) @ self.weights / (width * np.sqrt(2 * np.pi))
+        return bumps
+
+    def scaled(self, factor: float) -> SpectralMeasure:
+        """Return the measure of ``factor`` times the matrix."""
+        return type(self)(tuple((nodes * factor, weights) for nodes, weights in self.rules), self.dimension)
+
+
+class _Exact(SpectralMeasure):
+    def integrate(self, function: Callable[[Floats], Floats]) -> tuple[float, float]:
+        return float(self.weights @ function(self.nodes)), 0.0
+
+
+def measure_of(tridiagonals: Sequence[Tridiagonal], dimension: int, radau_node: float | None = None) -> SpectralMeasure:
+    """Build a measure from Lanczos matrices by the Gauss rule, or by Gauss-Radau with one prescribed node.
+
+    Args:
+        tridiagonals: One matrix per probe.
+        dimension: D.
+        radau_node: Prescribed node of the Gauss-Radau rule; None takes the Gauss rule.
+
+    Returns:
+        The measure.
+    """
+    rules = [gauss(one) if radau_node is None else gauss_radau(one, radau_node) for one in tridiagonals]
+    return SpectralMeasure(tuple(rules), dimension)
+
+
+def sphere_probes(operator: Operator, probes: int, seed: int = 0) -> Tensor:
+    """Draw probe vectors uniform on the unit sphere without touching the global random state.
+
+    Args:
+        operator: Gives dimension, type and device.
+        probes: Number K of vectors.
+        seed: Seed; the k-th vector does not depend on K.
+
+    Returns:
+        Columns ``[D, K]``.
+    """
+    if probes < 1:
+        raise UserError(f"probes: expected at least 1, got {probes}")
+    generator = torch.Generator().manual_seed(seed)
+    columns = [torch.randn(operator.shape[0], generator=generator, dtype=torch.float64) for _ in range(probes)]
+    return torch.stack([column / column.norm() for column in columns], dim=1).to(operator.device, operator.dtype)
+
+
+def spectral_measure(
+    operator: Operator,
+    probes: int = 4,
+    steps: int = 64,
+    seed: int = 0,
+    reorthogonalise: Reorthogonalise = "full",
+) -> SpectralMeasure:
+    r"""Estimate the spectral measure of a symmetric operator by stochastic Lanczos quadrature.
+
+    Args:
+        operator: Symmetric operator with ``matmat``, for instance ``Hessian`` or ``GGN``.
+        probes: Number of random unit vectors.
+        steps: Lanczos steps per probe; capped at D.
+        seed: Seed of the probes.
+        reorthogonalise: ``"full"`` or ``"none"``.
+
+    Returns:
+        The measure; ``measure.integrate(f)`` gives :math:`\frac1D \operatorname{tr} f(A)` and its standard error.
+
+    Source: Ubaru, Chen and Saad, SIAM J. Matrix Anal. Appl. 38, 2017; Ghorbani, Krishnan and Xiao, ICML 2019.
+    """
+    if steps < 1:
+        raise UserError(f"steps: expected at least 1, got {steps}")
+    run = Lanczos(operator, sphere_probes(operator, probes, seed), reorthogonalise)
+    run.advance(min(steps, operator.shape[0]))
+    return measure_of(run.tridiagonals(), operator.shape[0])
