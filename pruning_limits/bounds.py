@@ -1,0 +1,209 @@
+"""Limits on the sparsity: isotropic prediction, quadratic model, and measurement."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import brentq
+from torch import Tensor
+
+from estimators import Objective, Operator, SpectralMeasure, UserError
+from pruning_limits.magnitude import MagnitudeCurve, MagnitudeProfile, removed_count
+
+Negative = Literal["abs", "clip"]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class IsotropicLimit:
+    """Root of the isotropic equation.
+
+    Attributes:
+        sparsity: The limit, in [0, 1].
+        standard_error: Error from the choice of probes, in sparsity.
+        scale: The curvature :math:`c = 2\\varepsilon/R^2` at the root.
+    """
+
+    sparsity: float
+    standard_error: float
+    scale: float
+
+
+def removable_fraction(measure: SpectralMeasure, scale: float, negative: Negative = "abs") -> tuple[float, float]:
+    r"""Evaluate :math:`\frac1D \operatorname{tr} f(H)` with :math:`f(x) = c/(c+|x|)` and its standard error.
+
+    This is the statistical dimension of the sublevel ellipsoid seen from distance R, divided by D, when the direction
+    of the removed weights is ignored; D times one minus it is the effective dimension of H at scale c.
+
+    Args:
+        measure: Spectral measure of the curvature.
+        scale: The number c > 0, in units of the eigenvalues; infinity gives 1.
+        negative: What a negative eigenvalue counts as: its absolute value, or zero.
+
+    Returns:
+        Value in [0, 1] and standard error.
+
+    Source: Zhang, Zhang, Sun and Liu, NeurIPS 2024; MacKay 1992 for the effective dimension.
+    """
+    if np.isinf(scale):
+        return 1.0, 0.0
+
+    def weight(x: Floats) -> Floats:
+        curvature = np.abs(x) if negative == "abs" else np.maximum(x, 0.0)
+        return scale / (scale + curvature)
+
+    return measure.integrate(weight)
+
+
+def isotropic_limit(
+    measure: SpectralMeasure, curve: MagnitudeCurve, epsilon: float, negative: Negative = "abs"
+) -> IsotropicLimit:
+    r"""Solve :math:`s = \frac1D \operatorname{tr} f_s(H)`, :math:`f_s(x) = c(s)/(c(s)+|x|)`, :math:`c = 2\varepsilon/R(s)^2`.
+
+    The left side rises in s and the right side falls, so the root is unique.
+
+    Args:
+        measure: Spectral measure of the curvature.
+        curve: R(s)^2 of the weights.
+        epsilon: Allowed rise of the objective, > 0, in its units.
+        negative: What a negative eigenvalue counts as: ``"abs"`` or ``"clip"`` (to zero).
+
+    Returns:
+        The limit with its error from the choice of probes.
+
+    Raises:
+        UserError: ``epsilon`` is not positive or ``negative`` is unknown.
+
+    Source: Zhang, Zhang, Sun and Liu, How sparse can we prune a deep network, NeurIPS 2024.
+
+    Example:
+        >>> profile = MagnitudeProfile({"w": torch.ones(100)})
+        >>> measure = SpectralMeasure.from_eigenvalues(np.ones(100))
+        >>> round(isotropic_limit(measure, profile.curve(), epsilon=50.0).sparsity, 4)
+        0.618
+    """
+    if not 0 < epsilon < float("inf"):
+        raise UserError(f"epsilon: expected a positive number (the allowed rise of the objective), got {epsilon}")
+    if negative not in ("abs", "clip"):
+        raise UserError(f"negative: expected 'abs' or 'clip', got {negative!r}")
+
+    def scale(sparsity: float) -> float:
+        squared = curve.squared_norm(sparsity)
+        return 2 * epsilon / squared if squared > 0 else float("inf")
+
+    def excess(sparsity: float) -> float:
+        return removable_fraction(measure, scale(sparsity), negative)[0] - sparsity
+
+    root = 1.0 if excess(1.0) >= 0 else float(brentq(excess, 0.0, 1.0, xtol=1e-14, rtol=1e-14))
+    error = removable_fraction(measure, scale(root), negative)[1]
+    step = min(1e-4, (1 - root) / 2, root / 2)
+    slope = (excess(root + step) - excess(root - step)) / (2 * step) if step > 0 else -1.0
+    return IsotropicLimit(root, error / max(1.0, -slope), scale(root))
+
+
+def largest_passing(passes: Callable[[float], bool], guess: float, dimension: int, resolution: float = 1e-4) -> float:
+    """Find where a monotone test of sparsity stops to pass, in few evaluations when the guess is good.
+
+    Args:
+        passes: Test of a sparsity; assumed to pass below and fail above some point.
+        guess: Where the point may lie.
+        dimension: Number D of weights; the answer is a multiple of 1/D.
+        resolution: Wanted width of the final bracket, in sparsity.
+
+    Returns:
+        The largest sparsity that passed; 0 when none did.
+    """
+    width = max(1, round(resolution * dimension))
+    stride = max(width, dimension // 128)
+    low, high = 0, dimension + 1
+
+    def probe(count: int) -> None:
+        nonlocal low, high
+        if passes(count / dimension):
+            low = count
+        else:
+            high = count
+
+    probe(min(dimension, max(1, round(guess * dimension))))
+    while low and high > dimension > low:
+        probe(min(dimension, low + stride))
+        stride *= 4
+    while low == 0 and high > 1:
+        probe(max(1, high - stride))
+        stride *= 4
+    while high - low > width:
+        probe((low + high) // 2)
+    return low / dimension
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one-shot magnitude pruning does to the objective.
+
+    Attributes:
+        sparsity: Largest sparsity with a rise of at most epsilon.
+        points: Evaluated ``(sparsity, rise)`` pairs, sorted.
+    """
+
+    sparsity: float
+    points: tuple[tuple[float, float], ...]
+
+
+def measured_limit(
+    objective: Objective, profile: MagnitudeProfile, epsilon: float, guess: float, dense: float | None = None
+) -> Measured:
+    r"""Measure the largest sparsity at which one-shot magnitude pruning keeps :math:`F \le F(w^*) + \varepsilon`.
+
+    Args:
+        objective: The training objective on all its data.
+        profile: Magnitude profile of the objective's weights.
+        epsilon: Allowed rise, > 0.
+        guess: Where to start looking.
+        dense: The objective at the unpruned weights, if known.
+
+    Returns:
+        The sparsity, to a resolution of 1e-4 or one weight, and the rise at every sparsity that was evaluated.
+    """
+    start = objective.value() if dense is None else dense
+    rises: dict[float, float] = {0.0: 0.0}
+
+    def rise(sparsity: float) -> float:
+        if sparsity not in rises:
+            rises[sparsity] = objective.value(profile.vector - profile.removed(sparsity)) - start
+        return rises[sparsity]
+
+    sparsity = largest_passing(lambda s: rise(s) <= epsilon, guess, profile.dimension)
+    for kept in (4.0, 2.0, 1.4, 0.7, 0.5, 0.25):
+        outside = 1 - kept * (1 - sparsity)
+        if 0 < outside < 1:
+            rise(removed_count(outside, profile.dimension) / profile.dimension)
+    return Measured(sparsity, tuple(sorted(rises.items())))
+
+
+def quadratic_limit(
+    operator: Operator, gradient: Tensor, profile: MagnitudeProfile, epsilon: float, guess: float
+) -> float:
+    r"""Largest sparsity at which the quadratic model rises by at most epsilon: :math:`-g^\top d + \frac12 d^\top H d`.
+
+    Args:
+        operator: Curvature H.
+        gradient: Gradient g of the objective at the weights, ``[D]``.
+        profile: Magnitude profile; d(s) are the removed weights.
+        epsilon: Allowed rise, > 0.
+        guess: Where to start looking.
+
+    Returns:
+        The sparsity, to a resolution of 1e-3 or one weight.
+    """
+
+    def passes(sparsity: float) -> bool:
+        removed = profile.removed(sparsity)
+        product = operator.matmat(removed[:, None])[:, 0]
+        rise = 0.5 * removed.double().dot(product.double()) - gradient.double().dot(removed.double())
+        return float(rise) <= epsilon
+
+    return largest_passing(passes, guess, profile.dimension, resolution=1e-3)

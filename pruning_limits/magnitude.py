@@ -1,0 +1,137 @@
+"""What magnitude pruning removes: thresholds, masks by exact count, and the norm R(s) of the removed part."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from estimators import UserError
+from estimators.parameters import flatten, named
+
+Floats = NDArray[np.float64]
+
+
+def removed_count(sparsity: float, dimension: int) -> int:
+    """Number of weights removed at a sparsity: ``ceil(sparsity * dimension)``, safe against rounding.
+
+    Args:
+        sparsity: Removed fraction in [0, 1].
+        dimension: Number D of weights.
+
+    Returns:
+        An integer in 0..D.
+
+    Raises:
+        UserError: The sparsity is outside [0, 1].
+
+    Example:
+        >>> removed_count(0.1, 10), removed_count(0.101, 10)
+        (1, 2)
+    """
+    if not 0 <= sparsity <= 1:
+        raise UserError(f"sparsity: expected a number in [0, 1] (the removed fraction), got {sparsity}")
+    return min(dimension, math.ceil(sparsity * dimension - 1e-9 * max(1.0, sparsity * dimension)))
+
+
+@dataclass(frozen=True)
+class MagnitudeCurve:
+    """The squared norm of the removed weights as a function of sparsity, on knots.
+
+    Attributes:
+        sparsity: Knots ascending from 0 to 1, ``[g]``.
+        squared: R(s)^2 at the knots, ``[g]``.
+    """
+
+    sparsity: Floats
+    squared: Floats
+
+    def squared_norm(self, sparsity: float) -> float:
+        """R(s)^2 for a sparsity in [0, 1], linear between knots."""
+        return float(np.interp(sparsity, self.sparsity, self.squared))
+
+    def scaled(self, weight_scale: float) -> MagnitudeCurve:
+        """Return the curve of all weights multiplied by a factor."""
+        return MagnitudeCurve(self.sparsity, self.squared * weight_scale**2)
+
+
+class MagnitudeProfile:
+    """Global magnitude pruning of a set of weights, from one sort.
+
+    Args:
+        weights: Weights by parameter name; copied.
+
+    Attributes:
+        dimension: Number D of weights.
+
+    Example:
+        >>> profile = MagnitudeProfile({"w": torch.tensor([3.0, -1.0, 2.0, 0.5])})
+        >>> profile.threshold(0.5), profile.removed_norm(0.5)
+        (1.0, 1.118033988749895)
+    """
+
+    def __init__(self, weights: Mapping[str, Tensor]) -> None:
+        self.weights = {name: weight.detach().clone() for name, weight in weights.items()}
+        self.vector = flatten(list(self.weights.values()))
+        self.dimension = self.vector.numel()
+        if not self.vector.isfinite().all():
+            raise UserError("model: some weights are NaN or infinite")
+        if not self.vector.any():
+            raise UserError("model: all chosen weights are zero; there is nothing to prune")
+
+    @cached_property
+    def order(self) -> Tensor:
+        """Positions of the weights by rising magnitude, ties by position, ``[D]``."""
+        return torch.sort(self.vector.abs(), stable=True).indices
+
+    @cached_property
+    def squares(self) -> Floats:
+        """R^2 after removing 0, 1, ..., D weights, float64 ``[D + 1]``."""
+        magnitudes = self.vector[self.order].double().cpu().numpy()
+        return np.concatenate([[0.0], np.cumsum(magnitudes**2)])
+
+    def threshold(self, sparsity: float) -> float:
+        """Largest magnitude that is removed; 0 when nothing is."""
+        count = removed_count(sparsity, self.dimension)
+        return float(self.vector[self.order[count - 1]].abs()) if count else 0.0
+
+    def removed_norm(self, sparsity: float) -> float:
+        """Norm R of the removed weights at a sparsity, exact count."""
+        return float(self.squares[removed_count(sparsity, self.dimension)] ** 0.5)
+
+    def curve(self, knots: int = 4096) -> MagnitudeCurve:
+        """Return R(s)^2 on knots: all counts for a small model, else half of them even in s, half in log(1 - s).
+
+        Args:
+            knots: Largest number of knots.
+
+        Returns:
+            The curve; the values at the knots are exact.
+        """
+        d = self.dimension
+        if d < knots:
+            counts = np.arange(d + 1)
+        else:
+            even = np.linspace(0, d, knots // 2)
+            kept = np.geomspace(1, d, knots // 2)
+            counts = np.unique(np.concatenate([even, d - kept, [d]]).round().astype(np.int64))
+        return MagnitudeCurve(counts / d, self.squares[counts])
+
+    def removed(self, sparsity: float) -> Tensor:
+        """Return the removed part d = w - w^k of the weights, ``[D]``."""
+        part = torch.zeros_like(self.vector)
+        index = self.order[: removed_count(sparsity, self.dimension)]
+        part[index] = self.vector[index]
+        return part
+
+    def masks(self, sparsity: float) -> dict[str, Tensor]:
+        """Return masks by parameter name, True where a weight is kept; exactly ``ceil(s D)`` entries are False."""
+        kept = torch.ones(self.dimension, dtype=torch.bool, device=self.vector.device)
+        kept[self.order[: removed_count(sparsity, self.dimension)]] = False
+        return named(kept, self.weights)
