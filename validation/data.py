@@ -1,0 +1,297 @@
+"""Image data sets held in memory as uint8 tensors, and the batches drawn from them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from estimators.errors import UserError
+
+TORCHVISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100"}
+DATA_DIR_VARIABLE = "PRUNING_LIMITS_DATA"
+CACHE_DIR_VARIABLE = "PRUNING_LIMITS_CACHE"
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A labelled image data set split into training and test part.
+
+    Args:
+        name: What tables call the data set.
+        train_x: Training images, uint8 ``[n, channels, height, width]``.
+        train_y: Training labels, int64 ``[n]`` in ``0..classes-1``.
+        test_x: Test images, uint8 ``[m, channels, height, width]``.
+        test_y: Test labels, int64 ``[m]``.
+        classes: Number of classes.
+    """
+
+    name: str
+    train_x: Tensor
+    train_y: Tensor
+    test_x: Tensor
+    test_y: Tensor
+    classes: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of one image."""
+        channels, height, width = self.train_x.shape[1:]
+        return int(channels), int(height), int(width)
+
+    @cached_property
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation per channel of the training images scaled to [0, 1]."""
+        counts = torch.stack(
+            [torch.bincount(self.train_x[:, c].reshape(-1), minlength=256) for c in range(self.shape[0])]
+        )
+        weights = counts.double() / counts.sum(dim=1, keepdim=True)
+        levels = torch.arange(256, dtype=torch.float64) / 255
+        mean = weights @ levels
+        std = (weights @ levels.square() - mean.square()).clamp(min=1e-12).sqrt()
+        return mean.float(), std.float()
+
+    def batches(self, split: str, batch_size: int = 128, limit: int | None = None) -> Batches:
+        """Batches of one split in a fixed order without augmentation.
+
+        Args:
+            split: ``"train"`` or ``"test"``.
+            batch_size: Samples per batch; the last batch may be smaller.
+            limit: Use the first ``limit`` samples only.
+
+        Returns:
+            A loader that yields the same ``(x, y)`` batches on every pass.
+        """
+        x, y = (self.train_x, self.train_y) if split == "train" else (self.test_x, self.test_y)
+        mean, std = self.statistics
+        return Batches(x[:limit], y[:limit], mean, std, batch_size)
+
+
+class Batches:
+    """Normalised ``(x, y)`` batches over tensors in memory.
+
+    Without ``order`` every pass yields the same batches. ``shuffled`` gives one epoch of training batches whose
+    order and augmentation depend only on ``(seed, epoch)``, so that training can start at any step.
+
+    Args:
+        x: Images, uint8 ``[n, c, h, w]``.
+        y: Labels, int64 ``[n]``.
+        mean: Channel means in [0, 1], ``[c]``.
+        std: Channel standard deviations, ``[c]``.
+        batch_size: Samples per batch.
+    """
+
+    def __init__(self, x: Tensor, y: Tensor, mean: Tensor, std: Tensor, batch_size: int) -> None:
+        self.x, self.y = x, y
+        self.mean, self.std = mean.view(1, -1, 1, 1), std.view(1, -1, 1, 1)
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        """Return the number of batches in one pass."""
+        return -(-len(self.y) // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the batches in storage order."""
+        for start in range(0, len(self.y), self.batch_size):
+            part = slice(start, start + self.batch_size)
+            yield self._normalise(self.x[part]), self.y[part]
+
+    def shuffled(self, seed: int, epoch: int, start: int = 0, augment: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield one epoch of shuffled batches from batch number ``start`` on.
+
+        Args:
+            seed: Seed of the run.
+            epoch: Epoch number; together with the seed it fixes order and augmentation.
+            start: First batch to yield.
+            augment: Shift by up to four pixels and flip left to right at random.
+
+        Yields:
+            ``(x, y)`` with ``x`` float32 ``[batch, c, h, w]``.
+        """
+        order = torch.randperm(len(self.y), generator=_generator(seed, epoch))
+        for number in range(start, len(self)):
+            index = order[number * self.batch_size : (number + 1) * self.batch_size]
+            x = self.x[index]
+            if augment:
+                x = _shift_and_flip(x, _generator(seed, epoch, number))
+            yield self._normalise(x), self.y[index]
+
+    def _normalise(self, x: Tensor) -> Tensor:
+        return x.float().div_(255).sub_(self.mean).div_(self.std)
+
+
+def load_data(name: str, data_dir: str | os.PathLike[str] | None = None) -> ImageData:
+    """Load a data set by name or from a folder or file.
+
+    ``name`` is ``digits`` (embedded, 8x8), a torchvision name (``mnist``, ``fashion-mnist``, ``cifar10``,
+    ``cifar100``), or the name of a folder in ImageFolder layout (``train/<class>/*``, ``test/<class>/*`` or
+    ``val/<class>/*``), a ``.tar.gz`` of such a folder, or an ``.npz`` with ``x_train, y_train, x_test, y_test``,
+    each looked for under ``data_dir``. Decoded image folders are cached as ``.npz``.
+
+    Args:
+        name: Data set name or path.
+        data_dir: Where data lie; default the environment variable ``PRUNING_LIMITS_DATA``, then ``./data``.
+
+    Returns:
+        The data set, decoded.
+
+    Raises:
+        UserError: The data set is unknown or not there; the message says what was looked for.
+
+    Example:
+        >>> load_data("digits").shape
+        (1, 8, 8)
+    """
+    if name == "digits":
+        return _digits()
+    root = Path(data_dir or os.environ.get(DATA_DIR_VARIABLE) or "data")
+    candidates = [Path(name), *(root / stem for stem in _stems(name))]
+    for path in candidates:
+        if path.is_file() and path.suffix == ".npz":
+            return _from_npz(name, path)
+        if path.is_file() and path.name.endswith((".tar.gz", ".tgz")):
+            return _from_archive(name, path)
+        if path.is_dir() and (path / "train").is_dir():
+            return _from_folder(name, path)
+    if name in TORCHVISION:
+        return _from_torchvision(name, root, candidates)
+    known = ", ".join(["digits", *TORCHVISION])
+    looked = ", ".join(str(path) for path in candidates)
+    raise UserError(
+        f"dataset: {name!r} is not one of {known}, and none of these exists: {looked}; "
+        f"give --data-dir or {DATA_DIR_VARIABLE}"
+    )
+
+
+def _stems(name: str) -> list[str]:
+    return [name, f"{name}.npz", f"{name}.tar.gz", f"{name}-images.tar.gz"]
+
+
+def _generator(*numbers: int) -> torch.Generator:
+    seed = int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    return torch.Generator().manual_seed(seed)
+
+
+def _shift_and_flip(x: Tensor, generator: torch.Generator, pad: int = 4) -> Tensor:
+    n, _, height, width = x.shape
+    padded = torch.nn.functional.pad(x, (pad, pad, pad, pad))
+    down = torch.randint(0, 2 * pad + 1, (n, 1), generator=generator)
+    right = torch.randint(0, 2 * pad + 1, (n, 1), generator=generator)
+    flip = torch.rand(n, 1, generator=generator) < 0.5
+    rows = down + torch.arange(height)
+    columns = right + torch.where(flip, torch.arange(width - 1, -1, -1), torch.arange(width))
+    samples = torch.arange(n)[:, None, None]
+    return padded[samples, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def _digits() -> ImageData:
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    order = np.random.default_rng(0).permutation(len(bunch.target))
+    images = (bunch.images[order] * (255 / 16)).round().astype(np.uint8)
+    labels = bunch.target[order]
+    return _from_arrays("digits", images[:1400], labels[:1400], images[1400:], labels[1400:])
+
+
+def _from_arrays(
+    name: str, x_train: np.ndarray, y_train: np.ndarray, x_test: np.ndarray, y_test: np.ndarray
+) -> ImageData:
+    def images(x: np.ndarray) -> Tensor:
+        if x.dtype != np.uint8 or x.ndim not in (3, 4):
+            raise UserError(
+                f"dataset {name!r}: images must be uint8 (n, height, width[, channels]), got {x.dtype} {x.shape}"
+            )
+        x = x[:, None] if x.ndim == 3 else x.transpose(0, 3, 1, 2)
+        return torch.from_numpy(np.ascontiguousarray(x))
+
+    labels = torch.from_numpy(y_train.astype(np.int64)), torch.from_numpy(y_test.astype(np.int64))
+    classes = int(max(part.max() for part in labels)) + 1
+    return ImageData(name, images(x_train), labels[0], images(x_test), labels[1], classes)
+
+
+def _from_npz(name: str, path: Path) -> ImageData:
+    wanted = ("x_train", "y_train", "x_test", "y_test")
+    with np.load(path, allow_pickle=False) as arrays:
+        missing = [key for key in wanted if key not in arrays]
+        if missing:
+            raise UserError(f"dataset: {path} lacks {', '.join(missing)}; it must hold {', '.join(wanted)}")
+        title = str(arrays["name"]) if "name" in arrays else name
+        return _from_arrays(title, *(arrays[key] for key in wanted))
+
+
+def _from_torchvision(name: str, root: Path, looked: list[Path]) -> ImageData:
+    from torchvision import datasets
+
+    try:
+        sets = [getattr(datasets, TORCHVISION[name])(root, train=train, download=True) for train in (True, False)]
+    except (RuntimeError, OSError) as error:
+        places = ", ".join(str(path) for path in [*looked, root / TORCHVISION[name]])
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"dataset: {name!r} was not found (looked for {places}) and could not be downloaded ({reason}); "
+            f"put it there or give --data-dir or {DATA_DIR_VARIABLE}"
+        ) from None
+    arrays = [part for one in sets for part in (np.asarray(one.data), np.asarray(one.targets))]
+    return _from_arrays(name, *arrays)
+
+
+def _from_folder(name: str, path: Path) -> ImageData:
+    from PIL import Image
+
+    kinds: set[str] = set()
+
+    def read(split: str, classes: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        files = [(file, label) for label, one in enumerate(classes) for file in _images(path / split / one)]
+        if not files:
+            raise UserError(f"dataset: no images under {path / split}/<class>/")
+        images = []
+        for file, _ in files:
+            with Image.open(file) as image:
+                kinds.add(str(image.format))
+                images.append(np.asarray(image.convert("RGB")))
+        return np.stack(images), np.array([label for _, label in files])
+
+    def _images(folder: Path) -> list[Path]:
+        return sorted(file for file in folder.rglob("*") if file.suffix.lower() in {".jpg", ".jpeg", ".png", ".bmp"})
+
+    classes = sorted(one.name for one in (path / "train").iterdir() if one.is_dir())
+    held_out = next((split for split in ("test", "val") if (path / split).is_dir()), None)
+    if held_out is None:
+        raise UserError(f"dataset: {path} has no test/ or val/ folder beside train/")
+    arrays = [*read("train", classes), *read(held_out, classes)]
+    return _from_arrays(f"{name} ({', '.join(sorted(kinds))})", *arrays)
+
+
+def _from_archive(name: str, path: Path) -> ImageData:
+    """Decode a packed image folder once and keep the arrays in the cache folder."""
+    import tarfile
+    import tempfile
+
+    cache = Path(os.environ.get(CACHE_DIR_VARIABLE) or Path.home() / ".cache" / "pruning-limits")
+    stat = path.stat()
+    cached = cache / f"{path.name.split('.')[0]}-{stat.st_size}-{int(stat.st_mtime)}.npz"
+    if not cached.exists():
+        with tempfile.TemporaryDirectory() as folder:
+            with tarfile.open(path) as archive:
+                archive.extractall(folder, filter="data")
+            data = _from_folder(name, Path(folder))
+        cache.mkdir(parents=True, exist_ok=True)
+        part = cached.with_suffix(f".{os.getpid()}.part")
+        with part.open("wb") as file:
+            np.savez(
+                file,
+                x_train=data.train_x.permute(0, 2, 3, 1).numpy(),
+                y_train=data.train_y.numpy(),
+                x_test=data.test_x.permute(0, 2, 3, 1).numpy(),
+                y_test=data.test_y.numpy(),
+                name=np.array(data.name),
+            )
+        part.replace(cached)
+    return _from_npz(name, cached)

@@ -1,0 +1,250 @@
+"""SGD training whose every step is fixed by (recipe, seed, step number), so it can stop and start anywhere."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from estimators import L1, L2
+from estimators.errors import UserError
+from validation.data import ImageData
+from validation.models import build_model
+from validation.storage import load_tensors, run_folder, save_tensors, write_json
+
+SCHEDULES = ("constant", "cosine", "multistep")
+Masks = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained.
+
+    Args:
+        epochs: Passes over the training data.
+        lr: Peak learning rate.
+        momentum: Momentum of SGD.
+        l1: Coefficient of the L1 penalty over all parameters.
+        l2: Coefficient of the L2 penalty over all parameters (weight decay).
+        batch_size: Samples per step.
+        schedule: ``"constant"``, ``"cosine"`` or ``"multistep"``, advanced once per epoch.
+        milestones: Epochs at which ``"multistep"`` multiplies the rate by ``gamma``.
+        gamma: Factor of ``"multistep"``.
+        warmup: Epochs over which the rate rises linearly, step by step.
+        nesterov: Nesterov momentum.
+        augment: Random shifts of up to four pixels and flips.
+    """
+
+    epochs: int
+    lr: float
+    momentum: float = 0.9
+    l1: float = 0.0
+    l2: float = 0.0
+    batch_size: int = 128
+    schedule: str = "cosine"
+    milestones: tuple[int, ...] = ()
+    gamma: float = 0.1
+    warmup: int = 0
+    nesterov: bool = False
+    augment: bool = False
+
+    def __post_init__(self) -> None:
+        if self.schedule not in SCHEDULES:
+            raise UserError(f"schedule: expected one of {', '.join(SCHEDULES)}, got {self.schedule!r}")
+        if self.l1 and self.l2:
+            raise UserError("recipe: l1 and l2 cannot both be set; choose one penalty")
+        object.__setattr__(self, "milestones", tuple(self.milestones))
+
+    @property
+    def penalty(self) -> L1 | L2 | None:
+        """The penalty that belongs to the training objective."""
+        if self.l1:
+            return L1(self.l1)
+        return L2(self.l2) if self.l2 else None
+
+    def learning_rate(self, step: int, steps_per_epoch: int) -> float:
+        """Learning rate of a step counted from 0."""
+        epoch = step // steps_per_epoch
+        rate = self.lr
+        if self.schedule == "cosine":
+            rate *= 0.5 * (1 + math.cos(math.pi * epoch / self.epochs))
+        elif self.schedule == "multistep":
+            rate *= self.gamma ** sum(epoch >= milestone for milestone in self.milestones)
+        warm_steps = self.warmup * steps_per_epoch
+        return rate * min(1.0, (step + 1) / warm_steps) if warm_steps else rate
+
+
+def train(
+    model: nn.Module,
+    data: ImageData,
+    recipe: Recipe,
+    seed: int,
+    *,
+    first_step: int = 0,
+    last_step: int | None = None,
+    masks: Masks | None = None,
+    state: Path | None = None,
+    on_step: Callable[[int, nn.Module], None] | None = None,
+    progress: str | None = None,
+) -> float:
+    """Train a network in place with SGD on cross-entropy plus the recipe's penalty.
+
+    Data order, augmentation and learning rate of step t depend only on (recipe, seed, t): training from step k on
+    with the weights of step k sees exactly what a run from step 0 saw, except that momentum starts at zero.
+
+    Args:
+        model: The network; it ends in training mode.
+        data: Training images.
+        recipe: Hyper-parameters.
+        seed: Seed of data order and augmentation.
+        first_step: Step to start from.
+        last_step: Step to stop before; default the end of the last epoch.
+        masks: Kept weights by parameter name; removed weights are zero after every step.
+        state: File for the state after every epoch; training resumes from it.
+        on_step: Called after each step with the number of steps done and the model.
+        progress: Label of a progress bar over epochs; None for none.
+
+    Returns:
+        Seconds spent, those before an interruption included.
+
+    Raises:
+        UserError: The loss became NaN or infinite.
+    """
+    loader = data.batches("train", recipe.batch_size)
+    per_epoch = len(loader)
+    last = recipe.epochs * per_epoch if last_step is None else last_step
+    parameters = list(model.parameters())
+    device = parameters[0].device
+    optimizer = torch.optim.SGD(parameters, recipe.lr, recipe.momentum, nesterov=recipe.nesterov)
+    hold_masks(model, optimizer, masks or {})
+    step, spent, started = first_step, 0.0, time.perf_counter()
+    if state is not None and state.exists():
+        saved = load_tensors(state)
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        step, spent = int(saved["step"]), float(saved["seconds"])
+    penalty = recipe.penalty
+    model.train()
+    done, total = step - first_step, last - first_step
+    hide = progress is None or None
+    with tqdm(total=total, initial=done, desc=progress, unit="step", leave=False, disable=hide) as bar:
+        while step < last:
+            epoch, start = divmod(step, per_epoch)
+            loss = torch.zeros(())
+            for x, y in loader.shuffled(seed, epoch, start, recipe.augment):
+                for group in optimizer.param_groups:
+                    group["lr"] = recipe.learning_rate(step, per_epoch)
+                optimizer.zero_grad()
+                with fixed_randomness(seed, step):
+                    loss = nn.functional.cross_entropy(model(x.to(device)), y.to(device))
+                loss.backward()  # type: ignore[no-untyped-call]
+                if penalty is not None:
+                    with torch.no_grad():
+                        penalty.add_gradient_(parameters, [_gradient(parameter) for parameter in parameters])
+                optimizer.step()
+                step += 1
+                bar.update()
+                if on_step is not None:
+                    on_step(step, model)
+                if step == last:
+                    break
+            if not math.isfinite(loss.item()):
+                raise UserError(
+                    f"training: the loss is {loss.item()} at step {step}; lower lr={recipe.lr} or add warmup"
+                )
+            if state is not None:
+                save_tensors(
+                    state,
+                    {
+                        "model": model.state_dict(),
+                        "optimizer": optimizer.state_dict(),
+                        "step": step,
+                        "seconds": spent + time.perf_counter() - started,
+                    },
+                )
+    return spent + time.perf_counter() - started
+
+
+def hold_masks(model: nn.Module, optimizer: torch.optim.Optimizer, masks: Masks) -> None:
+    """Zero the removed weights now and after every optimizer step, whatever momentum says."""
+    pairs = [(parameter, masks[name]) for name, parameter in model.named_parameters() if name in masks]
+
+    @torch.no_grad()
+    def apply(*_: Any) -> None:
+        for parameter, mask in pairs:
+            parameter.mul_(mask)
+
+    apply()
+    optimizer.register_step_post_hook(apply)
+
+
+@contextmanager
+def fixed_randomness(seed: int, step: int) -> Iterator[None]:
+    """Draw dropout of one step from (seed, step) and put the global random state back afterwards."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed * 1_000_003 + step)
+        yield
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, data: ImageData, split: str = "test") -> float:
+    """Share of correctly classified images, in evaluation mode."""
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    correct = sum(int((model(x.to(device)).argmax(1).cpu() == y).sum()) for x, y in data.batches(split, 1000))
+    model.train(was_training)
+    return correct / len(data.test_y if split == "test" else data.train_y)
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network to train: everything its weights depend on."""
+
+    model: str
+    dataset: str
+    recipe: Recipe
+    seed: int
+
+    def settings(self) -> dict[str, Any]:
+        """Plain values for hashing and for tables."""
+        return asdict(self) | {"recipe": asdict(self.recipe) | {"milestones": list(self.recipe.milestones)}}
+
+
+def _gradient(parameter: Tensor) -> Tensor:
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    return parameter.grad
+
+
+def trained_network(network: Network, data: ImageData, out: Path, progress: bool = False) -> nn.Module:
+    """Return the trained network, from its run folder when it has been trained before.
+
+    Args:
+        network: What to train.
+        data: The data set named by ``network.dataset``.
+        out: Folder of all runs; weights go to ``out/network-<hash>/weights.pt``.
+        progress: Show a progress bar.
+
+    Returns:
+        The network in evaluation mode on the CPU.
+    """
+    folder = run_folder(out, "network", network.settings())
+    model = build_model(network.model, data.shape, data.classes, network.seed)
+    weights = folder / "weights.pt"
+    if not weights.exists():
+        label = f"{network.model} seed {network.seed}" if progress else None
+        seconds = train(model, data, network.recipe, network.seed, state=folder / "state.pt", progress=label)
+        write_json(folder / "training.json", {"seconds": round(seconds, 1)})
+        save_tensors(weights, model.state_dict())
+        (folder / "state.pt").unlink(missing_ok=True)
+    model.load_state_dict(load_tensors(weights))
+    return model.eval()
