@@ -5,8 +5,8 @@ from estimators.errors import UserError
 from estimators.lanczos import Lanczos, Tridiagonal, lanczos
 from estimators.objective import Objective
 from estimators.penalty import L1, L2, Penalty
-from estimators.quadrature import gauss, gauss_radau
-from estimators.spectrum import SpectralMeasure, measure_of, spectral_measure, sphere_probes
+from estimators.quadrature import averaged_gauss, bracket, gauss, gauss_radau
+from estimators.spectrum import SpectralMeasure, dense_measure, measure_of, spectral_measure, sphere_probes
 
 __all__ = [
     "GGN",
@@ -20,6 +20,9 @@ __all__ = [
     "SpectralMeasure",
     "Tridiagonal",
     "UserError",
+    "averaged_gauss",
+    "bracket",
+    "dense_measure",
     "gauss",
     "gauss_radau",
     "lanczos",

@@ -77,7 +77,7 @@ class _Curvature(ABC):
         """Multiply with the columns of ``vectors`` ``[D, K]`` in one pass over the data; returns ``[D, K]``."""
         if vectors.dim() != 2 or vectors.shape[0] != self.shape[1]:
             raise UserError(f"vectors: expected shape ({self.shape[1]}, K), got {tuple(vectors.shape)}")
-        columns = vectors.detach().to(self.device, self.dtype).unbind(1)
+        columns = [column.contiguous() for column in vectors.detach().to(self.device, self.dtype).unbind(1)]
         results = [torch.zeros_like(column) for column in columns]
         for product in self._batch_products():
             for column, result in zip(columns, results, strict=True):

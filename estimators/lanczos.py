@@ -69,13 +69,14 @@ class Lanczos:
             raise UserError(f"reorthogonalise: expected 'full' or 'none', got {reorthogonalise!r}")
         if starts.dim() != 2 or starts.shape[0] != operator.shape[0]:
             raise UserError(f"starts: expected shape ({operator.shape[0]}, K), got {tuple(starts.shape)}")
-        norms = [float(torch.linalg.vector_norm(column, dtype=torch.float64)) for column in starts.unbind(1)]
+        columns = [column.contiguous() for column in starts.unbind(1)]  # equal bits alone and in company
+        norms = [float(torch.linalg.vector_norm(column, dtype=torch.float64)) for column in columns]
         if not all(0 < norm < float("inf") for norm in norms):
             raise UserError("starts: every start vector must be finite and non-zero")
         self.operator, self.reorthogonalise = operator, reorthogonalise
         self._current = [
             (column.double() / norm).to(operator.device, operator.dtype)
-            for column, norm in zip(starts.unbind(1), norms, strict=True)
+            for column, norm in zip(columns, norms, strict=True)
         ]
         self._previous = [torch.zeros_like(vector) for vector in self._current]
         self._basis: list[list[Tensor]] = [[] for _ in norms]
@@ -92,7 +93,7 @@ class Lanczos:
                 return
             products = self.operator.matmat(torch.stack([self._current[k] for k in alive], dim=1))
             for k, product in zip(alive, products.unbind(1), strict=True):
-                self._step(k, product)
+                self._step(k, product.contiguous())
             self.steps += 1
 
     def tridiagonals(self) -> list[Tridiagonal]:

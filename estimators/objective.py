@@ -27,7 +27,7 @@ def cross_entropy(model: nn.Module, batch: Any) -> Tensor:
     x, y = batch
     logits = model(x)
     classes = logits.shape[1]
-    if y.is_floating_point() or y.numel() and not (0 <= int(y.min()) and int(y.max()) < classes):
+    if y.is_floating_point() or (y.numel() and not (int(y.min()) >= 0 and int(y.max()) < classes)):
         found = str(y.dtype) if y.is_floating_point() else f"{int(y.min())}..{int(y.max())}"
         raise UserError(f"loader: labels must be class indices in 0..{classes - 1}, got {found}")
     loss = nn.functional.cross_entropy(logits, y, reduction="none")

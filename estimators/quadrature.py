@@ -66,6 +66,41 @@ def gauss_radau(tridiagonal: Tridiagonal, node: float) -> Rule:
     return _rule(np.append(alpha, last), np.append(beta, tridiagonal.residual))
 
 
+def averaged_gauss(tridiagonal: Tridiagonal) -> Rule:
+    r"""Averaged Gauss rule of 2m - 1 nodes, exact up to degree 2m at least.
+
+    The Lanczos matrix is continued by its own mirror image. The nodes interlace those of the Gauss rule, so a narrow
+    bulk is seen by several nodes on both sides, and for functions with a kink such as :math:`c/(c+|x|)` the value moves
+    far less from step to step than that of the Gauss rule. The outermost nodes may lie slightly outside the spectrum.
+
+    Args:
+        tridiagonal: Lanczos matrix of m steps.
+
+    Returns:
+        Nodes ascending ``[2m - 1]`` and weights; the Gauss rule when the Krylov space was exhausted.
+
+    Source: Spalevic, On generalized averaged Gaussian formulas, Mathematics of Computation 76, 2007.
+    """
+    if tridiagonal.exhausted or tridiagonal.steps == 1:
+        return gauss(tridiagonal)
+    alpha, beta = tridiagonal.alpha, tridiagonal.beta
+    return _rule(np.concatenate([alpha, alpha[-2::-1]]), np.concatenate([beta, [tridiagonal.residual], beta[-2::-1]]))
+
+
+def bracket(tridiagonal: Tridiagonal, floor: float) -> Rule:
+    """Mean of the Gauss rule and the Gauss-Radau rule with a node at ``floor``, a lower bound of the spectrum.
+
+    Args:
+        tridiagonal: Lanczos matrix of m steps.
+        floor: Lower bound of the eigenvalues.
+
+    Returns:
+        Nodes ``[2m + 1]`` and weights: the middle of the bracket that the two rules give for completely monotone f.
+    """
+    (low_nodes, low_weights), (high_nodes, high_weights) = gauss(tridiagonal), gauss_radau(tridiagonal, floor)
+    return np.concatenate([low_nodes, high_nodes]), np.concatenate([low_weights, high_weights]) / 2
+
+
 def _rule(diagonal: NDArray[np.float64], off_diagonal: NDArray[np.float64]) -> Rule:
     nodes, vectors = eigh_tridiagonal(diagonal, off_diagonal)
     return nodes, vectors[0] ** 2

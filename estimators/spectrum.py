@@ -13,7 +13,7 @@ from torch import Tensor
 from estimators.curvature import Operator
 from estimators.errors import UserError
 from estimators.lanczos import Lanczos, Reorthogonalise, Tridiagonal
-from estimators.quadrature import Rule, gauss, gauss_radau
+from estimators.quadrature import Rule, gauss
 
 Floats = NDArray[np.float64]
 
@@ -25,10 +25,12 @@ class SpectralMeasure:
     Args:
         rules: One quadrature rule, nodes and weights, per probe.
         dimension: D.
+        exact: The rule holds all eigenvalues, so that integrals have no sampling error.
     """
 
     rules: tuple[Rule, ...]
     dimension: int
+    exact: bool = False
 
     def __post_init__(self) -> None:
         if not self.rules:
@@ -50,7 +52,7 @@ class SpectralMeasure:
             The measure; its integrals have standard error zero.
         """
         nodes = np.sort(np.asarray(eigenvalues, dtype=np.float64).reshape(-1))
-        return _Exact(((nodes, np.full(len(nodes), 1 / max(len(nodes), 1))),), len(nodes))
+        return cls(((nodes, np.full(len(nodes), 1 / max(len(nodes), 1))),), len(nodes), exact=True)
 
     @property
     def probes(self) -> int:
@@ -90,6 +92,8 @@ class SpectralMeasure:
             >>> SpectralMeasure.from_eigenvalues([1.0, 3.0]).integrate(lambda x: x)
             (2.0, 0.0)
         """
+        if self.exact:
+            return float(self.weights @ function(self.nodes)), 0.0
         values = np.array([weights @ function(nodes) for nodes, weights in self.rules])
         squares = float(self.weights @ np.square(function(self.nodes)))
         mean = float(values.mean())
@@ -120,27 +124,37 @@ class SpectralMeasure:
 
     def scaled(self, factor: float) -> SpectralMeasure:
         """Return the measure of ``factor`` times the matrix."""
-        return type(self)(tuple((nodes * factor, weights) for nodes, weights in self.rules), self.dimension)
+        rules = tuple((nodes * factor, weights) for nodes, weights in self.rules)
+        return SpectralMeasure(rules, self.dimension, self.exact)
 
 
-class _Exact(SpectralMeasure):
-    def integrate(self, function: Callable[[Floats], Floats]) -> tuple[float, float]:
-        return float(self.weights @ function(self.nodes)), 0.0
-
-
-def measure_of(tridiagonals: Sequence[Tridiagonal], dimension: int, radau_node: float | None = None) -> SpectralMeasure:
-    """Build a measure from Lanczos matrices by the Gauss rule, or by Gauss-Radau with one prescribed node.
+def measure_of(
+    tridiagonals: Sequence[Tridiagonal], dimension: int, rule: Callable[[Tridiagonal], Rule] = gauss
+) -> SpectralMeasure:
+    """Build a measure from Lanczos matrices.
 
     Args:
         tridiagonals: One matrix per probe.
         dimension: D.
-        radau_node: Prescribed node of the Gauss-Radau rule; None takes the Gauss rule.
+        rule: Quadrature rule, for instance ``gauss`` or ``averaged_gauss``.
 
     Returns:
         The measure.
     """
-    rules = [gauss(one) if radau_node is None else gauss_radau(one, radau_node) for one in tridiagonals]
-    return SpectralMeasure(tuple(rules), dimension)
+    return SpectralMeasure(tuple(rule(one) for one in tridiagonals), dimension)
+
+
+def dense_measure(operator: Operator) -> SpectralMeasure:
+    """Compute the exact measure of a small operator from all its columns and a float64 eigenvalue solver.
+
+    Args:
+        operator: Symmetric operator; D products are taken and D x D numbers stored.
+
+    Returns:
+        The exact measure.
+    """
+    matrix = operator.matmat(torch.eye(operator.shape[0], device=operator.device, dtype=operator.dtype)).double()
+    return SpectralMeasure.from_eigenvalues(torch.linalg.eigvalsh((matrix + matrix.T) / 2).cpu().numpy())
 
 
 def sphere_probes(operator: Operator, probes: int, seed: int = 0) -> Tensor:
