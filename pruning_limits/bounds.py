@@ -20,12 +20,12 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class IsotropicLimit:
-    """Root of the isotropic equation.
+    r"""Root of the isotropic equation.
 
     Attributes:
         sparsity: The limit, in [0, 1].
         standard_error: Error from the choice of probes, in sparsity.
-        scale: The curvature :math:`c = 2\\varepsilon/R^2` at the root.
+        scale: The curvature :math:`c = 2\varepsilon/R^2` at the root.
     """
 
     sparsity: float
@@ -62,9 +62,10 @@ def removable_fraction(measure: SpectralMeasure, scale: float, negative: Negativ
 def isotropic_limit(
     measure: SpectralMeasure, curve: MagnitudeCurve, epsilon: float, negative: Negative = "abs"
 ) -> IsotropicLimit:
-    r"""Solve :math:`s = \frac1D \operatorname{tr} f_s(H)`, :math:`f_s(x) = c(s)/(c(s)+|x|)`, :math:`c = 2\varepsilon/R(s)^2`.
+    r"""Solve :math:`s = \frac1D \operatorname{tr} f_s(H)` for the sparsity s.
 
-    The left side rises in s and the right side falls, so the root is unique.
+    Here :math:`f_s(x) = c/(c+|x|)` and :math:`c = 2\varepsilon/R(s)^2`. The left side rises in s and the right side
+    falls, so the root is unique.
 
     Args:
         measure: Spectral measure of the curvature.

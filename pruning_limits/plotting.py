@@ -92,8 +92,8 @@ def limit_figure(limit: PruningLimit) -> Figure:
     bottom.axhline(limit.epsilon, color=GREY, linestyle=":", label=f"allowed rise {limit.epsilon:.3g}")
     bottom.set(xlabel="sparsity (removed fraction)", ylabel="rise of the training objective", yscale="log")
     sparsity_axis(bottom.xaxis, least)
-    for axes in (top, bottom):
-        axes.legend(fontsize=8, loc="best")
+    for axes, lines in ((top, top.get_lines()[-4:]), (bottom, bottom.get_lines())):
+        axes.legend(handles=[line for line in lines if not line.get_label().startswith("_")], fontsize=8)
     return figure
 
 
@@ -102,12 +102,16 @@ def _name(limit: PruningLimit) -> str:
 
 
 def _lines(axes: Any, limit: PruningLimit) -> None:
-    axes.axvline(1 - limit.sparsity, color=ORANGE, linewidth=1, linestyle="--")
     low, high = limit.interval
     axes.axvspan(1 - high, 1 - low, color=ORANGE, alpha=0.15, linewidth=0)
-    axes.axvline(1 - limit.retrained, color=GREEN, linewidth=1, linestyle="--")
+    marks = [
+        (limit.sparsity, ORANGE, "--", "predicted one-shot"),
+        (limit.retrained, GREEN, "--", "predicted re-trained"),
+    ]
     if limit.achieved is not None:
-        axes.axvline(1 - limit.achieved, color=BLUE, linewidth=1, linestyle="-.")
+        marks.append((limit.achieved, BLUE, "-.", "measured one-shot"))
+    for sparsity, colour, style, label in marks:
+        axes.axvline(1 - sparsity, color=colour, linewidth=1, linestyle=style, label=f"{label} {sparsity:.2%}")
 
 
 def spectrum_figure(measure: SpectralMeasure, title: str) -> Figure:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +19,22 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from estimators import GGN, Hessian, Lanczos, Objective, Penalty, UserError, measure_of, sphere_probes
+from estimators import (
+    GGN,
+    Hessian,
+    Lanczos,
+    Objective,
+    Penalty,
+    SpectralMeasure,
+    UserError,
+    averaged_gauss,
+    bracket,
+    dense_measure,
+    gauss,
+    gauss_radau,
+    measure_of,
+    sphere_probes,
+)
 from estimators.files import load_tensors, save_tensors
 from estimators.objective import LossFunction
 from estimators.trace import block_traces
@@ -30,6 +46,7 @@ EPSILON_BATCH = 128
 LEAST_STEPS, MOST_STEPS, STEPS_AT_ONCE = 24, 96, 4
 LEAST_SAMPLES, MOST_SAMPLES = 1024, 16384
 BASIS_MEMORY = 4 << 30
+DENSE = 512
 Progress = bool | Callable[[str, int, int], None] | None
 
 
@@ -70,7 +87,8 @@ def predict_limit(
             limit settles within ``tolerance`` or 16,384 samples are reached.
         tolerance: Wanted numerical half-width of the limit, in sparsity.
         probes: Random vectors; None takes 1 for large models and more for small ones.
-        steps: Lanczos steps; None advances until the limit settles, at most 96.
+        steps: Lanczos steps; None advances until the limit settles, at most 96. With D steps or more, and for models of
+            at most 512 weights, the whole matrix is built and its eigenvalues are exact.
         measure: Also measure what one-shot magnitude pruning reaches, with forward passes over all data.
         seed: Seed of probes and sub-sample.
         progress: None shows progress bars on a terminal, False none, True always; or a callback
@@ -262,16 +280,18 @@ class _Spectra:
     def _compared(self, current: Estimate, before: Estimate | None) -> Estimate:
         if before is None or current.samples == self.objective.samples:
             return current
-        change = abs(self._limit(current) - self._limit(before))
+        change = abs(self._root(current.measure) - self._root(before.measure))
         return Estimate(current.measure, current.samples, current.steps, current.step_error, change)
 
-    def _limit(self, estimate: Estimate) -> float:
-        return isotropic_limit(estimate.measure, self.curve, self.epsilon, self.settings["negative"]).sparsity
+    def _root(self, measure: SpectralMeasure) -> float:
+        return isotropic_limit(measure, self.curve, self.epsilon, self.settings["negative"]).sparsity
 
     def _run(self, kind: str, samples: int) -> Estimate:
         operator = self.operator(kind, samples)
         dimension = operator.shape[0]
-        most = min(self.settings["steps"] or MOST_STEPS, dimension)
+        if dimension <= max(DENSE, self.settings["steps"] or 0):
+            return Estimate(dense_measure(operator), operator.objective.samples, dimension, 0.0, 0.0)
+        most = self.settings["steps"] or MOST_STEPS
         probes = self.settings["probes"] or min(8, max(1, 200_000 // dimension))
         size = dimension * most * probes * torch.finfo(operator.dtype).bits // 8
         run = Lanczos(
@@ -294,26 +314,39 @@ class _Spectra:
                 exhausted = run.steps == before or run.steps == most
                 if exhausted or (self.settings["steps"] is None and self._settled(kind, readings)):
                     break
-        measure = measure_of(run.tridiagonals(), dimension)
-        return Estimate(measure, operator.objective.samples, run.steps, _step_error(kind, readings), 0.0)
+        return Estimate(
+            self._measure(kind, run), operator.objective.samples, run.steps, _step_error(kind, readings), 0.0
+        )
+
+    def _measure(self, kind: str, run: Lanczos) -> SpectralMeasure:
+        """Averaged Gauss rule for the indefinite Hessian, middle of Gauss and Gauss-Radau for the GGN."""
+        rule = averaged_gauss if kind == "hessian" else partial(bracket, floor=self._floor)
+        return measure_of(run.tridiagonals(), self.objective.dimension, rule)
+
+    @property
+    def _floor(self) -> float:
+        """Lower bound of the GGN's eigenvalues."""
+        return self.objective.penalty.curvature if self.objective.penalty else 0.0
 
     def _read(self, kind: str, run: Lanczos) -> _Reading:
         matrices, dimension = run.tridiagonals(), self.objective.dimension
-        root = isotropic_limit(measure_of(matrices, dimension), self.curve, self.epsilon, self.settings["negative"])
+        sparsity = self._root(self._measure(kind, run))
         if all(matrix.exhausted for matrix in matrices):
-            return _Reading(run.steps, root.sparsity, 0.0)
+            return _Reading(run.steps, sparsity, 0.0)
         if kind == "hessian":
-            return _Reading(run.steps, root.sparsity, math.inf)
-        floor = self.objective.penalty.curvature if self.objective.penalty else 0.0
-        above = isotropic_limit(measure_of(matrices, dimension, floor), self.curve, self.epsilon, "clip")
-        return _Reading(run.steps, root.sparsity, max(0.0, above.sparsity - root.sparsity))
+            return _Reading(run.steps, sparsity, math.inf)
+        below, above = (
+            self._root(measure_of(matrices, dimension, rule))
+            for rule in (gauss, partial(gauss_radau, node=self._floor))
+        )
+        return _Reading(run.steps, sparsity, max(above - sparsity, sparsity - below, 0.0))
 
     def _settled(self, kind: str, readings: list[_Reading]) -> bool:
         return readings[-1].steps >= LEAST_STEPS and _step_error(kind, readings) <= self.settings["tolerance"] / 4
 
 
 def _step_error(kind: str, readings: list[_Reading]) -> float:
-    """Certificate of the GGN (Gauss against Gauss-Radau); for the Hessian the largest change since a third of the steps."""
+    """Certificate of the GGN (Gauss against Radau); for the Hessian the largest change since a third of the steps."""
     last = readings[-1]
     if kind == "ggn" or last.half_width == 0:
         return last.half_width
@@ -413,13 +446,13 @@ def _peak_memory(device: torch.device) -> int:
 @contextmanager
 def _untouched_randomness() -> Iterator[None]:
     """Put the random states of torch, numpy and Python back, whatever the loader or the model draws."""
-    python, numpy = random.getstate(), np.random.get_state()
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     with torch.random.fork_rng():
         try:
             yield
         finally:
             random.setstate(python)
-            np.random.set_state(numpy)
+            np.random.set_state(numpy)  # noqa: NPY002
 
 
 @contextmanager

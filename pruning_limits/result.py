@@ -365,7 +365,7 @@ def upper_bound(retrained: float, lower: float, dimension: int) -> float:
 def _to_plain(value: Any) -> Any:
     if isinstance(value, SpectralMeasure):
         rules = [{"nodes": nodes.tolist(), "weights": weights.tolist()} for nodes, weights in value.rules]
-        return {"dimension": value.dimension, "rules": rules}
+        return {"dimension": value.dimension, "exact": value.exact, "rules": rules}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {one.name: _to_plain(getattr(value, one.name)) for one in dataclasses.fields(value)}
     if isinstance(value, np.ndarray):
@@ -384,7 +384,7 @@ def _floats(values: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
 
 def _estimate(plain: dict[str, Any]) -> Estimate:
     rules = tuple((_floats(rule["nodes"]), _floats(rule["weights"])) for rule in plain["measure"]["rules"])
-    measure = SpectralMeasure(rules, int(plain["measure"]["dimension"]))
+    measure = SpectralMeasure(rules, int(plain["measure"]["dimension"]), bool(plain["measure"]["exact"]))
     return Estimate(
         measure, int(plain["samples"]), int(plain["steps"]), float(plain["step_error"]), float(plain["sample_error"])
     )

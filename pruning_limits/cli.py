@@ -1,0 +1,38 @@
+"""The command ``pruning-limits``: its group, and the commands that need no data."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from estimators import UserError
+from pruning_limits.result import PruningLimit, Verdict
+
+EXIT_CODES = {"achievable": 0, "open": 3, "infeasible": 4}
+
+
+class Commands(click.Group):
+    """A group whose commands report a user's mistake in one line instead of a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the chosen command."""
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            raise click.ClickException(str(error)) from None
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="pruning-limits")
+def main() -> None:
+    """Predict how far a neural network can be pruned, before anyone prunes it."""
+
+
+def report_verdict(limit: PruningLimit, sparsity: float, as_json: bool) -> None:
+    """Print a verdict and leave with its exit code: 0 achievable, 3 open, 4 infeasible."""
+    verdict: Verdict = limit.check(sparsity)
+    click.echo(json.dumps(asdict(verdict)) if as_json else f"{verdict.status}: {verdict.reason}")
+    raise SystemExit(EXIT_CODES[verdict.status])
