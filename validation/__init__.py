@@ -1,0 +1,1 @@
+"""Training, pruning and measuring: does reality agree with the predicted limit?"""

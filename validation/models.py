@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import itertools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -28,7 +29,7 @@ class MLP(nn.Sequential):
     def __init__(self, shape: Shape, classes: int, hidden: Sequence[int]) -> None:
         widths = [shape[0] * shape[1] * shape[2], *hidden, classes]
         layers: list[nn.Module] = [nn.Flatten()]
-        for inputs, outputs in zip(widths[:-1], widths[1:], strict=True):
+        for inputs, outputs in itertools.pairwise(widths):
             layers += [nn.Linear(inputs, outputs), nn.ReLU()]
         super().__init__(*layers[:-1])
         _kaiming(self)

@@ -1,0 +1,238 @@
+"""Table ``theory-vs-actual``: the predicted limit beside what pruning really reaches."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from pruning_limits import PruningLimit, predict_limit
+from pruning_limits.plotting import BLUE, GREEN, GREY, ORANGE, new_figure, save, sparsity_axis
+from validation.data import ImageData
+from validation.experiments.actual import one_shot_accuracies, retrained_limit, sustained
+from validation.storage import read_json, run_folder, write_json
+from validation.suite import Suite
+from validation.tables import Column, Row, mean_and_spread, write_table
+from validation.training import Network, accuracy, trained_network
+
+NAME = "theory-vs-actual"
+COLUMNS = (
+    Column("model", "model"),
+    Column("dataset", "data"),
+    Column("seed", "seed"),
+    Column("parameters", "D", ",d"),
+    Column("accuracy", "dense test accuracy", ".2%"),
+    Column("epsilon", "epsilon", ".4f"),
+    Column("isotropic", "predicted one-shot (Hessian)", ".2%"),
+    Column("interval", "numerical interval"),
+    Column("actual_a", "(a) one-shot, objective", ".2%"),
+    Column("actual_b0", "(b) one-shot, accuracy kept", ".2%"),
+    Column("actual_b05", "(b) accuracy - 0.5 points", ".2%"),
+    Column("difference_a", "predicted - (a), points", "+.2f"),
+    Column("factor_a", "kept, predicted / (a)", ".2f"),
+    Column("retrained", "predicted re-trained (GGN)", ".2%"),
+    Column("actual_c", "(c) re-trained", ".2%"),
+    Column("difference_c", "predicted - (c), points", "+.2f"),
+    Column("factor_c", "kept, predicted / (c)", ".2f"),
+    Column("status", "status"),
+    Column("seconds", "seconds", ".0f"),
+)
+
+
+def settings_of(network: Network, suite: Suite) -> dict[str, Any]:
+    """Everything that one cell of the table depends on."""
+    return {
+        "table": NAME,
+        "network": network.settings(),
+        "limit": asdict(suite.limit),
+        "retrain": asdict(suite.retrain),
+    }
+
+
+def run_cell(network: Network, suite: Suite, data: ImageData, out: Path, progress: bool = False) -> Row:
+    """Train one network, predict its limit, measure what it bears; finished cells are read back.
+
+    Args:
+        network: Model, data set, recipe and seed.
+        suite: Settings shared by all cells.
+        data: The network's data set.
+        out: Folder of all runs.
+        progress: Show progress bars.
+
+    Returns:
+        One row of the table, with the curves behind it.
+    """
+    folder = run_folder(out, NAME, settings_of(network, suite))
+    done: Row | None = read_json(folder / "row.json")
+    if done is not None:
+        return done
+    model = trained_network(network, data, out, progress)
+    started = time.perf_counter()
+    limit = predict_limit(
+        model,
+        data.batches("train", 1000),
+        penalty=network.recipe.penalty,
+        seed=network.seed,
+        progress=None if progress else False,
+        checkpoint=folder / "spectra.pt",
+        **asdict(suite.limit),
+    )
+    predicted = time.perf_counter() - started
+    limit.to_json(folder / "limit.json")
+    (folder / "spectra.pt").unlink(missing_ok=True)
+    profile = limit.profile
+    assert profile is not None
+    dense = accuracy(model, data)
+    curve = one_shot_accuracies(model, data, profile)
+    level = limit.objective + limit.epsilon
+    actual_c, trials = retrained_limit(
+        model, data, network.recipe, network.seed, profile, level, limit.lower, suite.retrain
+    )
+    row = _row(network, data, limit, dense, curve, actual_c) | {
+        "trials": trials,
+        "rises": [list(point) for point in limit.rises],
+        "accuracies": [list(point) for point in curve],
+        "predict_seconds": predicted,
+        "seconds": time.perf_counter() - started,
+    }
+    write_json(folder / "row.json", row)
+    return row
+
+
+def _row(
+    network: Network,
+    data: ImageData,
+    limit: PruningLimit,
+    dense: float,
+    curve: Sequence[tuple[float, float]],
+    actual_c: float,
+) -> Row:
+    low, high = limit.interval
+    actual_a = limit.lower
+    return {
+        "model": network.model,
+        "dataset": data.name,
+        "seed": network.seed,
+        "parameters": limit.parameters,
+        "accuracy": dense,
+        "epsilon": limit.epsilon,
+        "objective": limit.objective,
+        "isotropic": limit.sparsity,
+        "interval": f"{low:.2%} to {high:.2%}",
+        "low": low,
+        "high": high,
+        "retrained": limit.retrained,
+        "upper": limit.upper,
+        "actual_a": actual_a,
+        "actual_b0": sustained(curve, dense),
+        "actual_b05": sustained(curve, dense - 0.005),
+        "actual_c": actual_c,
+        "difference_a": 100 * (limit.sparsity - actual_a),
+        "factor_a": (1 - limit.sparsity) / (1 - actual_a),
+        "difference_c": 100 * (limit.retrained - actual_c),
+        "factor_c": (1 - limit.retrained) / (1 - actual_c),
+        "status": limit.status.partition(":")[0],
+        "status_reason": limit.status,
+        "step_error": limit.hessian.step_error,
+        "sample_error": limit.hessian.sample_error,
+        "ggn_step_error": limit.ggn.step_error,
+        "ggn_sample_error": limit.ggn.sample_error,
+    }
+
+
+def summarise(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows with a mean row after the seeds of each network."""
+    result: list[Row] = []
+    for (model, dataset), part in groupby(rows, key=lambda row: (row["model"], row["dataset"])):
+        seeds = list(part)
+        result += seeds
+        if len(seeds) > 1:
+            mean: Row = {"model": f"**{model}**", "dataset": dataset, "seed": f"mean of {len(seeds)}"}
+            keys = [column.key for column in COLUMNS if column.form and column.key != "parameters"]
+            mean |= {key: mean_and_spread(seeds, key)[0] for key in keys}
+            mean["parameters"] = seeds[0]["parameters"]
+            mean["spread"] = {key: mean_and_spread(seeds, key)[1] for key in keys}
+            result.append(mean)
+    return result
+
+
+def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None:
+    """Write the table as JSON, CSV and Markdown and draw its figure.
+
+    Args:
+        rows: One row per network.
+        suite: The suite behind them.
+        folder: Where to.
+        command: The command that made the table.
+    """
+    recipes = {f"{n.model} on {n.dataset}": n.settings()["recipe"] for n in suite.networks}
+    retrain = suite.retrain
+    notes = [
+        f"Made by `{command}`.",
+        "Sparsity is the removed fraction of convolution and linear weights; kept = 1 - sparsity. Epsilon is the "
+        "standard deviation of the mean loss of 128 training samples, the same rule for every row. The objective "
+        "includes the penalty and runs over all training samples without augmentation.",
+        f"Prediction: isotropic limit, |eigenvalue|, {_said(suite.limit.samples, 'samples')}, "
+        f"{_said(suite.limit.steps, 'Lanczos steps')}, {_said(suite.limit.probes, 'probes')}; the interval adds the "
+        "errors from probes, steps and sub-sample.",
+        "Actual: (a) largest sparsity at which one-shot global magnitude pruning keeps F <= F* + epsilon; (b) last "
+        "sparsity of the sustained region with test accuracy at least the dense one, or 0.5 points below it, on a grid "
+        "of 48 kept fractions from 1 to 0.004 (neighbours differ by 12 %); (c) sparsity at which "
+        f"{retrain.epochs} epochs of re-training the kept weights (SGD, cosine from {retrain.lr_factor} times the "
+        f"training rate, same penalty) reach F* + epsilon, interpolated between {retrain.evaluations} trials.",
+        "Recipes: " + "; ".join(f"{name}: {_recipe(recipe)}" for name, recipe in recipes.items()) + ".",
+    ]
+    table = summarise(rows)
+    write_table(folder, NAME, f"Predicted and actual pruning limits, suite {suite.name}", notes, COLUMNS, table)
+    _figure(rows, folder / f"{NAME}.png")
+
+
+def _said(value: int | None, what: str) -> str:
+    return f"{what} chosen by the engine" if value is None else f"{value} {what}"
+
+
+def _recipe(recipe: dict[str, Any]) -> str:
+    shown = ("epochs", "lr", "momentum", "l1", "l2", "batch_size", "schedule", "warmup", "augment")
+    return ", ".join(f"{key} {recipe[key]}" for key in shown if recipe[key])
+
+
+def _figure(rows: Sequence[Row], path: Path) -> None:
+    groups = [list(part) for _, part in groupby(rows, key=lambda row: (row["model"], row["dataset"]))]
+    figure, axes = new_figure(len(groups), 2, size=(11.0, 3.4 * len(groups)), squeeze=False)
+    for (left, right), group in zip(axes, groups, strict=True):
+        least = min(0.25 * (1 - max(row["actual_c"], row["retrained"])) for row in group)
+        for number, row in enumerate(group):
+            first = number == 0
+            rises = [(1 - s, rise) for s, rise in row["rises"] if rise > 0 and s < 1]
+            label = "one-shot magnitude pruning" if first else None
+            left.plot(*zip(*rises, strict=True), ".-", color=BLUE, linewidth=1, label=label)
+            trials = sorted((1 - t["sparsity"], t["objective"] - row["objective"]) for t in row["trials"])
+            above = [(kept, max(rise, row["epsilon"] / 10)) for kept, rise in trials]
+            left.plot(*zip(*above, strict=True), "s", color=GREEN, markersize=4, label="re-trained" if first else None)
+            kept, values = zip(*[(1 - s, 100 * a) for s, a in row["accuracies"]], strict=True)
+            right.plot(kept, values, ".-", color=BLUE, linewidth=1, label=label)
+            retrained = [(1 - t["sparsity"], 100 * t["accuracy"]) for t in row["trials"]]
+            right.plot(*zip(*retrained, strict=True), "s", color=GREEN, markersize=4)
+            right.axhline(100 * row["accuracy"], color=GREY, linewidth=0.8, linestyle=":")
+        isotropic = sum(row["isotropic"] for row in group) / len(group)
+        again = sum(row["retrained"] for row in group) / len(group)
+        for one in (left, right):
+            low, high = min(row["low"] for row in group), max(row["high"] for row in group)
+            one.axvspan(max(1 - high, least), 1 - low, color=ORANGE, alpha=0.15, linewidth=0)
+            one.axvline(1 - isotropic, color=ORANGE, linestyle="--", label=f"predicted one-shot {isotropic:.2%}")
+            one.axvline(1 - again, color=GREEN, linestyle="--", label=f"predicted re-trained {again:.2%}")
+            one.grid(alpha=0.25)
+            sparsity_axis(one.xaxis, least)
+            one.tick_params(axis="x", labelrotation=45, labelsize=8)
+        epsilon = sum(row["epsilon"] for row in group) / len(group)
+        left.axhline(epsilon, color=GREY, linestyle=":", label="allowed rise")
+        left.set(yscale="log", ylabel="rise of the objective", ylim=(epsilon / 20, None))
+        left.set_title(f"{group[0]['model']}, {group[0]['dataset']}, {len(group)} seeds", loc="left", fontsize=10)
+        right.set(ylabel="test accuracy, %")
+        left.legend(fontsize=7)
+    for one in axes[-1]:
+        one.set_xlabel("sparsity (removed fraction)")
+    save(figure, path)
