@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from validation.data import ImageData, load_data
+from validation.models import build_model
+from validation.training import Recipe, train
+
+
+@pytest.fixture(scope="session")
+def digits() -> ImageData:
+    return load_data("digits")
+
+
+@pytest.fixture(scope="session")
+def trained(digits: ImageData) -> nn.Module:
+    """A small L1-trained network on digits."""
+    model = build_model("fc5-mini", digits.shape, digits.classes, seed=0)
+    train(model, digits, Recipe(epochs=10, lr=0.05, l1=1e-3), seed=0)
+    return model.eval()
+
+
+@pytest.fixture
+def tiny() -> tuple[nn.Module, list[tuple[torch.Tensor, torch.Tensor]]]:
+    """A float64 network of 72 weights and ragged batches."""
+    generator = torch.Generator().manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.5)
+    x = torch.randn(50, 6, generator=generator).double()
+    y = torch.randint(0, 3, (50,), generator=generator)
+    return model, [(x[:20], y[:20]), (x[20:40], y[20:40]), (x[40:], y[40:])]
+
+
+@pytest.fixture
+def data_dir() -> Path:
+    """The folder with real data sets, where there is one."""
+    folder = os.environ.get("PRUNING_LIMITS_DATA")
+    if not folder:
+        pytest.skip("PRUNING_LIMITS_DATA is not set, so there are no real data sets to test with")
+    return Path(folder)
