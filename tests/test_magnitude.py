@@ -14,7 +14,15 @@ from pruning_limits.magnitude import MagnitudeProfile, removed_count
 
 @pytest.mark.parametrize(
     ("sparsity", "dimension", "count"),
-    [(0.0, 10, 0), (1.0, 10, 10), (0.1, 10, 1), (0.3, 10, 3), (0.7, 10, 7), (0.101, 10, 2), (0.9, 3_883_000, 3_494_700)],
+    [
+        (0.0, 10, 0),
+        (1.0, 10, 10),
+        (0.1, 10, 1),
+        (0.3, 10, 3),
+        (0.7, 10, 7),
+        (0.101, 10, 2),
+        (0.9, 3_883_000, 3_494_700),
+    ],
 )
 def test_removed_count_is_the_ceiling_without_rounding_surprises(sparsity: float, dimension: int, count: int) -> None:
     assert removed_count(sparsity, dimension) == count

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,11 +17,11 @@ from tqdm import tqdm
 from estimators import L1, L2
 from estimators.errors import UserError
 from validation.data import ImageData
+from validation.masks import Masks
 from validation.models import build_model
 from validation.storage import load_tensors, run_folder, save_tensors, write_json
 
 SCHEDULES = ("constant", "cosine", "multistep")
-Masks = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -173,17 +173,18 @@ def train(
     return spent + time.perf_counter() - started
 
 
+@torch.no_grad()
+def apply_masks(model: nn.Module, masks: Masks) -> None:
+    """Set the removed weights to zero, in place."""
+    for name, parameter in model.named_parameters():
+        if name in masks:
+            parameter.mul_(masks[name])
+
+
 def hold_masks(model: nn.Module, optimizer: torch.optim.Optimizer, masks: Masks) -> None:
     """Zero the removed weights now and after every optimizer step, whatever momentum says."""
-    pairs = [(parameter, masks[name]) for name, parameter in model.named_parameters() if name in masks]
-
-    @torch.no_grad()
-    def apply(*_: Any) -> None:
-        for parameter, mask in pairs:
-            parameter.mul_(mask)
-
-    apply()
-    optimizer.register_step_post_hook(apply)
+    apply_masks(model, masks)
+    optimizer.register_step_post_hook(lambda *_: apply_masks(model, masks))
 
 
 @contextmanager

@@ -7,25 +7,22 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from torch import nn
 
 from estimators import Objective
 from pruning_limits import MagnitudeProfile
 from validation.data import ImageData
+from validation.masks import Masks
 from validation.suite import RetrainSettings
-from validation.training import Masks, Recipe, accuracy, train
+from validation.training import Recipe, accuracy, apply_masks, train
 
 KEPT_GRID = tuple(float(kept) for kept in np.geomspace(1.0, 0.004, 48))
 
 
-@torch.no_grad()
 def pruned(model: nn.Module, masks: Masks) -> nn.Module:
     """Return a copy of the model with the removed weights set to zero."""
     result = copy.deepcopy(model)
-    for name, parameter in result.named_parameters():
-        if name in masks:
-            parameter.mul_(masks[name])
+    apply_masks(result, masks)
     return result
 
 
