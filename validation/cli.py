@@ -19,7 +19,9 @@ from estimators.lanczos import Lanczos
 from pruning_limits import PruningLimit, predict_limit
 from pruning_limits.cli import main, report_verdict
 from validation.data import DATA_DIR_VARIABLE, ImageData, load_data
-from validation.experiments.runner import TABLES, run_table
+from validation.executors import EXECUTORS
+from validation.experiments.runner import run_table
+from validation.experiments.table import tables
 from validation.models import MODELS, build_model
 from validation.suite import load_suite
 from validation.training import Network, Recipe, accuracy, trained_network
@@ -222,20 +224,28 @@ def check(sparsity: float, limit_path: Path | None, as_json: bool, **options: An
 
 @main.command()
 @click.option("--suite", "suite_name", default="quick", show_default=True, help="quick, cpu, or a .toml file.")
-@click.option("--table", "tables", multiple=True, type=click.Choice(sorted(TABLES)), help="Default: every table.")
+@click.option("--table", "names", multiple=True, type=click.Choice(list(tables())), help="Default: every table.")
 @click.option("--data-dir", type=click.Path(path_type=Path), help=f"Where data lie (or {DATA_DIR_VARIABLE}).")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("runs"), show_default=True)
 @click.option("--only", default="", help="Only networks whose model-dataset-seed contains this text.")
 @click.option("--resume/--fresh", default=True, show_default=True, help="Keep finished cells, or compute all anew.")
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Cells computed at the same time.")
+@click.option("--executor", type=click.Choice(EXECUTORS), default="process", show_default=True, help="Where jobs run.")
 def validate(
-    suite_name: str, tables: tuple[str, ...], data_dir: Path | None, out: Path, only: str, resume: bool, jobs: int
+    suite_name: str,
+    names: tuple[str, ...],
+    data_dir: Path | None,
+    out: Path,
+    only: str,
+    resume: bool,
+    jobs: int,
+    executor: str,
 ) -> None:
     """Train, prune and measure: tables of predicted against actual limits."""
     suite = load_suite(suite_name)
     command = shlex.join(["pruning-limits", *sys.argv[1:]])
-    for table in tables or sorted(TABLES):
-        folder = run_table(table, suite, data_dir, out, only, resume, jobs, command)
+    for table in names or tables():
+        folder = run_table(table, suite, data_dir, out, only, resume, jobs, executor, command)
         click.echo((folder / f"{table}.md").read_text())
         click.echo(f"wrote {folder / table}.json, .csv, .md and .png")
 

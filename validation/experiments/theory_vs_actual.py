@@ -9,14 +9,15 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from pruning_limits import PruningLimit, predict_limit
+from pruning_limits import MagnitudeProfile, PruningLimit
 from pruning_limits.plotting import BLUE, GREEN, GREY, ORANGE, new_figure, save, sparsity_axis
 from validation.data import ImageData
 from validation.experiments.actual import one_shot_accuracies, retrained_limit, sustained
-from validation.storage import read_json, run_folder, write_json
+from validation.experiments.table import Bench, Cell, Table
+from validation.masks import prunable
 from validation.suite import Suite
 from validation.tables import Column, Row, mean_and_spread, write_table
-from validation.training import Network, accuracy, trained_network
+from validation.training import Network, accuracy
 
 NAME = "theory-vs-actual"
 COLUMNS = (
@@ -42,64 +43,34 @@ COLUMNS = (
 )
 
 
-def settings_of(network: Network, suite: Suite) -> dict[str, Any]:
-    """Everything that one cell of the table depends on."""
-    return {
-        "table": NAME,
-        "network": network.settings(),
-        "limit": asdict(suite.limit),
-        "retrain": asdict(suite.retrain),
-    }
-
-
-def run_cell(network: Network, suite: Suite, data: ImageData, out: Path, progress: bool = False) -> Row:
-    """Train one network, predict its limit, measure what it bears; finished cells are read back.
+def run(cell: Cell, bench: Bench) -> Row:
+    """Measure what one network bears beside its predicted limit.
 
     Args:
-        network: Model, data set, recipe and seed.
-        suite: Settings shared by all cells.
-        data: The network's data set.
-        out: Folder of all runs.
-        progress: Show progress bars.
+        cell: The network.
+        bench: Its data and the suite's settings.
 
     Returns:
         One row of the table, with the curves behind it.
     """
-    folder = run_folder(out, NAME, settings_of(network, suite))
-    done: Row | None = read_json(folder / "row.json")
-    if done is not None:
-        return done
-    model = trained_network(network, data, out, progress)
+    network, data = cell.network, bench.data
+    model = bench.model(network)
+    limit = bench.limit(network)
     started = time.perf_counter()
-    limit = predict_limit(
-        model,
-        data.batches("train", 1000),
-        penalty=network.recipe.penalty,
-        seed=network.seed,
-        progress=None if progress else False,
-        checkpoint=folder / "spectra.pt",
-        **asdict(suite.limit),
-    )
-    predicted = time.perf_counter() - started
-    limit.to_json(folder / "limit.json")
-    (folder / "spectra.pt").unlink(missing_ok=True)
-    profile = limit.profile
-    assert profile is not None
+    profile = MagnitudeProfile(prunable(model))
     dense = accuracy(model, data)
     curve = one_shot_accuracies(model, data, profile)
     level = limit.objective + limit.epsilon
     actual_c, trials = retrained_limit(
-        model, data, network.recipe, network.seed, profile, level, limit.lower, suite.retrain
+        model, data, network.recipe, network.seed, profile, level, limit.lower, bench.suite.retrain
     )
-    row = _row(network, data, limit, dense, curve, actual_c) | {
+    return _row(network, data, limit, dense, curve, actual_c) | {
         "trials": trials,
         "rises": [list(point) for point in limit.rises],
         "accuracies": [list(point) for point in curve],
-        "predict_seconds": predicted,
-        "seconds": time.perf_counter() - started,
+        "predict_seconds": limit.cost.seconds,
+        "seconds": limit.cost.seconds + time.perf_counter() - started,
     }
-    write_json(folder / "row.json", row)
-    return row
 
 
 def _row(
@@ -236,3 +207,6 @@ def _figure(rows: Sequence[Row], path: Path) -> None:
     for one in axes[-1]:
         one.set_xlabel("sparsity (removed fraction)")
     save(figure, path)
+
+
+TABLE = Table(NAME, lambda suite: {"limit": asdict(suite.limit), "retrain": asdict(suite.retrain)}, run, write)

@@ -1,0 +1,97 @@
+"""Runs independent calls in this process, in worker processes, or on Ray."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, TypeVar
+
+import torch
+from tqdm import tqdm
+
+from estimators.errors import UserError
+
+EXECUTORS = ("process", "ray")
+ATTEMPTS = 3
+Item = TypeVar("Item")
+
+
+def run_all(call: Callable[[Item], None], items: Sequence[Item], jobs: int, executor: str, label: str) -> None:
+    """Call a function on every item; results are what the calls leave on disk.
+
+    Args:
+        call: Picklable function that can be repeated: a call cut off by the death of its worker runs again.
+        items: Picklable arguments.
+        jobs: Calls at the same time; 1 runs here, one after another.
+        executor: ``"process"`` or ``"ray"``.
+        label: Name of the progress bar.
+
+    Raises:
+        UserError: The executor is unknown or not installed, or workers died three times in a row.
+    """
+    if executor not in EXECUTORS:
+        raise UserError(f"executor: expected one of {', '.join(EXECUTORS)}, got {executor!r}")
+    with tqdm(total=len(items), desc=label, unit="cell", disable=None) as bar:
+        if jobs == 1:
+            for item in items:
+                call(item)
+                bar.update()
+        elif executor == "ray":
+            _on_ray(call, items, jobs, bar)
+        else:
+            _in_processes(call, items, jobs, bar)
+
+
+def _in_processes(call: Callable[[Item], None], items: Sequence[Item], jobs: int, bar: Any) -> None:
+    waiting, deaths = list(items), 0
+    context = multiprocessing.get_context("spawn")
+    while waiting:
+        with ProcessPoolExecutor(jobs, context, torch.set_num_threads, (_threads(jobs),)) as pool:
+            futures = {pool.submit(call, item): item for item in waiting}
+            try:
+                for future in as_completed(futures):
+                    future.result()
+                    waiting.remove(futures[future])
+                    deaths = 0
+                    bar.update()
+            except BrokenProcessPool:
+                deaths += 1
+                if deaths == ATTEMPTS:
+                    raise UserError(
+                        f"jobs: worker processes died {ATTEMPTS} times in a row, perhaps for want of memory; "
+                        f"try fewer than {jobs}"
+                    ) from None
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+
+
+def _on_ray(call: Callable[[Item], None], items: Sequence[Item], jobs: int, bar: Any) -> None:
+    try:
+        import ray
+    except ImportError:
+        raise UserError("executor: ray is not installed; pip install 'pruning-limits[ray]'") from None
+    if not ray.is_initialized():
+        ray.init(num_cpus=None if "RAY_ADDRESS" in os.environ else jobs, log_to_driver=False)
+    threads = _threads(jobs)
+
+    def work(item: Item) -> None:
+        torch.set_num_threads(threads)
+        call(item)
+
+    remote = ray.remote(num_cpus=1, max_retries=ATTEMPTS)(work)
+    waiting = [remote.remote(item) for item in items]
+    while waiting:
+        done, waiting = ray.wait(waiting)
+        try:
+            ray.get(done)
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from None
+        bar.update(len(done))
+
+
+def _threads(jobs: int) -> int:
+    return max(1, (os.cpu_count() or 1) // jobs)

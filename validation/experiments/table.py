@@ -1,0 +1,110 @@
+"""What a table of the validation is made of: cells, a bench they run on, and a way to write the rows."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+import validation.experiments
+from pruning_limits import PruningLimit, predict_limit
+from validation.data import ImageData
+from validation.storage import run_folder
+from validation.suite import Suite
+from validation.tables import Row
+from validation.training import Network, trained_network
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One unit of work: a network, and what is done to it.
+
+    Attributes:
+        network: The trained network that the cell starts from.
+        part: Further coordinates as plain values, such as a pruner and a sparsity.
+    """
+
+    network: Network
+    part: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What a cell works with.
+
+    Attributes:
+        suite: Settings shared by all cells.
+        data: The network's data set.
+        out: Folder of all runs.
+        folder: Folder of this cell.
+        progress: Show progress bars.
+    """
+
+    suite: Suite
+    data: ImageData
+    out: Path
+    folder: Path
+    progress: bool
+
+    def model(self, network: Network) -> nn.Module:
+        """Return the trained network, trained once for all tables."""
+        return trained_network(network, self.data, self.out, self.progress)
+
+    def limit(self, network: Network) -> PruningLimit:
+        """Return the network's limit with the suite's settings, predicted once for all tables."""
+        settings = {"network": network.settings(), "limit": asdict(self.suite.limit)}
+        folder = run_folder(self.out, "limit", settings)
+        if not (folder / "limit.json").exists():
+            limit = predict_limit(
+                self.model(network),
+                self.data.batches("train", 1000),
+                penalty=network.recipe.penalty,
+                seed=network.seed,
+                progress=None if self.progress else False,
+                checkpoint=folder / "spectra.pt",
+                **asdict(self.suite.limit),
+            )
+            limit.to_json(folder / "limit.json")
+            (folder / "spectra.pt").unlink(missing_ok=True)
+        return PruningLimit.from_json(folder / "limit.json")
+
+
+def one_cell_per_network(suite: Suite) -> list[Cell]:
+    """Return the cells of a table that asks one thing of every network."""
+    return [Cell(network) for network in suite.networks]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the validation.
+
+    Attributes:
+        name: What ``--table`` calls it.
+        settings: The suite's settings that a cell's result depends on, as plain values.
+        run: Computes the row of a cell.
+        write: Writes rows, in the order of the cells, to a folder; the last argument is the command to note.
+        cells: The cells of a suite.
+        limits: Whether cells use the networks' limits, which are then predicted first.
+    """
+
+    name: str
+    settings: Callable[[Suite], dict[str, Any]]
+    run: Callable[[Cell, Bench], Row]
+    write: Callable[[Sequence[Row], Suite, Path, str], None]
+    cells: Callable[[Suite], list[Cell]] = one_cell_per_network
+    limits: bool = True
+
+
+def tables() -> dict[str, Table]:
+    """Every table by name: each module of this package may define one as ``TABLE``."""
+    found = {}
+    for module in pkgutil.iter_modules(validation.experiments.__path__):
+        table = getattr(importlib.import_module(f"validation.experiments.{module.name}"), "TABLE", None)
+        if table is not None:
+            found[table.name] = table
+    return dict(sorted(found.items()))
