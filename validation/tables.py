@@ -6,7 +6,8 @@ import csv
 import io
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,11 @@ import torch
 
 from estimators.files import write_bytes
 from validation.storage import write_json
+from validation.suite import Suite
+from validation.training import Network, Recipe
 
 Row = dict[str, Any]
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c6d31")
 
 
 @dataclass(frozen=True)
@@ -85,3 +89,58 @@ def mean_and_spread(rows: Sequence[Row], key: str) -> tuple[float | None, float 
     if not values:
         return None, None
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+
+def with_means(rows: Sequence[Row], columns: Sequence[Column], keys: Sequence[str] = ("model", "dataset")) -> list[Row]:
+    """Return the rows with a mean row after the seeds of each kind of network.
+
+    Args:
+        rows: Rows with ``seed``; those of one kind follow each other.
+        columns: The numbers of columns with a form are averaged.
+        keys: What makes a kind.
+
+    Returns:
+        All rows; a mean row also holds the standard deviations under ``spread``.
+    """
+    result: list[Row] = []
+    for kind, part in groupby(rows, key=lambda row: [row[key] for key in keys]):
+        seeds = list(part)
+        result += seeds
+        if len(seeds) > 1:
+            numbers = [column.key for column in columns if column.form]
+            mean: Row = dict(zip(keys, kind, strict=True)) | {"seed": f"mean of {len(seeds)}"}
+            mean |= {key: mean_and_spread(seeds, key)[0] for key in numbers}
+            mean["spread"] = {key: mean_and_spread(seeds, key)[1] for key in numbers}
+            mean["model"] = f"**{mean['model']}**"
+            mean |= {column.key: seeds[0][column.key] for column in columns if column.form == ",d"}
+            result.append(mean)
+    return result
+
+
+def network_row(network: Network) -> Row:
+    """Return what every table says of a network."""
+    recipe = network.recipe
+    penalty = f"L1 {recipe.l1:g}" if recipe.l1 else f"L2 {recipe.l2:g}" if recipe.l2 else "none"
+    return {"model": network.model, "dataset": network.dataset, "penalty": penalty, "seed": network.seed}
+
+
+def limit_notes(suite: Suite) -> list[str]:
+    """Return the paragraphs that say how a suite's limits were predicted and its networks trained."""
+    said = [
+        "chosen by the engine" if value is None else str(value)
+        for value in (suite.limit.samples, suite.limit.steps, suite.limit.probes)
+    ]
+    recipes = {f"{n.model} on {n.dataset}": recipe_text(n.recipe) for n in suite.networks}
+    return [
+        "Sparsity is the removed fraction of convolution and linear weights; kept = 1 - sparsity. Epsilon is the "
+        "standard deviation of the mean loss of 128 training samples, the same rule for every row. The objective "
+        "includes the penalty and runs over all training samples without augmentation.",
+        f"Prediction: isotropic limit; samples {said[0]}, Lanczos steps {said[1]}, probes {said[2]}. The numerical "
+        "interval adds the errors from probes, steps and sub-sample.",
+        "Recipes: " + "; ".join(f"{name}: {text}" for name, text in recipes.items()) + ".",
+    ]
+
+
+def recipe_text(recipe: Recipe) -> str:
+    """Return a recipe in one line, settings that are off left out."""
+    return ", ".join(f"{key} {value}" for key, value in asdict(recipe).items() if value not in (0, False, (), []))

@@ -70,11 +70,16 @@ def run_table(
 
 def settings_of(table: Table, suite: Suite, cell: Cell) -> dict[str, Any]:
     """Everything that the row of a cell depends on."""
-    return {"table": table.name, "network": cell.network.settings(), **cell.part, **table.settings(suite)}
+    return {
+        "table": table.rows_of or table.name,
+        "network": cell.network.settings(),
+        **cell.part,
+        **table.settings(suite),
+    }
 
 
 def _folder(table: Table, suite: Suite, out: Path, cell: Cell) -> Path:
-    return run_folder(out, table.name, settings_of(table, suite, cell))
+    return run_folder(out, table.rows_of or table.name, settings_of(table, suite, cell))
 
 
 def _prepare(name: str, suite: Suite, data_dir: Path | None, out: Path, progress: bool, network: Network) -> None:

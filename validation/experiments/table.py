@@ -90,6 +90,7 @@ class Table:
         write: Writes rows, in the order of the cells, to a folder; the last argument is the command to note.
         cells: The cells of a suite.
         limits: Whether cells use the networks' limits, which are then predicted first.
+        rows_of: Name of another table whose cells these are, when they are the same.
     """
 
     name: str
@@ -98,6 +99,7 @@ class Table:
     write: Callable[[Sequence[Row], Suite, Path, str], None]
     cells: Callable[[Suite], list[Cell]] = one_cell_per_network
     limits: bool = True
+    rows_of: str | None = None
 
 
 def tables() -> dict[str, Table]:

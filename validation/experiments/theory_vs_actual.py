@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 from pruning_limits import MagnitudeProfile, PruningLimit
 from pruning_limits.plotting import BLUE, GREEN, GREY, ORANGE, new_figure, save, sparsity_axis
@@ -16,7 +15,7 @@ from validation.experiments.actual import one_shot_accuracies, retrained_limit, 
 from validation.experiments.table import Bench, Cell, Table
 from validation.masks import prunable
 from validation.suite import Suite
-from validation.tables import Column, Row, mean_and_spread, write_table
+from validation.tables import Column, Row, limit_notes, with_means, write_table
 from validation.training import Network, accuracy
 
 NAME = "theory-vs-actual"
@@ -114,22 +113,6 @@ def _row(
     }
 
 
-def summarise(rows: Sequence[Row]) -> list[Row]:
-    """Return the rows with a mean row after the seeds of each network."""
-    result: list[Row] = []
-    for (model, dataset), part in groupby(rows, key=lambda row: (row["model"], row["dataset"])):
-        seeds = list(part)
-        result += seeds
-        if len(seeds) > 1:
-            mean: Row = {"model": f"**{model}**", "dataset": dataset, "seed": f"mean of {len(seeds)}"}
-            keys = [column.key for column in COLUMNS if column.form and column.key != "parameters"]
-            mean |= {key: mean_and_spread(seeds, key)[0] for key in keys}
-            mean["parameters"] = seeds[0]["parameters"]
-            mean["spread"] = {key: mean_and_spread(seeds, key)[1] for key in keys}
-            result.append(mean)
-    return result
-
-
 def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None:
     """Write the table as JSON, CSV and Markdown and draw its figure.
 
@@ -139,35 +122,19 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
         folder: Where to.
         command: The command that made the table.
     """
-    recipes = {f"{n.model} on {n.dataset}": n.settings()["recipe"] for n in suite.networks}
     retrain = suite.retrain
     notes = [
         f"Made by `{command}`.",
-        "Sparsity is the removed fraction of convolution and linear weights; kept = 1 - sparsity. Epsilon is the "
-        "standard deviation of the mean loss of 128 training samples, the same rule for every row. The objective "
-        "includes the penalty and runs over all training samples without augmentation.",
-        f"Prediction: isotropic limit, |eigenvalue|, {_said(suite.limit.samples, 'samples')}, "
-        f"{_said(suite.limit.steps, 'Lanczos steps')}, {_said(suite.limit.probes, 'probes')}; the interval adds the "
-        "errors from probes, steps and sub-sample.",
+        *limit_notes(suite),
         "Actual: (a) largest sparsity at which one-shot global magnitude pruning keeps F <= F* + epsilon; (b) last "
         "sparsity of the sustained region with test accuracy at least the dense one, or 0.5 points below it, on a grid "
         "of 48 kept fractions from 1 to 0.004 (neighbours differ by 12 %); (c) sparsity at which "
         f"{retrain.epochs} epochs of re-training the kept weights (SGD, cosine from {retrain.lr_factor} times the "
         f"training rate, same penalty) reach F* + epsilon, interpolated between {retrain.evaluations} trials.",
-        "Recipes: " + "; ".join(f"{name}: {_recipe(recipe)}" for name, recipe in recipes.items()) + ".",
     ]
-    table = summarise(rows)
-    write_table(folder, NAME, f"Predicted and actual pruning limits, suite {suite.name}", notes, COLUMNS, table)
+    title = f"Predicted and actual pruning limits, suite {suite.name}"
+    write_table(folder, NAME, title, notes, COLUMNS, with_means(rows, COLUMNS))
     _figure(rows, folder / f"{NAME}.png")
-
-
-def _said(value: int | None, what: str) -> str:
-    return f"{what} chosen by the engine" if value is None else f"{value} {what}"
-
-
-def _recipe(recipe: dict[str, Any]) -> str:
-    shown = ("epochs", "lr", "momentum", "l1", "l2", "batch_size", "schedule", "warmup", "augment")
-    return ", ".join(f"{key} {recipe[key]}" for key in shown if recipe[key])
 
 
 def _figure(rows: Sequence[Row], path: Path) -> None:
