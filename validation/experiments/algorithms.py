@@ -94,7 +94,7 @@ def averaged(rows: Sequence[Row], tolerance: float) -> list[Row]:
     """
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
-        groups.setdefault(kind(row) + (row["pruner"], row["sparsity"]), []).append(row)
+        groups.setdefault((*kind(row), row["pruner"], row["sparsity"]), []).append(row)
     result = []
     for own in groups.values():
         first = own[0]

@@ -30,8 +30,8 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
     """Write the table and draw reached against predicted sparsity."""
     tolerance = suite.compare.tolerance
     table = []
-    for key in dict.fromkeys((*kind(row), row["seed"], row["pruner"]) for row in rows if row["pruner"] != "dense"):
-        own = [row for row in rows if (*kind(row), row["seed"], row["pruner"]) == key and row["refused"] is None]
+    for run_of in dict.fromkeys((*kind(row), row["seed"], row["pruner"]) for row in rows if row["pruner"] != "dense"):
+        own = [row for row in rows if (*kind(row), row["seed"], row["pruner"]) == run_of and row["refused"] is None]
         if own:
             end = reached(own, tolerance)
             table.append(
