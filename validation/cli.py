@@ -227,7 +227,7 @@ def check(sparsity: float, limit_path: Path | None, as_json: bool, **options: An
 @click.option("--table", "names", multiple=True, type=click.Choice(list(tables())), help="Default: every table.")
 @click.option("--data-dir", type=click.Path(path_type=Path), help=f"Where data lie (or {DATA_DIR_VARIABLE}).")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("runs"), show_default=True)
-@click.option("--only", default="", help="Only networks whose model-dataset-seed contains this text.")
+@click.option("--only", default="", help="Only networks whose model-dataset-seed matches this pattern.")
 @click.option("--resume/--fresh", default=True, show_default=True, help="Keep finished cells, or compute all anew.")
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Cells computed at the same time.")
 @click.option("--executor", type=click.Choice(EXECUTORS), default="process", show_default=True, help="Where jobs run.")

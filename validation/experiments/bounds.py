@@ -59,7 +59,7 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
     ]
     table = with_means(rows, COLUMNS)
     write_table(folder, NAME, f"Bounds on the pruning limit, suite {suite.name}", notes, COLUMNS, table)
-    figure, axes = new_figure(1, size=(8.0, 1.2 + 0.32 * len(rows)))
+    figure, axes = new_figure(1, size=(8.0, 1.5 + 0.32 * len(rows)))
     for height, row in enumerate(reversed(rows)):
         axes.plot([1 - row["lower"], max(1 - row["upper"], 1e-4)], [height, height], color=GREY, linewidth=1)
         axes.plot([max(1 - row["high"], 1e-4), 1 - row["low"]], [height, height], color=ORANGE, linewidth=5, alpha=0.3)
@@ -75,7 +75,7 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
     axes.tick_params(axis="x", labelrotation=45, labelsize=8)
     axes.set_xlabel("sparsity (removed fraction)")
     axes.grid(alpha=0.25)
-    axes.legend(fontsize=7, loc="lower left")
+    figure.legend(fontsize=7, loc="outside lower center", ncols=4)
     save(figure, folder / f"{NAME}.png")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -35,7 +36,7 @@ def run_table(
         suite: Networks and settings.
         data_dir: Where data lie.
         out: Folder of all runs; the table goes to ``out/<suite>``.
-        only: Keep networks whose ``model-dataset-seed`` contains this text.
+        only: Keep networks in whose ``model-dataset-seed`` this regular expression is found.
         resume: Keep finished cells.
         jobs: Number of cells computed at the same time.
         executor: ``"process"`` or ``"ray"``; one job runs in this process.
@@ -47,9 +48,12 @@ def run_table(
     Raises:
         UserError: No network is left, or the output folder cannot be written.
     """
-    chosen = tuple(n for n in suite.networks if only in f"{n.model}-{n.dataset}-{n.seed}")
+    try:
+        chosen = tuple(n for n in suite.networks if re.search(only, f"{n.model}-{n.dataset}-{n.seed}"))
+    except re.error as error:
+        raise UserError(f"only: {only!r} is not a regular expression: {error}") from None
     if not chosen:
-        raise UserError(f"only: no network of suite {suite.name} contains {only!r} in its model-dataset-seed")
+        raise UserError(f"only: no network of suite {suite.name} matches {only!r} in its model-dataset-seed")
     suite = replace(suite, networks=chosen)
     table = tables()[name]
     cells = table.cells(suite)

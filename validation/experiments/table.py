@@ -30,7 +30,7 @@ class Cell:
     """
 
     network: Network
-    part: dict[str, Any] = field(default_factory=dict)
+    part: dict[str, Any] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from pruning_limits.plotting import new_figure, save, sparsity_axis
@@ -25,6 +25,24 @@ COLUMNS = (
 )
 
 
+def cells(suite: Suite) -> list[Cell]:
+    """Return three cells per network: trained with L1, with L2 and without a penalty."""
+    result = []
+    for network in suite.networks:
+        own = network.recipe
+        l1, l2 = own.l1 or suite.penalties.l1, own.l2 or suite.penalties.l2
+        for recipe in (replace(own, l1=l1, l2=0.0), replace(own, l1=0.0, l2=l2), replace(own, l1=0.0, l2=0.0)):
+            result.append(Cell(replace(network, recipe=recipe)))
+    return sorted(dict.fromkeys(result), key=lambda cell: _place(cell, suite))
+
+
+def _place(cell: Cell, suite: Suite) -> tuple[int, float, float]:
+    """Order by kind of network, then penalty; the sort is stable, so seeds stay in order."""
+    kinds = [(network.model, network.dataset) for network in suite.networks]
+    recipe = cell.network.recipe
+    return kinds.index((cell.network.model, cell.network.dataset)), -recipe.l1, -recipe.l2
+
+
 def run(cell: Cell, bench: Bench) -> Row:
     """Ask one network's limit what scaled weights and scaled curvature would do."""
     limit = bench.limit(cell.network)
@@ -42,6 +60,8 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
     notes = [
         f"Made by `{command}`.",
         *limit_notes(suite),
+        f"Every network is trained three times with the same recipe: with L1, with L2 (coefficient "
+        f"{suite.penalties.l2:g}) and without a penalty.",
         "Weights x a: R becomes a R while the curvature stays; curvature x a: the spectrum is multiplied while the "
         "weights stay. Both are answered by the stored spectrum, because only epsilon / (a R^2 x curvature) matters.",
         f"The limit falls strictly with every step of either factor: {'yes' if falling else 'no'}.",
@@ -62,7 +82,6 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
         axes.grid(alpha=0.25)
     least = 0.7 * min(1 - row["weights_1"] for row in rows)
     sparsity_axis(panels[0].yaxis, least)
-    panels[0].invert_yaxis()
     panels[0].set_ylabel("predicted limit (sparsity)")
     handles, labels = panels[0].get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
@@ -71,4 +90,4 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
 
 
 WHAT = ("weights", "curvature")
-TABLE = Table(NAME, lambda suite: {"limit": asdict(suite.limit)}, run, write)
+TABLE = Table(NAME, lambda suite: {"limit": asdict(suite.limit)}, run, write, cells)
