@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import pickle
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +15,31 @@ import torch
 from estimators.errors import UserError
 
 
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """Give the name of a part file that takes the place of ``path`` once it is written."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield part
+        part.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; choose another place") from None
+    finally:
+        with suppress(OSError):
+            part.unlink()
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file so that a reader sees the old content or the new, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_bytes(content)
-    part.replace(path)
+    with _whole(path) as part:
+        part.write_bytes(content)
 
 
 def save_tensors(path: Path, state: dict[str, Any]) -> None:
     """Save a nested dictionary of tensors and plain numbers atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    torch.save(state, part)
-    part.replace(path)
+    with _whole(path) as part, part.open("wb") as file:
+        torch.save(state, file)
 
 
 def load_tensors(path: Path) -> dict[str, Any]:
@@ -47,7 +61,9 @@ def load_tensors(path: Path) -> dict[str, Any]:
             from safetensors.torch import load_file
 
             return dict(load_file(path))
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickles that torch did not write; they are refused below
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise UserError(
             f"checkpoint: {path} is not a file of plain weights and was not loaded; "

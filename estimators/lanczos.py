@@ -121,8 +121,9 @@ class Lanczos:
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue from what ``state`` returned."""
         self.steps = state["steps"]
-        self._current, self._previous = list(state["current"]), list(state["previous"])
-        self._basis = [list(one) for one in state["basis"]]
+        device = self.operator.device  # a state read from a file lies on the CPU
+        self._current, self._previous = ([one.to(device) for one in state[key]] for key in ("current", "previous"))
+        self._basis = [[vector.to(device) for vector in one] for one in state["basis"]]
         self._alpha = [list(one) for one in state["alpha"]]
         self._beta = [list(one) for one in state["beta"]]
         self._exhausted = list(state["exhausted"])
