@@ -1,0 +1,71 @@
+"""Cones given as cvxpy constraints."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from estimators import UserError
+from pruning_limits.cones.arguments import Floats, checked_dimension, checked_points
+
+
+class CvxpyCone:
+    """A cone given as cvxpy constraints, projected onto by a solver.
+
+    Args:
+        dimension: D, at least 1.
+        constraints: From a cvxpy variable of shape ``(D,)`` to a list of convex constraints that describe a cone.
+
+    Raises:
+        UserError: The constraints are not convex, or do not describe a cone.
+
+    Example:
+        >>> cone = CvxpyCone(3, lambda x: [x >= 0])
+        >>> np.abs(cone.project([1.0, -2.0, 3.0])).round(3)
+        array([1., 0., 3.])
+    """
+
+    def __init__(self, dimension: int, constraints: Callable[[Any], Sequence[Any]]) -> None:
+        cvxpy: Any = import_module("cvxpy")
+        self.dimension = checked_dimension(dimension, 1)
+        self._variable, self._target = cvxpy.Variable(dimension), cvxpy.Parameter(dimension)
+        distance = cvxpy.Minimize(cvxpy.norm2(self._variable - self._target))
+        self._problem: Any = cvxpy.Problem(distance, list(constraints(self._variable)))
+        if not self._problem.is_dcp():
+            raise UserError("constraints: expected convex constraints, got a problem that breaks cvxpy's DCP rules")
+        probe = np.random.default_rng(0).standard_normal(dimension)
+        if not np.allclose(self.project(3 * probe), 3 * self.project(probe), atol=1e-3):
+            raise UserError("constraints: expected a cone, got a set whose projection does not scale with the point")
+
+    def project(self, x: ArrayLike) -> Floats:
+        """Find the nearest points of the cone, to about 1e-4 of their norm.
+
+        Args:
+            x: Points ``[*N, D]``.
+
+        Returns:
+            Projections ``[*N, D]``.
+
+        Raises:
+            UserError: The solver did not finish; the message names its status.
+        """
+        points = checked_points(x, self.dimension)
+        return np.array([self._solve(point) for point in points.reshape(-1, self.dimension)]).reshape(points.shape)
+
+    def _solve(self, point: Floats) -> Floats:
+        cvxpy: Any = import_module("cvxpy")
+        self._target.value = point
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # an inaccurate solution is refused below
+                self._problem.solve(solver=cvxpy.CLARABEL)
+        except cvxpy.SolverError as error:
+            raise UserError(f"constraints: the solver failed: {str(error).splitlines()[0]}") from error
+        if self._problem.status != cvxpy.OPTIMAL:
+            raise UserError(f"constraints: expected the solver to finish, got status '{self._problem.status}'")
+        return np.asarray(self._variable.value, dtype=np.float64)
