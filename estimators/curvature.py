@@ -93,6 +93,10 @@ class _Curvature(ABC):
             )
         return total
 
+    def forget(self) -> None:
+        """Drop the kept graphs; the next product builds them again."""
+        self._kept = None
+
     def __matmul__(self, other: Tensor) -> Tensor:
         """Multiply with a vector ``[D]`` or with columns ``[D, K]``."""
         return self.matvec(other) if other.dim() == 1 else self.matmat(other)

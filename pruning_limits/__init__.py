@@ -2,7 +2,8 @@
 
 from estimators import L1, L2, UserError
 from pruning_limits.magnitude import MagnitudeProfile
+from pruning_limits.parts import Verdict
 from pruning_limits.predict import predict_limit
-from pruning_limits.result import PruningLimit, Verdict
+from pruning_limits.result import PruningLimit
 
 __all__ = ["L1", "L2", "MagnitudeProfile", "PruningLimit", "UserError", "Verdict", "predict_limit"]

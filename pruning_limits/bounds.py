@@ -82,6 +82,7 @@ def isotropic_limit(
     Source: Zhang, Zhang, Sun and Liu, How sparse can we prune a deep network, NeurIPS 2024.
 
     Example:
+        >>> import torch
         >>> profile = MagnitudeProfile({"w": torch.ones(100)})
         >>> measure = SpectralMeasure.from_eigenvalues(np.ones(100))
         >>> round(isotropic_limit(measure, profile.curve(), epsilon=50.0).sparsity, 4)

@@ -9,13 +9,14 @@ from typing import Any
 import click
 
 from estimators import UserError
-from pruning_limits.result import PruningLimit, Verdict
+from pruning_limits.parts import Verdict
+from pruning_limits.result import PruningLimit
 
 EXIT_CODES = {"achievable": 0, "open": 3, "infeasible": 4}
 
 
 class Commands(click.Group):
-    """A group whose commands report a user's mistake in one line instead of a traceback."""
+    """A group whose commands report a failure in one line instead of a traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the chosen command."""
@@ -23,6 +24,11 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except UserError as error:
             raise click.ClickException(str(error)) from None
+        except (click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise
+        except (RuntimeError, OSError, MemoryError) as error:  # out of memory, a full disk, an unfit model
+            reason = (str(error).strip() or "no reason given").splitlines()[0]
+            raise click.ClickException(f"{type(error).__name__}: {reason}") from None
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -14,15 +14,16 @@ from estimators import SpectralMeasure, UserError
 from pruning_limits.bounds import Negative, removable_fraction
 
 if TYPE_CHECKING:
-    from pruning_limits.result import Estimate, PruningLimit
+    from pruning_limits.parts import Estimate
+    from pruning_limits.result import PruningLimit
 
 BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#666666"
 
 
 def save(figure: Figure, path: str | Path) -> None:
     """Write a figure to a file whose suffix names the format."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
     try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=150)
     except (ValueError, OSError) as error:
         raise UserError(f"plot: cannot write {path}: {str(error).splitlines()[0]}") from None
@@ -42,9 +43,9 @@ def sparsity_axis(axis: Any, least_kept: float) -> None:
     axis.axes.set_xscale("log") if axis.axis_name == "x" else axis.axes.set_yscale("log")
     limits = (1.0, max(least_kept, 1e-9))
     axis.axes.set_xlim(*limits) if axis.axis_name == "x" else axis.axes.set_ylim(*limits)
-    ticks = [1.0, 0.5, *(m * 10.0**-e for e in range(1, 9) for m in (1.0, 0.5))]
+    ticks = [m * 10.0**-e for e in range(9) for m in (1.0, 0.5, 0.2)]
     crowded = least_kept < 1e-3
-    ticks = [tick for tick in ticks if tick >= limits[1] and not (crowded and f"{tick:e}"[0] == "5")]
+    ticks = [tick for tick in ticks if tick >= limits[1] and not (crowded and f"{tick:e}"[0] in "52")]
     axis.set_major_locator(FixedLocator(ticks))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda kept, _: f"{100 * (1 - kept):.6g} %"))
@@ -92,7 +93,7 @@ def limit_figure(limit: PruningLimit) -> Figure:
     bottom.axhline(limit.epsilon, color=GREY, linestyle=":", label=f"allowed rise {limit.epsilon:.3g}")
     bottom.set(xlabel="sparsity (removed fraction)", ylabel="rise of the training objective", yscale="log")
     sparsity_axis(bottom.xaxis, least)
-    for axes, lines in ((top, top.get_lines()[-4:]), (bottom, bottom.get_lines())):
+    for axes, lines in ((top, top.get_lines()[:3]), (bottom, bottom.get_lines())):
         axes.legend(handles=[line for line in lines if not line.get_label().startswith("_")], fontsize=8)
     return figure
 

@@ -2,52 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import random
 import resource
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from estimators import (
-    GGN,
-    Hessian,
-    Lanczos,
-    Objective,
-    Penalty,
-    SpectralMeasure,
-    UserError,
-    averaged_gauss,
-    bracket,
-    dense_measure,
-    gauss,
-    gauss_radau,
-    measure_of,
-    sphere_probes,
-)
-from estimators.files import load_tensors, save_tensors
+from estimators import L1, Objective, Penalty, UserError
 from estimators.objective import LossFunction
 from estimators.trace import block_traces
 from pruning_limits.bounds import Measured, Negative, isotropic_limit, measured_limit, quadratic_limit
-from pruning_limits.magnitude import MagnitudeCurve, MagnitudeProfile
-from pruning_limits.result import Cost, Estimate, Layer, PruningLimit, Sharpness, upper_bound
+from pruning_limits.directions import slopes
+from pruning_limits.magnitude import MagnitudeProfile
+from pruning_limits.parts import Cost, Estimate, Layer, Sharpness
+from pruning_limits.result import PruningLimit, upper_bound
+from pruning_limits.spectra import Progress, Spectra
 
 EPSILON_BATCH = 128
-LEAST_STEPS, MOST_STEPS, STEPS_AT_ONCE = 24, 96, 4
-LEAST_SAMPLES, MOST_SAMPLES = 1024, 16384
-BASIS_MEMORY = 4 << 30
-DENSE = 512
-Progress = bool | Callable[[str, int, int], None] | None
 
 
 def predict_limit(
@@ -130,7 +108,7 @@ def predict_limit(
         allowed = batch_deviation(losses, sizes) if epsilon == "batch-std" else _positive(epsilon)
         settings = {
             "penalty": None if penalty is None else repr(penalty),
-            "epsilon": epsilon,
+            "epsilon": "batch-std" if epsilon == "batch-std" else allowed,
             "curvature": curvature,
             "negative": negative,
             "parameters": list(objective.names),
@@ -140,34 +118,41 @@ def predict_limit(
             "steps": steps,
             "seed": seed,
         }
-        spectra = _Spectra(objective, profile.curve(), allowed, settings, progress, checkpoint, losses)
+        spectra = Spectra(objective, profile.curve(), allowed, settings, progress, checkpoint, losses)
         hessian = spectra.estimate(curvature)
         ggn = hessian if curvature == "ggn" else spectra.estimate("ggn")
         root = isotropic_limit(hessian.measure, spectra.curve, allowed, negative)
         retrained = isotropic_limit(ggn.measure, spectra.curve, allowed, "clip")
+        gradient = objective.gradient()
+        directions = spectra.directions(ggn, profile, None if isinstance(penalty, L1) else gradient)
+        directional = directions.limit(ggn.measure, spectra.curve, allowed).sparsity
         if measure:
             measured = measured_limit(objective, profile, allowed, root.sparsity, dense)
             lower, achieved = measured.sparsity, measured.sparsity
         else:
-            part = spectra.subset(hessian.samples)
-            lower = quadratic_limit(
-                spectra.operator(curvature, hessian.samples), part.gradient(), profile, allowed, root.sparsity
-            )
+            operator = spectra.operator(curvature, hessian.samples)
+            lower = quadratic_limit(operator, gradient, profile, allowed, root.sparsity)
             measured, achieved = Measured(lower, ()), None
+        notes = _notes(spectra, hessian, curvature, profile, gradient, root.sparsity)
+        if lower > (bound := upper_bound(directional, 0.0, profile.dimension)):
+            how = "measured" if measure else "by the quadratic model"
+            notes += (f"one-shot pruning reaches {lower:.2%} ({how}), beyond the upper bound {bound:.2%} of the model",)
         table = _layers(spectra, curvature, hessian.samples, profile, root.sparsity)
     half = hessian.half_width(root.standard_error)
     masses = np.abs(hessian.measure.nodes) * hessian.measure.weights
     return PruningLimit(
         sparsity=root.sparsity,
         lower=lower,
-        upper=upper_bound(retrained.sparsity, lower, profile.dimension),
+        upper=upper_bound(directional, lower, profile.dimension),
         retrained=retrained.sparsity,
+        directional=directional,
         interval=(max(0.0, root.sparsity - half), min(1.0, root.sparsity + half)),
         achieved=achieved,
         epsilon=allowed,
         objective=dense,
         parameters=profile.dimension,
         status=_status(hessian, root.standard_error, tolerance, len(losses)),
+        notes=notes,
         sharpness=Sharpness(
             trace=sum(layer.trace for layer in table),
             top_eigenvalue=hessian.measure.largest,
@@ -177,7 +162,7 @@ def predict_limit(
         cost=Cost(
             products=spectra.products(),
             samples=spectra.samples_seen(),
-            forward_samples=objective.samples * (2 + len(measured.points)),
+            forward_samples=objective.samples * (3 + sum(sparsity > 0 for sparsity, _ in measured.points)),
             seconds=time.perf_counter() - started,
             peak_memory=_peak_memory(objective.device),
         ),
@@ -185,6 +170,7 @@ def predict_limit(
         hessian=hessian,
         ggn=ggn,
         curve=spectra.curve,
+        directions=directions,
         rises=measured.points,
         layer_table=tuple(table),
         profile=profile,
@@ -216,144 +202,6 @@ def batch_deviation(losses: Tensor, sizes: Tensor, batch: int = EPSILON_BATCH) -
     return deviation
 
 
-@dataclass(frozen=True)
-class _Reading:
-    steps: int
-    sparsity: float
-    half_width: float
-
-
-class _Spectra:
-    """Spectral estimates of one prediction, their sub-samples and operators shared."""
-
-    def __init__(
-        self,
-        objective: Objective,
-        curve: MagnitudeCurve,
-        epsilon: float,
-        settings: dict[str, Any],
-        progress: Progress,
-        checkpoint: str | Path | None,
-        losses: Tensor,
-    ) -> None:
-        self.objective, self.curve, self.epsilon = objective, curve, epsilon
-        self.settings, self.progress = settings, progress
-        self._subsets: dict[int, Objective] = {}
-        self._operators: dict[tuple[str, int], Hessian | GGN] = {}
-        self._store = _Store(checkpoint, _fingerprint(objective, losses, settings))
-
-    def products(self) -> int:
-        return sum(operator.products for operator in self._operators.values())
-
-    def samples_seen(self) -> int:
-        return sum(samples * operator.products for (_, samples), operator in self._operators.items())
-
-    def subset(self, samples: int) -> Objective:
-        count = min(samples, self.objective.samples)
-        if count not in self._subsets:
-            self._subsets[count] = self.objective.subset(count, self.settings["seed"])
-        return self._subsets[count]
-
-    def operator(self, kind: str, samples: int) -> Hessian | GGN:
-        part = self.subset(samples)
-        key = kind, part.samples
-        if key not in self._operators:
-            self._operators[key] = (Hessian if kind == "hessian" else GGN)(part)
-        return self._operators[key]
-
-    def estimate(self, kind: str) -> Estimate:
-        """Estimate one spectrum; its sample error compares the sub-sample with half of it."""
-        total, wanted = self.objective.samples, self.settings["samples"]
-        if wanted is not None:
-            count = min(wanted, total)
-            before = None if count == total or count < 2 else self._run(kind, count // 2)
-            return self._compared(self._run(kind, count), before)
-        count = min(LEAST_SAMPLES, total)
-        before = None
-        while True:
-            current = self._compared(self._run(kind, count), before)
-            settled = before is not None and current.sample_error <= self.settings["tolerance"] / 2
-            if count == total or settled or count >= MOST_SAMPLES:
-                return current
-            before, count = current, min(2 * count, total)
-
-    def _compared(self, current: Estimate, before: Estimate | None) -> Estimate:
-        if before is None or current.samples == self.objective.samples:
-            return current
-        change = abs(self._root(current.measure) - self._root(before.measure))
-        return Estimate(current.measure, current.samples, current.steps, current.step_error, change)
-
-    def _root(self, measure: SpectralMeasure) -> float:
-        return isotropic_limit(measure, self.curve, self.epsilon, self.settings["negative"]).sparsity
-
-    def _run(self, kind: str, samples: int) -> Estimate:
-        operator = self.operator(kind, samples)
-        dimension = operator.shape[0]
-        if dimension <= max(DENSE, self.settings["steps"] or 0):
-            return Estimate(dense_measure(operator), operator.objective.samples, dimension, 0.0, 0.0)
-        most = self.settings["steps"] or MOST_STEPS
-        probes = self.settings["probes"] or min(8, max(1, 200_000 // dimension))
-        size = dimension * most * probes * torch.finfo(operator.dtype).bits // 8
-        run = Lanczos(
-            operator,
-            sphere_probes(operator, probes, self.settings["seed"]),
-            "full" if size <= BASIS_MEMORY else "none",
-        )
-        key = f"{kind}-{samples}"
-        self._store.restore(key, run)
-        readings: list[_Reading] = []
-        with _bar(self.progress, f"{kind} spectrum, {samples} samples", most) as tell:
-            tell(run.steps)
-            while True:
-                before = run.steps
-                run.advance(min(STEPS_AT_ONCE, most - run.steps))
-                if run.steps > before:
-                    self._store.save(key, run)
-                readings.append(self._read(kind, run))
-                tell(run.steps)
-                exhausted = run.steps == before or run.steps == most
-                if exhausted or (self.settings["steps"] is None and self._settled(kind, readings)):
-                    break
-        return Estimate(
-            self._measure(kind, run), operator.objective.samples, run.steps, _step_error(kind, readings), 0.0
-        )
-
-    def _measure(self, kind: str, run: Lanczos) -> SpectralMeasure:
-        """Averaged Gauss rule for the indefinite Hessian, middle of Gauss and Gauss-Radau for the GGN."""
-        rule = averaged_gauss if kind == "hessian" else partial(bracket, floor=self._floor)
-        return measure_of(run.tridiagonals(), self.objective.dimension, rule)
-
-    @property
-    def _floor(self) -> float:
-        """Lower bound of the GGN's eigenvalues."""
-        return self.objective.penalty.curvature if self.objective.penalty else 0.0
-
-    def _read(self, kind: str, run: Lanczos) -> _Reading:
-        matrices, dimension = run.tridiagonals(), self.objective.dimension
-        sparsity = self._root(self._measure(kind, run))
-        if all(matrix.exhausted for matrix in matrices):
-            return _Reading(run.steps, sparsity, 0.0)
-        if kind == "hessian":
-            return _Reading(run.steps, sparsity, math.inf)
-        below, above = (
-            self._root(measure_of(matrices, dimension, rule))
-            for rule in (gauss, partial(gauss_radau, node=self._floor))
-        )
-        return _Reading(run.steps, sparsity, max(above - sparsity, sparsity - below, 0.0))
-
-    def _settled(self, kind: str, readings: list[_Reading]) -> bool:
-        return readings[-1].steps >= LEAST_STEPS and _step_error(kind, readings) <= self.settings["tolerance"] / 4
-
-
-def _step_error(kind: str, readings: list[_Reading]) -> float:
-    """Certificate of the GGN (Gauss against Radau); for the Hessian the largest change since a third of the steps."""
-    last = readings[-1]
-    if kind == "ggn" or last.half_width == 0:
-        return last.half_width
-    recent = [abs(one.sparsity - last.sparsity) for one in readings[:-1] if 3 * one.steps >= last.steps]
-    return max(recent, default=1.0)
-
-
 def _status(estimate: Estimate, standard_error: float, tolerance: float, total: int) -> str:
     half = estimate.half_width(standard_error)
     if half <= tolerance:
@@ -367,7 +215,26 @@ def _status(estimate: Estimate, standard_error: float, tolerance: float, total: 
     return f"unresolved: half-width {half:.4f} exceeds tolerance {tolerance}; {cause}"
 
 
-def _layers(spectra: _Spectra, kind: str, samples: int, profile: MagnitudeProfile, sparsity: float) -> list[Layer]:
+def _notes(
+    spectra: Spectra, hessian: Estimate, kind: str, profile: MagnitudeProfile, gradient: Tensor, sparsity: float
+) -> tuple[str, ...]:
+    """Say where the quadratic model along the removed weights at the limit is not that of a minimum."""
+    (slope,) = slopes(spectra.operator(kind, hessian.samples), profile, [sparsity], gradient)
+    curved, notes = slope.rise - slope.linear, []
+    if curved < 0:
+        notes.append(
+            f"the curvature along the removed weights is negative ({curved:.2g} at {sparsity:.2%}); "
+            "the quadratic model does not bound one-shot pruning here"
+        )
+    if abs(slope.linear) > spectra.epsilon:
+        notes.append(
+            f"the weights are not stationary: the linear term at {sparsity:.2%} is {slope.linear:+.2g}, "
+            f"epsilon is {spectra.epsilon:.2g}; train longer or state the penalty that it was trained with"
+        )
+    return tuple(notes)
+
+
+def _layers(spectra: Spectra, kind: str, samples: int, profile: MagnitudeProfile, sparsity: float) -> list[Layer]:
     sizes = [weight.numel() for weight in profile.weights.values()]
     traces, errors = block_traces(spectra.operator(kind, samples), sizes, seed=spectra.settings["seed"])
     rows = zip(profile.masks(sparsity).items(), profile.weights.values(), sizes, traces, errors, strict=True)
@@ -384,38 +251,6 @@ def _layers(spectra: _Spectra, kind: str, samples: int, profile: MagnitudeProfil
     ]
 
 
-class _Store:
-    """States of several recurrences in one file that belongs to one prediction."""
-
-    def __init__(self, path: str | Path | None, fingerprint: str) -> None:
-        self.path = None if path is None else Path(path)
-        self.fingerprint = fingerprint
-        self.states: dict[str, Any] = {}
-        if self.path is not None and self.path.exists():
-            stored = load_tensors(self.path)
-            if stored.get("fingerprint") != fingerprint:
-                raise UserError(
-                    f"checkpoint: {self.path} belongs to another model, data or setting; delete it or name another file"
-                )
-            self.states = stored["states"]
-
-    def restore(self, key: str, run: Lanczos) -> None:
-        if key in self.states:
-            run.load_state(self.states[key])
-
-    def save(self, key: str, run: Lanczos) -> None:
-        if self.path is not None:
-            self.states[key] = run.state()
-            save_tensors(self.path, {"fingerprint": self.fingerprint, "states": self.states})
-
-
-def _fingerprint(objective: Objective, losses: Tensor, settings: dict[str, Any]) -> str:
-    digest = hashlib.sha256(repr(sorted(settings.items(), key=lambda item: item[0])).encode())
-    for tensor in (*objective.chosen.values(), *objective.fixed.values(), losses):
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
 def _check_repeatable(objective: Objective, losses: Tensor) -> None:
     again = objective.sample_losses()[0]
     same = len(again) == len(losses)
@@ -427,9 +262,13 @@ def _check_repeatable(objective: Objective, losses: Tensor) -> None:
 
 
 def _positive(epsilon: Any) -> float:
-    if isinstance(epsilon, str) or not 0 < float(epsilon) < math.inf:
+    try:
+        value = math.nan if isinstance(epsilon, str) else float(epsilon)
+    except (TypeError, ValueError):
+        value = math.nan
+    if not 0 < value < math.inf:
         raise UserError(f"epsilon: expected 'batch-std' or a positive number, got {epsilon!r}")
-    return float(epsilon)
+    return value
 
 
 def _check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
@@ -453,13 +292,3 @@ def _untouched_randomness() -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(numpy)  # noqa: NPY002
-
-
-@contextmanager
-def _bar(progress: Progress, stage: str, total: int) -> Iterator[Callable[[int], None]]:
-    if callable(progress):
-        yield lambda done: progress(stage, done, total)
-        return
-    disable = {None: None, True: False, False: True}[progress]
-    with tqdm(total=total, desc=stage, unit="step", leave=False, disable=disable) as bar:
-        yield lambda done: bar.update(done - bar.n) and None

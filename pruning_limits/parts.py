@@ -1,0 +1,104 @@
+"""What a prediction is made of: verdict, layers, sharpness, cost, spectral estimates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from estimators import SpectralMeasure
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Answer to the question whether a sparsity can be reached.
+
+    Attributes:
+        status: ``"achievable"`` at or below the lower bound, ``"infeasible"`` above the upper bound and its numerical
+            error, ``"open"`` in between.
+        reason: One sentence with the numbers.
+        margin: Distance in sparsity to the nearest bound that would change the status.
+    """
+
+    status: Literal["achievable", "open", "infeasible"]
+    reason: str
+    margin: float
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One row of the per-layer table.
+
+    Attributes:
+        name: Parameter name.
+        weights: Number of weights.
+        sparsity: Share of them removed by global magnitude pruning at the limit.
+        norm: Euclidean norm of the weights.
+        trace: Trace of the layer's block of the curvature.
+        trace_error: Standard error of the trace.
+    """
+
+    name: str
+    weights: int
+    sparsity: float
+    norm: float
+    trace: float
+    trace_error: float
+
+
+@dataclass(frozen=True)
+class Sharpness:
+    """Summary of the curvature's spectrum.
+
+    Attributes:
+        trace: Trace of the curvature.
+        top_eigenvalue: Largest Ritz value, a lower bound of the largest eigenvalue.
+        effective_dimension: :math:`D (1 - s)` at the limit, the number of directions that hold the objective.
+        negative_share: Share of the spectrum's absolute mass that lies below zero.
+    """
+
+    trace: float
+    top_eigenvalue: float
+    effective_dimension: float
+    negative_share: float
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a prediction took.
+
+    Attributes:
+        products: Curvature-vector products.
+        samples: Samples seen by them, counted once per product.
+        forward_samples: Samples seen by plain forward passes.
+        seconds: Wall time.
+        peak_memory: Largest memory of the process in bytes, the caller's share included.
+    """
+
+    products: int
+    samples: int
+    forward_samples: int
+    seconds: float
+    peak_memory: int
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One spectrum and the error of the limit read off it.
+
+    Attributes:
+        measure: Spectral measure of the curvature.
+        samples: Data samples behind it.
+        steps: Lanczos steps.
+        step_error: Half-width from the number of steps, in sparsity.
+        sample_error: Half-width from the data sub-sample, in sparsity; zero for all data.
+    """
+
+    measure: SpectralMeasure
+    samples: int
+    steps: int
+    step_error: float
+    sample_error: float
+
+    def half_width(self, standard_error: float) -> float:
+        """Sum of two standard errors over probes, the step error and the sample error."""
+        return 2 * standard_error + self.step_error + self.sample_error

@@ -1,0 +1,106 @@
+"""Plain values for the JSON form of a limit, and back."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from estimators import SpectralMeasure
+from pruning_limits.directions import Directions
+from pruning_limits.magnitude import MagnitudeCurve
+from pruning_limits.parts import Cost, Estimate, Layer, Sharpness
+
+Row = TypeVar("Row", Sharpness, Cost, Layer)
+
+
+def to_plain(value: Any) -> Any:
+    """Turn dataclasses, measures and arrays into what JSON can hold."""
+    if isinstance(value, SpectralMeasure):
+        rules = [{"nodes": nodes.tolist(), "weights": weights.tolist()} for nodes, weights in value.rules]
+        return {"dimension": value.dimension, "exact": value.exact, "rules": rules}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {one.name: to_plain(getattr(value, one.name)) for one in dataclasses.fields(value)}
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    if isinstance(value, dict):
+        return {name: to_plain(one) for name, one in value.items()}
+    if isinstance(value, tuple | list):
+        return [to_plain(one) for one in value]
+    return value
+
+
+def fields_of(plain: dict[str, Any]) -> dict[str, Any]:
+    """Build the fields of a limit from its plain form.
+
+    Raises:
+        ValueError: A value is out of range or two values contradict each other.
+        KeyError: A value is missing.
+        TypeError: A value has another type.
+    """
+    numbers = {name: float(plain[name]) for name in ("sparsity", "lower", "upper", "retrained", "directional")}
+    for name, value in numbers.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} is {value}, expected 0 to 1")
+    low, high = (float(value) for value in plain["interval"])
+    curve = MagnitudeCurve(*(_floats(plain["curve"][name]) for name in ("sparsity", "squared")))
+    if len(curve.sparsity) != len(curve.squared) or len(curve.sparsity) < 2:
+        raise ValueError("curve has knots of different number")
+    if curve.squared[0] < 0 or (np.diff(curve.squared) < 0).any() or (np.diff(curve.sparsity) <= 0).any():
+        raise ValueError("curve does not rise")
+    epsilon, parameters = float(plain["epsilon"]), int(plain["parameters"])
+    if not 0 < epsilon < float("inf"):
+        raise ValueError(f"epsilon is {epsilon}, expected a positive number")
+    hessian, ggn = _estimate(plain["hessian"]), _estimate(plain["ggn"])
+    if not 0 < parameters == hessian.measure.dimension == ggn.measure.dimension < 2**63:
+        raise ValueError("parameters and the dimensions of hessian and ggn differ")
+    settings = dict(plain["settings"])
+    for name, known in (("curvature", ("hessian", "ggn")), ("negative", ("abs", "clip"))):
+        if settings[name] not in known:
+            raise ValueError(f"{name} is {settings[name]!r}")
+    return numbers | {
+        "interval": (low, high),
+        "achieved": None if plain["achieved"] is None else float(plain["achieved"]),
+        "epsilon": epsilon,
+        "objective": float(plain["objective"]),
+        "parameters": parameters,
+        "status": str(plain["status"]),
+        "notes": tuple(str(note) for note in plain["notes"]),
+        "sharpness": _row(Sharpness, plain["sharpness"]),
+        "cost": _row(Cost, plain["cost"]),
+        "settings": settings,
+        "hessian": hessian,
+        "ggn": ggn,
+        "curve": curve,
+        "directions": _directions(plain["directions"]),
+        "rises": tuple((float(s), float(rise)) for s, rise in plain["rises"]),
+        "layer_table": tuple(_row(Layer, row) for row in plain["layer_table"]),
+    }
+
+
+def _directions(plain: dict[str, Any]) -> Directions:
+    sparsities, rises, squared = (tuple(_floats(plain[name]).tolist()) for name in ("sparsities", "rises", "squared"))
+    rules = tuple((_floats(nodes), _floats(weights)) for nodes, weights in plain["rules"])
+    return Directions(sparsities, rules, rises, squared, float(plain["step_error"]))
+
+
+def _floats(values: Any) -> NDArray[np.float64]:
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1 or not np.isfinite(array).all():
+        raise ValueError("expected a list of finite numbers")
+    return array
+
+
+def _row(kind: type[Row], plain: dict[str, Any]) -> Row:
+    convert = {"str": str, "int": int, "float": float}
+    return kind(**{one.name: convert[str(one.type)](plain[one.name]) for one in dataclasses.fields(kind)})
+
+
+def _estimate(plain: dict[str, Any]) -> Estimate:
+    rules = tuple((_floats(rule["nodes"]), _floats(rule["weights"])) for rule in plain["measure"]["rules"])
+    measure = SpectralMeasure(rules, int(plain["measure"]["dimension"]), bool(plain["measure"]["exact"]))
+    return Estimate(
+        measure, int(plain["samples"]), int(plain["steps"]), float(plain["step_error"]), float(plain["sample_error"])
+    )

@@ -1,0 +1,319 @@
+"""Spectra of one prediction: as many samples, steps and probes as the tolerance asks for, and their errors."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from estimators import (
+    GGN,
+    Hessian,
+    Lanczos,
+    Objective,
+    SpectralMeasure,
+    Tridiagonal,
+    UserError,
+    averaged_gauss,
+    bracket,
+    dense_measure,
+    gauss,
+    gauss_radau,
+    measure_of,
+    sphere_probes,
+)
+from estimators.files import load_tensors, save_tensors
+from estimators.lanczos import Reorthogonalise
+from estimators.quadrature import Rule
+from pruning_limits.bounds import isotropic_limit
+from pruning_limits.directions import Directions, Slope, slopes
+from pruning_limits.magnitude import MagnitudeCurve, MagnitudeProfile
+from pruning_limits.parts import Estimate
+
+LEAST_STEPS, MOST_STEPS, STEPS_AT_ONCE = 24, 96, 4
+LEAST_SAMPLES, MOST_SAMPLES = 1024, 16384
+BASIS_MEMORY = 4 << 30
+DENSE = 512
+MOST_KNOTS, KNOT_DISTANCE = 4, 0.1
+Progress = bool | Callable[[str, int, int], None] | None
+
+
+@dataclass(frozen=True)
+class _Reading:
+    steps: int
+    sparsity: float
+    half_width: float
+
+
+class Spectra:
+    """Spectral estimates of one prediction, their sub-samples and operators shared."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        curve: MagnitudeCurve,
+        epsilon: float,
+        settings: dict[str, Any],
+        progress: Progress,
+        checkpoint: str | Path | None,
+        losses: Tensor,
+    ) -> None:
+        self.objective, self.curve, self.epsilon = objective, curve, epsilon
+        self.settings, self.progress = settings, progress
+        self._subsets: dict[int, Objective] = {}
+        self._operators: dict[tuple[str, int], Hessian | GGN] = {}
+        self._store = _Store(checkpoint, _fingerprint(objective, losses, settings))
+
+    def products(self) -> int:
+        """Products taken so far."""
+        return sum(operator.products for operator in self._operators.values())
+
+    def samples_seen(self) -> int:
+        """Samples seen by them, counted once per product."""
+        return sum(samples * operator.products for (_, samples), operator in self._operators.items())
+
+    def subset(self, samples: int) -> Objective:
+        """Return the frozen sub-sample of a size, drawn once."""
+        count = min(samples, self.objective.samples)
+        if count not in self._subsets:
+            self._subsets[count] = self.objective.subset(count, self.settings["seed"])
+        return self._subsets[count]
+
+    def operator(self, kind: str, samples: int) -> Hessian | GGN:
+        """Return the curvature on a sub-sample, its kept graphs shared by all who ask."""
+        part = self.subset(samples)
+        key = kind, part.samples
+        if key not in self._operators:
+            self._operators[key] = (Hessian if kind == "hessian" else GGN)(part)
+        return self._operators[key]
+
+    def estimate(self, kind: str) -> Estimate:
+        """Estimate one spectrum; its sample error compares the sub-sample with half of it."""
+        total, wanted = self.objective.samples, self.settings["samples"]
+        if wanted is not None:
+            count = min(wanted, total)
+            before = None if count == total or count < 2 else self._run(kind, count // 2)
+            if before is not None:
+                self.operator(kind, count // 2).forget()
+            return self._compared(self._run(kind, count), before)
+        count = min(LEAST_SAMPLES, total)
+        before = None
+        while True:
+            current = self._compared(self._run(kind, count), before)
+            settled = before is not None and current.sample_error <= self.settings["tolerance"] / 2
+            if count == total or settled or count >= MOST_SAMPLES:
+                return current
+            self.operator(kind, count).forget()
+            before, count = current, min(2 * count, total)
+
+    def _basis(self, steps: int, probes: int) -> Reorthogonalise:
+        """Reorthogonalise where the basis fits."""
+        size = self.objective.dimension * steps * probes * torch.finfo(self.objective.dtype).bits // 8
+        return "full" if size <= BASIS_MEMORY else "none"
+
+    def _compared(self, current: Estimate, before: Estimate | None) -> Estimate:
+        if before is None or current.samples == self.objective.samples:
+            return current
+        change = abs(self._root(current.measure) - self._root(before.measure))
+        return Estimate(current.measure, current.samples, current.steps, current.step_error, change)
+
+    def _root(self, measure: SpectralMeasure) -> float:
+        return isotropic_limit(measure, self.curve, self.epsilon, self.settings["negative"]).sparsity
+
+    def _run(self, kind: str, samples: int) -> Estimate:
+        operator = self.operator(kind, samples)
+        dimension = operator.shape[0]
+        if dimension <= max(DENSE, self.settings["steps"] or 0):
+            return Estimate(dense_measure(operator), operator.objective.samples, dimension, 0.0, 0.0)
+        most = self.settings["steps"] or MOST_STEPS
+        probes = self.settings["probes"] or min(8, max(1, 200_000 // dimension))
+        run = Lanczos(operator, sphere_probes(operator, probes, self.settings["seed"]), self._basis(most, probes))
+        key = f"{kind}-{samples}"
+        self._store.restore(key, run)
+        matrices = _matrices(run)
+        earlier = range(STEPS_AT_ONCE, run.steps, STEPS_AT_ONCE)  # a resumed run reads again what it has passed
+        readings = [self._read(kind, [matrix.head(steps) for matrix in matrices], steps) for steps in earlier]
+        if run.steps:
+            readings.append(self._read(kind, matrices, run.steps))
+        with _bar(self.progress, f"{kind} spectrum, {samples} samples", most) as tell:
+            tell(run.steps)
+            while not self._finished(kind, readings, matrices, most):
+                run.advance(min(STEPS_AT_ONCE, most - run.steps))
+                self._store.save(key, run)
+                matrices = _matrices(run)
+                readings.append(self._read(kind, matrices, run.steps))
+                tell(run.steps)
+        measure = self._measure(kind, matrices)
+        return Estimate(measure, operator.objective.samples, run.steps, _step_error(kind, readings), 0.0)
+
+    def directions(self, estimate: Estimate, profile: MagnitudeProfile, gradient: Tensor | None) -> Directions:
+        """Measure where the removed weights point: knots from the isotropic root on, the last at the limit itself."""
+        zeros = int((profile.squares == 0).sum()) - 1
+        low = max(self._root(estimate.measure), (zeros + 1) / profile.dimension)
+        found: Directions | None = None
+        wanted = sorted({low, 1 - (1 - low) / 3})
+        while True:
+            found = self._along(estimate, profile, gradient, wanted, found)
+            root = found.limit(estimate.measure, self.curve, self.epsilon).sparsity
+            near = min(abs(self._place(root) - self._place(knot)) for knot in found.sparsities)
+            if near < KNOT_DISTANCE or len(found.sparsities) >= MOST_KNOTS:
+                return found
+            wanted = [root]
+
+    def _place(self, sparsity: float) -> float:
+        return -math.log(max(1 - sparsity, 1 / self.objective.dimension))
+
+    def _along(
+        self,
+        estimate: Estimate,
+        profile: MagnitudeProfile,
+        gradient: Tensor | None,
+        knots: list[float],
+        known: Directions | None,
+    ) -> Directions:
+        """Run Lanczos from the gradients at pruned weights until Gauss and Gauss-Radau give the same limit."""
+        operator = self.operator("ggn", estimate.samples)
+        seen = slopes(operator, profile, knots, gradient)
+        most = min(self.settings["steps"] or MOST_STEPS, operator.shape[0])
+        starts = [one.vector if one.vector.any() else torch.ones_like(one.vector) for one in seen]
+        run = Lanczos(operator, torch.stack(starts, dim=1), self._basis(most, len(starts)))
+        key = f"directions-{estimate.samples}-{knots}"
+        self._store.restore(key, run)
+        with _bar(self.progress, f"directions, {estimate.samples} samples", most) as tell:
+            while True:
+                tell(run.steps)
+                if run.steps:
+                    low, high = (
+                        self._directions(knots, seen, _matrices(run), rule, profile, known)
+                        for rule in (gauss, partial(gauss_radau, node=self._floor))
+                    )
+                    gap = self._gap(estimate, low, high)
+                    done = all(matrix.exhausted for matrix in run.tridiagonals())
+                    if done or run.steps >= most or gap <= self.settings["tolerance"] / 4:
+                        return replace(high, step_error=max(gap, known.step_error if known else 0.0))
+                run.advance(min(STEPS_AT_ONCE, most - run.steps))
+                self._store.save(key, run)
+
+    def _gap(self, estimate: Estimate, low: Directions, high: Directions) -> float:
+        """Width of the bracket of the limit, from the isotropic one where Gauss sees no way to epsilon."""
+        ends = []
+        for one in (low, high):
+            try:
+                ends.append(one.limit(estimate.measure, self.curve, self.epsilon).sparsity)
+            except UserError:
+                ends.append(self._root(estimate.measure))
+        return abs(ends[1] - ends[0])
+
+    @staticmethod
+    def _directions(
+        knots: list[float],
+        seen: list[Slope],
+        matrices: list[Tridiagonal],
+        rule: Callable[[Tridiagonal], Rule],
+        profile: MagnitudeProfile,
+        known: Directions | None,
+    ) -> Directions:
+        rows: list[tuple[float, Rule, float]] = []
+        for knot, one, matrix in zip(knots, seen, matrices, strict=True):
+            nodes, weights = rule(matrix)
+            rows.append((knot, (nodes, weights * float(one.vector.double().square().sum())), one.rise))
+        if known is not None:
+            rows += zip(known.sparsities, known.rules, known.rises, strict=True)
+        rows.sort(key=lambda row: row[0])
+        sparsities, rules, rises = zip(*rows, strict=True)
+        return Directions(sparsities, rules, rises, tuple(profile.removed_norm(knot) ** 2 for knot in sparsities))
+
+    def _measure(self, kind: str, matrices: list[Tridiagonal]) -> SpectralMeasure:
+        """Averaged Gauss rule for the indefinite Hessian, middle of Gauss and Gauss-Radau for the GGN."""
+        rule = averaged_gauss if kind == "hessian" else partial(bracket, floor=self._floor)
+        return measure_of(matrices, self.objective.dimension, rule)
+
+    @property
+    def _floor(self) -> float:
+        """Lower bound of the GGN's eigenvalues."""
+        return self.objective.penalty.curvature if self.objective.penalty else 0.0
+
+    def _read(self, kind: str, matrices: list[Tridiagonal], steps: int) -> _Reading:
+        sparsity = self._root(self._measure(kind, matrices))
+        if all(matrix.exhausted for matrix in matrices):
+            return _Reading(steps, sparsity, 0.0)
+        if kind == "hessian":
+            return _Reading(steps, sparsity, math.inf)
+        below, above = (
+            self._root(measure_of(matrices, self.objective.dimension, rule))
+            for rule in (gauss, partial(gauss_radau, node=self._floor))
+        )
+        return _Reading(steps, sparsity, max(above - sparsity, sparsity - below, 0.0))
+
+    def _finished(self, kind: str, readings: list[_Reading], matrices: list[Tridiagonal], most: int) -> bool:
+        if not readings:
+            return False
+        if readings[-1].steps >= most or all(matrix.exhausted for matrix in matrices):
+            return True
+        settled = _step_error(kind, readings) <= self.settings["tolerance"] / 4
+        return self.settings["steps"] is None and readings[-1].steps >= LEAST_STEPS and settled
+
+
+def _matrices(run: Lanczos) -> list[Tridiagonal]:
+    """Return the matrices of a run without its basis, which may be large."""
+    return [replace(matrix, basis=None) for matrix in run.tridiagonals()]
+
+
+def _step_error(kind: str, readings: list[_Reading]) -> float:
+    """Certificate of the GGN (Gauss against Radau); for the Hessian the largest change since a third of the steps."""
+    last = readings[-1]
+    if kind == "ggn" or last.half_width == 0:
+        return last.half_width
+    recent = [abs(one.sparsity - last.sparsity) for one in readings[:-1] if 3 * one.steps >= last.steps]
+    return max(recent, default=1.0)
+
+
+class _Store:
+    """States of several recurrences in one file that belongs to one prediction."""
+
+    def __init__(self, path: str | Path | None, fingerprint: str) -> None:
+        self.path = None if path is None else Path(path)
+        self.fingerprint = fingerprint
+        self.states: dict[str, Any] = {}
+        if self.path is not None and self.path.exists():
+            stored = load_tensors(self.path)
+            if stored.get("fingerprint") != fingerprint:
+                raise UserError(
+                    f"checkpoint: {self.path} belongs to another model, data or setting; delete it or name another file"
+                )
+            self.states = stored["states"]
+
+    def restore(self, key: str, run: Lanczos) -> None:
+        if key in self.states:
+            run.load_state(self.states[key])
+
+    def save(self, key: str, run: Lanczos) -> None:
+        if self.path is not None:
+            self.states[key] = run.state()
+            save_tensors(self.path, {"fingerprint": self.fingerprint, "states": self.states})
+
+
+def _fingerprint(objective: Objective, losses: Tensor, settings: dict[str, Any]) -> str:
+    digest = hashlib.sha256(repr(sorted(settings.items(), key=lambda item: item[0])).encode())
+    for tensor in (*objective.chosen.values(), *objective.fixed.values(), losses):
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+@contextmanager
+def _bar(progress: Progress, stage: str, total: int) -> Iterator[Callable[[int], None]]:
+    if callable(progress):
+        yield lambda done: progress(stage, done, total)
+        return
+    disable = {None: None, True: False, False: True}[progress]
+    with tqdm(total=total, desc=stage, unit="step", leave=False, disable=disable) as bar:
+        yield lambda done: bar.update(done - bar.n) and None

@@ -1,0 +1,372 @@
+"""The pruning limit as an object: JSON, verdicts, masks, layers, summary and figures."""
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from helpers import random, seeded
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.figure import Figure
+from torch import nn
+
+from estimators import UserError
+from pruning_limits import MagnitudeProfile, PruningLimit, Verdict, predict_limit
+from pruning_limits.magnitude import removed_count
+
+
+def predicted(**options):
+    model = seeded(lambda: nn.Sequential(nn.Linear(6, 12), nn.Tanh(), nn.Linear(12, 8), nn.Tanh(), nn.Linear(8, 3)))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3)
+        x = random(60, 6, seed=1)
+        y = (model(x) + 0.3 * random(60, 3, seed=2)).argmax(1)
+    return predict_limit(model, [(x, y)], **({"epsilon": 0.02, "parameters": ["0.weight", "2.weight"]} | options))
+
+
+@pytest.fixture(scope="module")
+def limit():
+    return predicted()
+
+
+@pytest.fixture(scope="module")
+def unmeasured():
+    return predicted(measure=False, parameters="*.weight", curvature="ggn", negative="clip")
+
+
+@pytest.fixture(params=["measured", "unmeasured", "loaded", "what if"])
+def any_limit(request, limit, unmeasured, tmp_path):
+    if request.param == "loaded":
+        limit.to_json(tmp_path / "limit.json")
+        return PruningLimit.from_json(tmp_path / "limit.json")
+    asked = limit.what_if(epsilon=0.1, curvature_scale=2.0)
+    return {"measured": limit, "unmeasured": unmeasured, "what if": asked}[request.param]
+
+
+def with_bounds(limit, lower, upper, numerical=0.0):
+    ggn = dataclasses.replace(limit.ggn, step_error=numerical / 2, sample_error=numerical / 2)
+    directions = dataclasses.replace(limit.directions, step_error=0.0)
+    return dataclasses.replace(limit, lower=lower, upper=upper, ggn=ggn, directions=directions)
+
+
+# ------------------------------------------------------------------------------------------------------- JSON
+
+
+def test_json_round_trip(any_limit, tmp_path):
+    path = tmp_path / "new" / "folder" / "limit.json"
+    text = any_limit.to_json(path)
+    assert path.read_text() == text
+    loaded = PruningLimit.from_json(path)
+    assert loaded == any_limit
+    assert loaded.to_json() == text
+    assert loaded.profile is None
+    for one in dataclasses.fields(PruningLimit):
+        if one.name not in ("hessian", "ggn", "curve", "directions", "profile"):
+            assert getattr(loaded, one.name) == getattr(any_limit, one.name), one.name
+    for name in ("hessian", "ggn"):
+        mine, other = getattr(any_limit, name), getattr(loaded, name)
+        assert other.half_width(0.01) == mine.half_width(0.01)
+        assert other.measure.exact == mine.measure.exact
+        np.testing.assert_array_equal(other.measure.nodes, mine.measure.nodes)
+        np.testing.assert_array_equal(other.measure.weights, mine.measure.weights)
+    np.testing.assert_array_equal(loaded.curve.squared, any_limit.curve.squared)
+
+
+def test_a_loaded_limit_answers_the_same_questions(limit, tmp_path):
+    limit.to_json(str(tmp_path / "limit.json"))
+    loaded = PruningLimit.from_json(str(tmp_path / "limit.json"))
+    assert loaded.summary() == limit.summary()
+    assert loaded.check(0.5) == limit.check(0.5)
+    assert loaded.layers() == limit.layers()
+    changes = {"epsilon": 0.05, "weight_scale": 2.0, "curvature_scale": 0.5}
+    assert loaded.what_if(**changes) == limit.what_if(**changes)
+
+
+def test_limits_differ_when_anything_but_the_weights_differs(limit, unmeasured):
+    assert limit != unmeasured
+    assert limit != dataclasses.replace(limit, status="other")
+    assert limit != limit.what_if(weight_scale=2.0)
+    assert limit == dataclasses.replace(limit, profile=None)
+    assert limit != "limit"
+
+
+def test_json_is_strict_and_names_its_format(limit):
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    plain = json.loads(limit.to_json(), parse_constant=refuse)
+    assert plain["format"] == "pruning-limit/2"
+    assert plain["settings"]["parameters"] == ["0.weight", "2.weight"]
+    assert "profile" not in plain
+
+
+def test_json_takes_numbers_of_numpy_and_torch(tmp_path):
+    limit = predicted(epsilon=np.float32(0.25), samples=np.int64(60), tolerance=np.float64(0.01))
+    limit.to_json(tmp_path / "limit.json")
+    assert PruningLimit.from_json(tmp_path / "limit.json") == limit
+    assert predicted(epsilon=torch.tensor(0.25)).to_json()
+
+
+def refused(path, message):
+    with pytest.raises(UserError) as caught:
+        PruningLimit.from_json(path)
+    assert str(caught.value).startswith(f"limit: {message}")
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_files(tmp_path):
+    refused(tmp_path / "none.json", "cannot read")
+    refused(tmp_path, "cannot read")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x00", b"[" * 100_000, b"hello\nworld"])
+def test_files_that_are_not_json(tmp_path, content):
+    (tmp_path / "limit.json").write_bytes(content)
+    refused(tmp_path / "limit.json", f"{tmp_path}")
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "null", "{}", '{"format": "pruning-limit/0"}', '{"format": ["a"]}'])
+def test_files_of_another_format(tmp_path, content):
+    (tmp_path / "limit.json").write_text(content)
+    refused(tmp_path / "limit.json", f"{tmp_path}")
+
+
+def places(value, path=()):
+    """Every place of a nested JSON value, lists at both ends."""
+    yield path
+    if isinstance(value, dict):
+        for key, child in value.items():
+            yield from places(child, (*path, key))
+    elif isinstance(value, list) and value:
+        yield from places(value[0], (*path, 0))
+        yield from places(value[-1], (*path, len(value) - 1))
+
+
+def test_a_limit_with_anything_missing_is_refused(limit, tmp_path):
+    path = tmp_path / "limit.json"
+    optional = {("settings", name) for name in limit.settings} - {("settings", "curvature"), ("settings", "negative")}
+    for place in places(json.loads(limit.to_json())):
+        if place and isinstance(place[-1], str) and place not in optional:
+            plain = json.loads(limit.to_json())
+            parent = plain
+            for key in place[:-1]:
+                parent = parent[key]
+            del parent[place[-1]]
+            path.write_text(json.dumps(plain))
+            refused(path, f"{path} is ")
+
+
+@pytest.mark.parametrize("value", [None, "x", [], {}, -1, math.nan, 10**400], ids=lambda value: str(value)[:8])
+def test_a_damaged_limit_is_refused_or_still_works(limit, tmp_path, value):
+    path = tmp_path / "limit.json"
+    for place in places(json.loads(limit.to_json())):
+        plain = json.loads(limit.to_json())
+        parent = plain
+        for key in place[:-1]:
+            parent = parent[key]
+        if place:
+            parent[place[-1]] = value
+        path.write_text(json.dumps(plain if place else value))
+        try:
+            loaded = PruningLimit.from_json(path)
+        except UserError:
+            refused(path, "")
+            continue
+        assert loaded.summary(), place
+        assert loaded.check(0.5), place
+        assert loaded.to_json(), place
+        assert loaded.what_if(epsilon=0.5).sparsity > 0, place
+
+
+def test_json_to_a_place_that_cannot_be_written(limit, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot write .*limit\.json"):
+        limit.to_json(tmp_path / "file" / "limit.json")
+
+
+# --------------------------------------------------------------------------------------------------- verdicts
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "status", "margin"),
+    [
+        (0.0, "achievable", 0.6),
+        (0.59, "achievable", 0.01),
+        (0.6, "achievable", 0.0),
+        (0.6 + 1e-9, "open", 1e-9),
+        (0.65, "open", 0.05),
+        (0.75, "open", 0.05),
+        (0.8, "open", 0.0),
+        (0.8 + 1e-9, "infeasible", 1e-9),
+        (0.999, "infeasible", 0.199),
+    ],
+)
+@pytest.mark.parametrize("numerical", [0.0, 0.1])
+def test_verdicts(limit, sparsity, status, margin, numerical):
+    verdict = with_bounds(limit, 0.6, 0.8 - numerical, numerical).check(sparsity)
+    assert isinstance(verdict, Verdict)
+    assert verdict.status == status
+    assert verdict.margin == pytest.approx(margin, abs=1e-12)
+    assert "\n" not in verdict.reason
+    assert f"{sparsity:.2%}" in verdict.reason
+
+
+def test_verdicts_where_the_bounds_meet(limit):
+    both = with_bounds(limit, 0.7, 0.7)
+    assert [both.check(s).status for s in (0.69, 0.7, 0.71)] == ["achievable", "achievable", "infeasible"]
+    assert with_bounds(limit, 1.0, 1.0).check(0.9999).status == "achievable"
+    assert with_bounds(limit, 0.0, 1.0).check(0.0).status == "achievable"
+
+
+def test_verdicts_say_how_the_lower_bound_was_found(limit, unmeasured):
+    assert "measured" in limit.check(0.01).reason
+    assert "quadratic model" in unmeasured.check(0.01).reason
+
+
+@pytest.mark.parametrize("sparsity", [1.0, -0.01, 1.5, math.nan, math.inf])
+def test_verdicts_need_a_sparsity(limit, sparsity):
+    with pytest.raises(UserError, match=r"^sparsity: .*\[0, 1\)"):
+        limit.check(sparsity)
+
+
+def test_bounds_are_ordered(any_limit):
+    assert 0 <= any_limit.lower <= any_limit.upper <= 1
+    assert 0 <= any_limit.interval[0] <= any_limit.sparsity <= any_limit.interval[1] <= 1
+    assert any_limit.retrained <= any_limit.upper
+    if any_limit.achieved is not None:
+        assert any_limit.headroom == any_limit.upper - any_limit.achieved >= 0
+
+
+@given(st.floats(1e-6, 1e3), st.floats(0.01, 100), st.floats(0.01, 100))
+def test_bounds_are_ordered_whatever_is_asked(limit, epsilon, weight_scale, curvature_scale):
+    answer = limit.what_if(epsilon=epsilon, weight_scale=weight_scale, curvature_scale=curvature_scale)
+    assert 0 <= answer.lower <= answer.upper <= 1
+    assert 0 <= answer.sparsity <= 1
+    assert answer.retrained <= answer.upper
+
+
+def test_headroom(limit, unmeasured):
+    assert with_bounds(limit, limit.lower, 0.9).headroom == pytest.approx(0.9 - limit.achieved)
+    assert unmeasured.headroom is None
+
+
+# ----------------------------------------------------------------------------------------------- masks, layers
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.003, 0.25, 0.5, 2 / 3, 0.9999, 1.0])
+def test_masks_have_the_exact_count(limit, sparsity):
+    masks = limit.mask(sparsity)
+    assert {name: tuple(mask.shape) for name, mask in masks.items()} == {"0.weight": (12, 6), "2.weight": (8, 12)}
+    assert all(mask.dtype == torch.bool for mask in masks.values())
+    removed = sum(int((~mask).sum()) for mask in masks.values())
+    assert removed == removed_count(sparsity, 168) == math.ceil(sparsity * 168 - 1e-6)
+    kept = torch.cat([limit.profile.weights[name][mask].abs() for name, mask in masks.items()])
+    gone = torch.cat([limit.profile.weights[name][~mask].abs() for name, mask in masks.items()])
+    assert not len(kept) or not len(gone) or kept.min() >= gone.max()
+
+
+def test_masks_need_weights_and_a_sparsity(limit, tmp_path):
+    limit.to_json(tmp_path / "limit.json")
+    with pytest.raises(UserError, match=r"^mask: "):
+        PruningLimit.from_json(tmp_path / "limit.json").mask(0.5)
+    for sparsity in (-0.1, 1.1, math.nan):
+        with pytest.raises(UserError, match=r"^sparsity: "):
+            limit.mask(sparsity)
+
+
+def test_layers(limit, unmeasured):
+    for one in (limit, unmeasured):
+        rows = one.layers()
+        assert [row.name for row in rows] == one.settings["parameters"]
+        assert sum(row.weights for row in rows) == one.parameters
+        removed = sum(row.weights * row.sparsity for row in rows)
+        assert removed == pytest.approx(removed_count(one.sparsity, one.parameters), abs=1e-9)
+        assert sum(row.trace for row in rows) == one.sharpness.trace
+        assert all(row.trace_error >= 0 for row in rows)
+        for row in rows:
+            assert row.norm == pytest.approx(float(one.profile.weights[row.name].norm()))
+
+
+def test_the_layer_table_is_a_copy_and_absent_where_it_does_not_hold(limit):
+    limit.layers().clear()
+    assert len(limit.layers()) == 2
+    assert limit.what_if().layers() == limit.layers()
+    assert limit.what_if(epsilon=1.0).layers() == []
+
+
+def test_sharpness(limit):
+    nodes = limit.hessian.measure.nodes  # all eigenvalues: the model is small
+    sharpness = limit.sharpness
+    assert len(nodes) == 168
+    assert sharpness.top_eigenvalue == nodes.max()
+    spread = sum(row.trace_error for row in limit.layers())
+    assert abs(sharpness.trace - nodes.sum()) < 3 * spread
+    assert sharpness.effective_dimension == pytest.approx(168 * (1 - limit.sparsity))
+    assert sharpness.negative_share == pytest.approx(-nodes[nodes < 0].sum() / np.abs(nodes).sum())
+    assert 0 < sharpness.negative_share < 1
+
+
+def test_the_profile_is_that_of_the_weights(limit):
+    assert isinstance(limit.profile, MagnitudeProfile)
+    assert limit.profile.dimension == limit.parameters == 168
+    assert limit.curve.squared_norm(1.0) == pytest.approx(float(limit.profile.vector.square().sum()))
+
+
+# ------------------------------------------------------------------------------------------- summary, figures
+
+
+def test_summary(limit, unmeasured):
+    text = limit.summary()
+    for number in (limit.sparsity, limit.retrained, limit.lower, limit.upper, limit.achieved, *limit.interval):
+        assert f"{number:.2%}" in text
+    for part in ("168", f"{limit.epsilon:.4f}", f"{limit.objective:.4f}", limit.status, f"{limit.cost.products}"):
+        assert part in text
+    assert f"{100 * limit.headroom:.2f} points" in text
+    assert "not measured" in unmeasured.summary()
+    columns = {line.index("  ", 3) > 0 for line in text.splitlines()}
+    assert columns == {True}
+
+
+def test_figures_of_all_limits(any_limit, tmp_path):
+    path = tmp_path / "new" / "limit.png"
+    assert isinstance(any_limit.plot(path), Figure)
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert path.stat().st_size > 5000
+
+
+@pytest.mark.parametrize(("suffix", "start"), [("pdf", b"%PDF"), ("svg", b"<?xml")])
+def test_figures_in_other_formats(limit, tmp_path, suffix, start):
+    limit.plot(str(tmp_path / f"limit.{suffix}"))
+    assert (tmp_path / f"limit.{suffix}").read_bytes().startswith(start)
+
+
+def test_a_figure_without_file_names_its_curves(limit, unmeasured):
+    for one, name in ((limit, "the Hessian"), (unmeasured, "the GGN")):
+        top, bottom = one.plot().axes
+        labels = [text.get_text() for text in top.get_legend().get_texts()]
+        assert labels[0].startswith("this network")
+        assert labels[1] == f"largest R that {name} allows (isotropic)"
+        assert len(labels) == 3
+        labels = [text.get_text() for text in bottom.get_legend().get_texts()]
+        assert f"predicted one-shot {one.sparsity:.2%}" in labels
+        measured = [f"measured one-shot {one.achieved:.2%}"] if one.achieved is not None else []
+        assert [label for label in labels if label.startswith("measured one-shot ")] == measured
+
+
+@pytest.mark.parametrize("epsilon", [1e-7, 1e6])
+def test_figures_of_extreme_limits(limit, tmp_path, epsilon):
+    limit.what_if(epsilon=epsilon).plot(tmp_path / "limit.png")
+    assert (tmp_path / "limit.png").exists()
+
+
+def test_figures_that_cannot_be_written(limit, tmp_path):
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "limit.nonsense", tmp_path / "file" / "limit.png"):
+        with pytest.raises(UserError, match=r"^plot: cannot write .*limit\.") as caught:
+            limit.plot(path)
+        assert "\n" not in str(caught.value)
