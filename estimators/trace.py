@@ -44,6 +44,48 @@ def block_traces(
     return samples.mean(1), samples.std(1, ddof=1) / np.sqrt(probes)
 
 
+def diagonal(operator: Operator, probes: int = 32, seed: int = 0) -> tuple[Tensor, Tensor]:
+    r"""Estimate the diagonal by Hutchinson's estimator :math:`v \odot A v` with random signs v.
+
+    The estimate is unbiased; one probe has variance :math:`\sum_{j \ne i} A_{ij}^2` in entry i.
+
+    Args:
+        operator: Symmetric operator with ``matmat``.
+        probes: Number of products, at least 2.
+        seed: Seed of the signs; the global random state is not used.
+
+    Returns:
+        Diagonal and its standard error, float64 ``[D]`` each, on the operator's device.
+
+    Raises:
+        UserError: Fewer than two probes.
+
+    Source: Bekas, Kokiopoulou and Saad, An estimator for the diagonal of a matrix, Applied Numerical Mathematics 57,
+    2007.
+
+    Example:
+        >>> class Diagonal:
+        ...     shape, dtype, device = (2, 2), torch.float64, torch.device("cpu")
+        ...     def matmat(self, vectors):
+        ...         return torch.tensor([[3.0], [1.0]], dtype=torch.float64) * vectors
+        >>> diagonal(Diagonal(), probes=2)[0]
+        tensor([3., 1.], dtype=torch.float64)
+    """
+    if probes < 2:
+        raise UserError(f"probes: expected at least 2 for a standard error, got {probes}")
+    generator = torch.Generator().manual_seed(seed)
+    mean = torch.zeros(operator.shape[0], dtype=torch.float64, device=operator.device)
+    squares = torch.zeros_like(mean)
+    for done in range(1, probes + 1):
+        signs = torch.randint(0, 2, (operator.shape[0], 1), generator=generator) * 2 - 1
+        vector = signs.to(operator.device, operator.dtype)
+        sample = (vector * operator.matmat(vector))[:, 0].double()
+        step = sample - mean
+        mean += step / done
+        squares += step * (sample - mean)
+    return mean, (squares / (probes * (probes - 1))).sqrt()
+
+
 def row_norms(operator: Operator, probes: int = 32, seed: int = 0) -> Tensor:
     r"""Estimate the l1 norm of every row at once by Cauchy projections.
 

@@ -1,0 +1,87 @@
+"""How far magnitude pruning gets when the kept weights are re-tuned inside the quadratic model."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from estimators import Operator, UserError
+from estimators.parameters import flatten
+from pruning_limits.bounds import largest_passing
+from pruning_limits.magnitude import MagnitudeProfile
+from pruning_limits.retuned import Retuned, retune
+
+
+@dataclass(frozen=True)
+class RetunedLimit:
+    """How far magnitude pruning gets when the kept weights are re-tuned in the quadratic model.
+
+    Attributes:
+        sparsity: Largest sparsity whose re-tuned rise is at most epsilon; attained, so a lower bound in any case.
+        points: Evaluated ``(sparsity, rise)`` pairs, sorted; the search at a pair ends as soon as its side is known.
+        steps: Conjugate-gradient steps of all evaluations.
+        status: ``"converged"``, or ``"unresolved: ..."`` when a sparsity counts as failing without proof.
+    """
+
+    sparsity: float
+    points: tuple[tuple[float, float], ...]
+    steps: int
+    status: str
+
+
+def retuned_limit(
+    operator: Operator,
+    profile: MagnitudeProfile,
+    epsilon: float,
+    guess: float,
+    gradient: Tensor | None = None,
+    damping: float = 0.0,
+    floor: float = 0.0,
+    diagonal: Tensor | None = None,
+    tolerance: float = 1e-3,
+    steps: int = 300,
+    resolution: float = 2e-3,
+) -> RetunedLimit:
+    r"""Largest sparsity at which the re-tuned quadratic model rises by at most epsilon, for magnitude masks.
+
+    Args:
+        operator: Curvature H, positive semidefinite.
+        profile: Magnitude profile of the weights.
+        epsilon: Allowed rise, > 0.
+        guess: Where to start looking, for instance the re-trained limit.
+        gradient: Gradient of the objective ``[D]``; None for a stationary point.
+        damping: Penalty on the change; the rise that is compared leaves it out.
+        floor: Known lower bound of the eigenvalues, >= 0.
+        diagonal: Positive diagonal that preconditions, ``[D]``.
+        tolerance: Relative residual that ends an evaluation.
+        steps: Largest number of steps of one evaluation.
+        resolution: Wanted width of the final bracket, in sparsity.
+
+    Returns:
+        The limit and what it is read off.
+
+    Raises:
+        UserError: ``epsilon`` is not positive, or an argument of ``retune`` is wrong.
+    """
+    if not 0 < epsilon < math.inf:
+        raise UserError(f"epsilon: expected a positive number (the allowed rise of the objective), got {epsilon}")
+    found: dict[float, Retuned] = {}
+
+    def passes(sparsity: float) -> bool:
+        kept = flatten(list(profile.masks(sparsity).values()))
+        found[sparsity] = retune(
+            operator, profile.vector, kept, gradient, damping, floor, diagonal, tolerance, steps, target=epsilon
+        )
+        return found[sparsity].rise <= epsilon
+
+    sparsity = largest_passing(passes, guess, profile.dimension, resolution)
+    open_ends = [s for s, one in found.items() if one.rise > epsilon and one.status.startswith("un")]
+    first = min(open_ends, default=None)
+    return RetunedLimit(
+        sparsity=sparsity,
+        points=tuple(sorted((s, one.rise) for s, one in found.items())),
+        steps=sum(one.steps for one in found.values()),
+        status="converged" if first is None else f"unresolved: sparsity {first:.4f} is {found[first].status}",
+    )

@@ -1,0 +1,229 @@
+r"""The best split of a pruning budget over the layers, in the block-diagonal quadratic model.
+
+Layer l, whose smallest weights :math:`d_l` go, costs :math:`\frac12 d_l^\top H_{ll} d_l`; what two layers cost each
+other is left out of the choice and kept in the comparison.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from estimators import Objective, Operator, UserError
+from pruning_limits.layerwise import CURVATURES, Kind, layer_block
+from pruning_limits.magnitude import MagnitudeProfile, removed_count
+
+GRID = (*(k / 20 for k in range(1, 19)), 0.925, 0.95, 0.965, 0.98, 0.99, 0.995, 0.998, 1.0)
+
+
+@dataclass(frozen=True)
+class LayerCurve:
+    """Modelled rise of the objective when one layer is pruned by magnitude.
+
+    Attributes:
+        name: Parameter name.
+        weights: Number of weights.
+        counts: Removed weights, ascending from 0 to all of them.
+        rises: Modelled rise at these counts; 0 at the first.
+    """
+
+    name: str
+    weights: int
+    counts: tuple[int, ...]
+    rises: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Split:
+    r"""One distribution of the removed weights over the layers, and what it costs.
+
+    Attributes:
+        counts: Removed weights by parameter name.
+        block: Rise of the block-diagonal quadratic model, :math:`\frac12 \sum_l d_l^\top H_{ll} d_l`.
+        quadratic: The same with the terms between layers, :math:`\frac12 d^\top H d`.
+        measured: Rise of the objective, by a forward pass over all its data.
+    """
+
+    counts: dict[str, int]
+    block: float
+    quadratic: float
+    measured: float
+
+
+@dataclass(frozen=True)
+class SplitComparison:
+    """The best split of a budget under the block-diagonal model against global magnitude pruning.
+
+    Attributes:
+        sparsity: Removed fraction of all weights, the same for both.
+        best: The split with the least modelled rise that was found.
+        magnitude: The split of global magnitude pruning.
+    """
+
+    sparsity: float
+    best: Split
+    magnitude: Split
+
+
+def layer_curves(
+    objective: Objective,
+    curvature: Kind = "ggn",
+    sparsities: Sequence[float] = GRID,
+    samples: int | None = None,
+    seed: int = 0,
+) -> tuple[LayerCurve, ...]:
+    r"""Evaluate the rise of each layer's quadratic model at a stationary point, :math:`\frac12 d_l^\top H_{ll} d_l`.
+
+    Args:
+        objective: The training objective.
+        curvature: ``"ggn"`` or ``"hessian"``.
+        sparsities: Where to evaluate every layer, removed fractions of it in (0, 1].
+        samples: Random data sub-sample for curvature products; None takes all data.
+        seed: Seed of the sub-sample.
+
+    Returns:
+        One curve per chosen parameter, in the model's order; it always reaches to all weights.
+
+    Raises:
+        UserError: A sparsity is out of range.
+    """
+    counts = {
+        name: sorted({removed_count(s, weight.numel()) for s in (0.0, *sparsities, 1.0)})
+        for name, weight in objective.chosen.items()
+    }
+    rises = _block_rises(objective, curvature, counts, samples, seed)
+    return tuple(
+        LayerCurve(name, objective.chosen[name].numel(), tuple(counts[name]), tuple(layer))
+        for name, layer in zip(counts, rises, strict=True)
+    )
+
+
+def best_split(curves: Sequence[LayerCurve], count: int) -> dict[str, int]:
+    r"""Minimise :math:`\sum_l \mathrm{rise}_l(m_l)` subject to :math:`\sum_l m_l = m`.
+
+    Every curve is replaced by its lower convex hull; taking the pieces of all hulls by rising slope is then exact, the
+    slope of the last piece being the Lagrange multiplier. At most one layer ends between two points of its curve.
+
+    Args:
+        curves: One curve per layer.
+        count: Number m of weights to remove in all.
+
+    Returns:
+        Removed weights by parameter name; they sum to ``count``.
+
+    Raises:
+        UserError: ``count`` is negative or more than there are.
+
+    Source: Everett 1963; Shoham and Gersho, Efficient bit allocation for an arbitrary set of quantizers, 1988.
+
+    Example:
+        >>> flat, steep = (LayerCurve(n, 2, (0, 1, 2), r) for n, r in (("a", (0.0, 1.0, 4.0)), ("b", (0.0, 2.0, 9.0))))
+        >>> best_split([flat, steep], 2)
+        {'a': 1, 'b': 1}
+    """
+    total = sum(curve.weights for curve in curves)
+    if not 0 <= count <= total:
+        raise UserError(f"count: expected 0 to {total} weights to remove, got {count}")
+    pieces = []
+    for layer, curve in enumerate(curves):
+        corners = _hull(curve.counts, curve.rises)
+        for (start, low), (end, high) in pairwise(corners):
+            pieces.append(((high - low) / (end - start), layer, end - start))
+    split = {curve.name: 0 for curve in curves}
+    for _, layer, size in sorted(pieces):
+        taken = min(size, count)
+        split[curves[layer].name] += taken
+        count -= taken
+    return split
+
+
+def compare_splits(
+    objective: Objective,
+    sparsity: float,
+    curves: Sequence[LayerCurve] | None = None,
+    curvature: Kind = "ggn",
+    samples: int | None = None,
+    seed: int = 0,
+) -> SplitComparison:
+    """Compare the best split of a budget with that of global magnitude pruning, by model and by measurement.
+
+    Within a layer both remove the smallest weights.
+
+    Args:
+        objective: The training objective on all its data.
+        sparsity: Removed fraction of all weights, in [0, 1].
+        curves: What ``layer_curves`` returned for the same objective; None computes them.
+        curvature: ``"ggn"`` or ``"hessian"``.
+        samples: Random data sub-sample for curvature products; None takes all data.
+        seed: Seed of the sub-sample.
+
+    Returns:
+        Both splits with their modelled and measured rises.
+
+    Raises:
+        UserError: The sparsity is out of range.
+    """
+    profile = MagnitudeProfile(objective.chosen)
+    wanted = removed_count(sparsity, profile.dimension)
+    curves = layer_curves(objective, curvature, samples=samples, seed=seed) if curves is None else curves
+    splits = [best_split(curves, wanted), {name: int((~mask).sum()) for name, mask in profile.masks(sparsity).items()}]
+    counts = {name: [split[name] for split in splits] for name in objective.names}
+    layers = _block_rises(objective, curvature, counts, samples, seed)
+    blocks = [math.fsum(rises) for rises in zip(*layers, strict=True)]
+    removed = torch.stack(
+        [torch.cat([_smallest(weight, split[name]) for name, weight in objective.chosen.items()]) for split in splits],
+        dim=1,
+    )
+    part = objective if samples is None else objective.subset(samples, seed)
+    whole = _rises(CURVATURES[curvature](part), removed)
+    start = objective.value()
+    best, magnitude = (
+        Split(split, block, quadratic, objective.value(profile.vector - column) - start)
+        for split, block, quadratic, column in zip(splits, blocks, whole, removed.unbind(1), strict=True)
+    )
+    return SplitComparison(wanted / profile.dimension, min(best, magnitude, key=lambda one: one.block), magnitude)
+
+
+def _smallest(weight: Tensor, count: int) -> Tensor:
+    """Return the part of one parameter that magnitude pruning removes, flat."""
+    flat = weight.reshape(-1)
+    part = torch.zeros_like(flat)
+    index = torch.sort(flat.abs(), stable=True).indices[:count]
+    part[index] = flat[index]
+    return part
+
+
+def _block_rises(
+    objective: Objective, kind: Kind, counts: Mapping[str, Sequence[int]], samples: int | None, seed: int
+) -> list[list[float]]:
+    """Return the rises at the wanted counts, layer by layer."""
+    part = objective if samples is None else objective.subset(samples, seed)
+    rises = []
+    for name, wanted in counts.items():
+        removed = torch.stack([_smallest(part.chosen[name], count) for count in wanted], dim=1)
+        rises.append(_rises(layer_block(part, name, kind), removed))
+    return rises
+
+
+def _rises(operator: Operator, removed: Tensor) -> list[float]:
+    """Quadratic rise of every column of removed weights."""
+    rises: list[float] = (0.5 * (removed.double() * operator.matmat(removed).double()).sum(0)).tolist()
+    return rises
+
+
+def _hull(counts: Sequence[int], rises: Sequence[float]) -> list[tuple[int, float]]:
+    """Return the corners of the lower convex hull of points sorted by count."""
+    corners: list[tuple[int, float]] = []
+    for x, y in zip(counts, rises, strict=True):
+        while len(corners) > 1:
+            (x0, y0), (x1, y1) = corners[-2:]
+            if (y1 - y0) * (x - x0) < (y - y0) * (x1 - x0):
+                break
+            corners.pop()
+        corners.append((x, y))
+    return corners

@@ -1,0 +1,186 @@
+"""Limits of single layers, and the split of a budget over layers against brute force."""
+
+import dataclasses
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from helpers import CASES, reference
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from estimators import L1, L2, Objective, SpectralMeasure, UserError
+from pruning_limits import MagnitudeProfile
+from pruning_limits.bounds import isotropic_limit, largest_passing
+from pruning_limits.layerwise import layer_block, layer_limits
+from pruning_limits.split import LayerCurve, best_split, compare_splits, layer_curves
+from validation.data import ImageData
+
+Tiny = tuple[nn.Module, list[tuple[Tensor, Tensor]]]
+
+
+@pytest.mark.parametrize("name", ["ragged", "batch norm", "grouped", "tied", "subset", "idle layer"])
+@pytest.mark.parametrize("kind", ["hessian", "ggn"])
+def test_a_block_is_the_diagonal_block_of_the_dense_matrix(name: str, kind: str) -> None:
+    case = CASES[name]
+    objective = Objective(case.model(), case.loader(), case.loss_fn, L2(0.3), **case.options)
+    matrix = reference(name, torch.float64)[0 if kind == "hessian" else 1]
+    start = 0
+    for one, weight in objective.chosen.items():
+        rows = slice(start, start := start + weight.numel())
+        block = layer_block(objective, one, kind) @ torch.eye(weight.numel(), dtype=torch.float64)
+        expected = matrix[rows, rows] + 0.3 * torch.eye(weight.numel(), dtype=torch.float64)
+        torch.testing.assert_close(block, expected, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("kind", ["hessian", "ggn"])
+def test_limits_of_small_layers_are_those_of_dense_blocks(tiny: Tiny, kind: str) -> None:
+    objective = Objective(*tiny, penalty=L1(1e-3))
+    found = layer_limits(objective, 0.01, kind, steps=64)
+    assert [one.name for one in found] == ["0.weight", "2.weight"]
+    for one in found:
+        weight = objective.chosen[one.name]
+        block = layer_block(objective, one.name, kind) @ torch.eye(weight.numel(), dtype=torch.float64)
+        measure = SpectralMeasure.from_eigenvalues(torch.linalg.eigvalsh(block).numpy())
+        profile = MagnitudeProfile({one.name: weight})
+        expected = isotropic_limit(measure, profile.curve(), 0.01).sparsity
+        assert one.sparsity == pytest.approx(expected, abs=1e-9)
+        assert (one.weights, one.standard_error) == (weight.numel(), 0.0)
+
+        def passes(sparsity: float, name: str = one.name, profile: MagnitudeProfile = profile) -> bool:
+            pruned = {**objective.chosen, name: objective.chosen[name] * profile.masks(sparsity)[name]}
+            vector = torch.cat([part.reshape(-1) for part in pruned.values()])
+            return objective.value(vector) - objective.value() <= 0.01
+
+        assert one.achieved == largest_passing(passes, expected, profile.dimension)
+
+
+def test_limits_of_larger_layers_agree_with_dense_ones_within_their_error(
+    trained: nn.Module, digits: ImageData
+) -> None:
+    objective = Objective(trained, digits.batches("train", 1000), penalty=L1(1e-3), parameters=["7.weight", "9.weight"])
+    exact = layer_limits(objective, 0.02, "ggn", steps=600, measure=False)
+    rough = layer_limits(objective, 0.02, "ggn", steps=40, probes=4, measure=False)
+    for one, other in zip(exact, rough, strict=True):
+        assert one.standard_error == 0.0 < other.standard_error
+        assert one.achieved is None
+        assert abs(one.sparsity - other.sparsity) < 4 * other.standard_error + 0.005
+    part = layer_limits(objective, 0.02, "ggn", samples=200, steps=40, measure=False)
+    again = layer_limits(objective, 0.02, "ggn", samples=200, steps=40, measure=False)
+    assert part == again
+    assert part != rough
+
+
+def test_a_layer_of_zeros_can_go(tiny: Tiny) -> None:
+    model, data = tiny
+    with torch.no_grad():
+        model[2].weight.zero_()
+    found = layer_limits(Objective(model, data), 0.01)
+    assert (found[1].sparsity, found[1].achieved) == (1.0, 1.0)
+    assert found[0].sparsity == 1.0  # nothing passes through the second layer, so the first has no curvature either
+
+
+def test_wrong_arguments_are_refused(tiny: Tiny) -> None:
+    objective = Objective(*tiny)
+    with pytest.raises(UserError, match="steps: expected at least 1"):
+        layer_limits(objective, 0.01, steps=0)
+    with pytest.raises(UserError, match="curvature: expected one of hessian, ggn, got 'fisher'"):
+        layer_limits(objective, 0.01, "fisher")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="epsilon: expected a positive number"):
+        layer_limits(objective, 0.0)
+    with pytest.raises(UserError, match="sparsity: expected a number in"):
+        compare_splits(objective, 1.5)
+    for count in (-1, 4):
+        with pytest.raises(UserError, match="count: expected 0 to 3 weights to remove"):
+            best_split([LayerCurve("a", 3, (0, 3), (0.0, 1.0))], count)
+
+
+# ----------------------------------------------------------------------------------------------------- splits
+
+
+def cost(curves: list[LayerCurve], split: dict[str, int]) -> float:
+    return math.fsum(float(np.interp(split[one.name], one.counts, one.rises)) for one in curves)
+
+
+def convex(draw: st.DrawFn, name: str, size: int) -> LayerCurve:
+    slopes = sorted(draw(st.lists(st.floats(0, 10), min_size=size, max_size=size)))
+    rises = np.concatenate([[0.0], np.cumsum(slopes)])
+    return LayerCurve(name, size, tuple(range(size + 1)), tuple(rises.tolist()))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_the_best_split_of_convex_curves_is_that_of_brute_force(data: st.DataObject) -> None:
+    sizes = data.draw(st.lists(st.integers(1, 4), min_size=1, max_size=4))
+    curves = [convex(data.draw, f"layer {k}", size) for k, size in enumerate(sizes)]
+    count = data.draw(st.integers(0, sum(sizes)))
+    split = best_split(curves, count)
+    assert sum(split.values()) == count
+    assert all(0 <= split[one.name] <= one.weights for one in curves)
+    every = (c for c in itertools.product(*(range(size + 1) for size in sizes)) if sum(c) == count)
+    least = min(math.fsum(one.rises[k] for one, k in zip(curves, c, strict=True)) for c in every)
+    assert cost(curves, split) == pytest.approx(least, abs=1e-9)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_any_curves_are_split_as_their_convex_hulls(data: st.DataObject) -> None:
+    curves = []
+    for k in range(data.draw(st.integers(1, 4))):
+        size = data.draw(st.integers(2, 5))
+        inner = data.draw(st.lists(st.floats(-1, 5), min_size=size, max_size=size))
+        curves.append(LayerCurve(f"layer {k}", size, tuple(range(size + 1)), (0.0, *inner)))
+    count = data.draw(st.integers(0, sum(one.weights for one in curves)))
+    hulls = []
+    for one in curves:
+        lines = [
+            [
+                one.rises[i] + (one.rises[j] - one.rises[i]) * (x - i) / (j - i)
+                for i, j in itertools.combinations(one.counts, 2)
+                if i <= x <= j
+            ]
+            for x in one.counts
+        ]
+        hulls.append(dataclasses.replace(one, rises=tuple(min(values) for values in lines)))
+    split = best_split(curves, count)
+    assert sum(split.values()) == count
+    assert cost(hulls, split) == pytest.approx(cost(hulls, best_split(hulls, count)), abs=1e-9)
+    between = [
+        one.name for one, hull in zip(curves, hulls, strict=True) if cost([one], split) > cost([hull], split) + 1e-9
+    ]
+    assert len(between) <= 1
+
+
+@pytest.mark.parametrize("kind", ["hessian", "ggn"])
+def test_curves_and_rises_agree_with_the_dense_matrix(kind: str) -> None:
+    case = CASES["ragged"]
+    objective = Objective(case.model(), case.loader(), case.loss_fn)
+    matrix = reference("ragged", torch.float64)[0 if kind == "hessian" else 1]
+    curves = layer_curves(objective, kind, sparsities=(0.25, 0.5))
+    start = 0
+    for curve, weight in zip(curves, objective.chosen.values(), strict=True):
+        rows = slice(start, start := start + weight.numel())
+        assert curve.counts == tuple(math.ceil(s * weight.numel()) for s in (0.0, 0.25, 0.5, 1.0))
+        profile = MagnitudeProfile({"w": weight})
+        for count, rise in zip(curve.counts, curve.rises, strict=True):
+            d = profile.removed(count / weight.numel())
+            assert rise == pytest.approx(float(0.5 * d @ matrix[rows, rows] @ d), rel=1e-9, abs=1e-14)
+    found = compare_splits(objective, 0.4, curves, kind)
+    whole = MagnitudeProfile(objective.chosen)
+    d = whole.removed(0.4)
+    assert found.magnitude.counts == {name: int((~mask).sum()) for name, mask in whole.masks(0.4).items()}
+    assert found.magnitude.quadratic == pytest.approx(float(0.5 * d @ matrix @ d), rel=1e-9)
+    assert found.magnitude.measured == pytest.approx(objective.value(whole.vector - d) - objective.value(), rel=1e-9)
+    assert sum(found.best.counts.values()) == sum(found.magnitude.counts.values()) == math.ceil(0.4 * 35)
+
+
+@pytest.mark.parametrize("sparsity", [0.3, 0.6, 0.9])
+def test_the_best_split_is_never_worse_by_the_model(trained: nn.Module, digits: ImageData, sparsity: float) -> None:
+    objective = Objective(trained, digits.batches("train", 1000), penalty=L1(1e-3))
+    found = compare_splits(objective, sparsity)
+    assert found.best.block <= found.magnitude.block
+    assert found.sparsity == pytest.approx(sparsity, abs=1e-4)
+    assert sum(found.best.counts.values()) == round(found.sparsity * objective.dimension)
