@@ -1,15 +1,21 @@
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from torch import nn
 
 from validation.data import ImageData, load_data
 from validation.models import build_model
+from validation.pruners import Problem
 from validation.training import Recipe, train
+
+settings.register_profile("steady", deadline=None)
+settings.load_profile("steady")
 
 
 @pytest.fixture(scope="session")
@@ -23,6 +29,16 @@ def trained(digits: ImageData) -> nn.Module:
     model = build_model("fc5-mini", digits.shape, digits.classes, seed=0)
     train(model, digits, Recipe(epochs=10, lr=0.05, l1=1e-3), seed=0)
     return model.eval()
+
+
+@pytest.fixture(scope="session")
+def problem(digits: ImageData) -> Problem:
+    """A batch-normalised network after two epochs on 200 digits, five steps each, with two more epochs to spend."""
+    few = dataclasses.replace(digits, train_x=digits.train_x[:200], train_y=digits.train_y[:200])
+    recipe = Recipe(epochs=2, lr=0.1, momentum=0.5, l2=1e-4, batch_size=40)
+    model = build_model("resnet8", few.shape, few.classes, seed=0)
+    train(model, few, recipe, seed=0)
+    return Problem("resnet8", few, recipe, 0, model.eval(), 4)
 
 
 @pytest.fixture

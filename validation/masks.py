@@ -37,8 +37,7 @@ def select(scores: Mapping[str, Tensor], sparsity: float, layerwise: bool = Fals
         >>> select({"w": torch.tensor([3.0, 1.0, 1.0, 2.0])}, 0.5)["w"].tolist()
         [True, False, False, True]
     """
-    if not 0 <= sparsity < 1:
-        raise UserError(f"sparsity: expected a number in [0, 1) (the removed fraction), got {sparsity}")
+    check_sparsity(sparsity)
     if layerwise:
         return {name: select({name: score}, sparsity)[name] for name, score in scores.items()}
     vector = flatten(list(scores.values()))
@@ -48,6 +47,16 @@ def select(scores: Mapping[str, Tensor], sparsity: float, layerwise: bool = Fals
     order = torch.sort(vector, stable=True).indices
     kept[order[: removed_count(sparsity, len(vector))]] = False
     return named(kept, scores)
+
+
+def check_sparsity(sparsity: float) -> None:
+    """Refuse a removed fraction outside [0, 1).
+
+    Raises:
+        UserError: The sparsity is out of range.
+    """
+    if not 0 <= sparsity < 1:
+        raise UserError(f"sparsity: expected a number in [0, 1) (the removed fraction), got {sparsity}")
 
 
 def prunable(model: nn.Module) -> dict[str, Tensor]:
@@ -143,7 +152,9 @@ def sparse_state_dict(model: nn.Module, masks: Masks) -> dict[str, Tensor]:
             state[name] = value.clone()
         else:
             index = mask.nonzero().T
-            state[name] = torch.sparse_coo_tensor(index, value[mask], value.shape, is_coalesced=True)
+            state[name] = torch.sparse_coo_tensor(
+                index, value[mask], value.shape, check_invariants=True, is_coalesced=True
+            )
     return state
 
 

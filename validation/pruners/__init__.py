@@ -6,6 +6,7 @@ A file that defines a ``Pruner`` and registers it is all a new algorithm needs.
 from __future__ import annotations
 
 import copy
+import functools
 import importlib
 import pkgutil
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from torch import nn
 
 from estimators import UserError
 from validation.data import ImageData
-from validation.masks import Masks
+from validation.masks import Masks, check_sparsity
 from validation.models import build_model
 from validation.training import Recipe, apply_masks, train
 
@@ -79,7 +80,7 @@ _PRUNERS: dict[str, Pruner] = {}
 
 
 def register(name: str) -> Callable[[Pruner], Pruner]:
-    """Enter a pruner into the registry under a name.
+    """Enter a pruner into the registry under a name; it refuses a sparsity outside [0, 1) before it trains anything.
 
     Args:
         name: Lower-case name of the algorithm; parts are joined by hyphens.
@@ -88,8 +89,14 @@ def register(name: str) -> Callable[[Pruner], Pruner]:
     def enter(pruner: Pruner) -> Pruner:
         if name in _PRUNERS:
             raise ValueError(f"the pruner {name} exists already")
-        _PRUNERS[name] = pruner
-        return pruner
+
+        @functools.wraps(pruner)
+        def checked(problem: Problem, sparsity: float) -> Pruned:
+            check_sparsity(sparsity)
+            return pruner(problem, sparsity)
+
+        _PRUNERS[name] = checked
+        return checked
 
     return enter
 
