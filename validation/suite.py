@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
+import types
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 from estimators.errors import UserError
 from validation.training import Network, Recipe
@@ -50,6 +53,23 @@ class RetrainSettings:
     lr_factor: float = 0.2
     evaluations: int = 3
 
+    def __post_init__(self) -> None:
+        if self.evaluations < 1:
+            raise UserError(f"retrain: evaluations must be at least 1, got {self.evaluations}")
+
+
+@dataclass(frozen=True)
+class PenaltySettings:
+    """Penalties that are compared side by side with no penalty; a network's own replaces the value here.
+
+    Args:
+        l1: Coefficient of the L1 penalty.
+        l2: Coefficient of the L2 penalty.
+    """
+
+    l1: float = 5e-5
+    l2: float = 5e-4
+
 
 @dataclass(frozen=True)
 class RowNormSettings:
@@ -80,6 +100,46 @@ class SlqSettings:
 
 
 @dataclass(frozen=True)
+class IterativeSettings:
+    """How the limit is followed along iterative pruning.
+
+    Args:
+        sparsity: Where pruning ends.
+        epochs: Epochs of every training.
+        samples: Data sub-sample of every prediction; None lets the engine choose.
+        steps: Lanczos steps of every prediction; None lets the engine choose.
+        probes: Probe vectors of every prediction; None lets the engine choose.
+    """
+
+    sparsity: float = 0.9
+    epochs: int = 20
+    samples: int | None = None
+    steps: int | None = 32
+    probes: int | None = 1
+
+
+@dataclass(frozen=True)
+class EarlySettings:
+    """When the limit is predicted on the way through training.
+
+    Args:
+        epochs: Epochs after which to predict, besides the last; a shorter recipe takes the same fractions.
+        samples: Data sub-sample of every prediction; None lets the engine choose.
+        steps: Lanczos steps of every prediction; None lets the engine choose.
+        probes: Probe vectors of every prediction; None lets the engine choose.
+    """
+
+    epochs: tuple[int, ...] = (1, 5, 10, 20)
+    samples: int | None = None
+    steps: int | None = 32
+    probes: int | None = 1
+
+    def __post_init__(self) -> None:
+        if min(self.epochs, default=1) < 1:
+            raise UserError(f"early: epochs must be at least 1, got {min(self.epochs)}")
+
+
+@dataclass(frozen=True)
 class CompareSettings:
     """Which pruners are compared where, and with how much training.
 
@@ -105,8 +165,11 @@ class Suite:
         networks: Networks, one per model, data set and seed.
         limit: Settings of the prediction.
         retrain: Settings of re-training.
+        penalties: Settings of the table ``weight-scale``.
         row_norms: Settings of the table ``row-norms``.
         slq: Settings of the table ``slq-settings``.
+        iterative: Settings of the table ``iterative-and-l2``.
+        early: Settings of the table ``early``.
         compare: Settings of the tables that compare pruners.
     """
 
@@ -114,8 +177,11 @@ class Suite:
     networks: tuple[Network, ...]
     limit: LimitSettings = field(default_factory=LimitSettings)
     retrain: RetrainSettings = field(default_factory=RetrainSettings)
+    penalties: PenaltySettings = field(default_factory=PenaltySettings)
     row_norms: RowNormSettings = field(default_factory=RowNormSettings)
     slq: SlqSettings = field(default_factory=SlqSettings)
+    iterative: IterativeSettings = field(default_factory=IterativeSettings)
+    early: EarlySettings = field(default_factory=EarlySettings)
     compare: CompareSettings = field(default_factory=CompareSettings)
 
 
@@ -124,11 +190,15 @@ def known_suites() -> list[str]:
     return sorted(one.stem for one in FOLDER.glob("*.toml"))
 
 
+NETWORK: dict[str, Any] = {"model": str, "dataset": str, "seeds": tuple[int, ...], "recipe": dict}
 SECTIONS: dict[str, type[Any]] = {
     "limit": LimitSettings,
     "retrain": RetrainSettings,
+    "penalties": PenaltySettings,
     "row_norms": RowNormSettings,
     "slq": SlqSettings,
+    "iterative": IterativeSettings,
+    "early": EarlySettings,
     "compare": CompareSettings,
 }
 
@@ -143,47 +213,104 @@ def load_suite(name: str) -> Suite:
         The suite.
 
     Raises:
-        UserError: The suite is unknown, is not TOML, or holds an unknown or missing key; the message names it.
+        UserError: The suite is unknown, is not TOML, names a network twice, lacks a key, or holds an unknown key or a
+            value of another type; the message names the key and its line.
     """
     path = Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"
     if not path.is_file():
         raise UserError(
             f"suite: {name!r} is unknown; expected one of {', '.join(known_suites())}, or a path to a .toml file"
         )
-    text = path.read_text(encoding="utf-8")
     try:
+        text = path.read_bytes().decode()
         plain = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:
         raise UserError(f"suite: {path} is not valid TOML: {error}") from None
-    _check_keys(path, text, plain, {"network", *SECTIONS})
+    top = _Place(path, tuple(text.splitlines()))
+    _check_keys(top, plain, {"network", *SECTIONS})
+    entries = plain.get("network", [])
+    if not isinstance(entries, list):
+        raise top.error("network", "network: expected one or more tables, each under [[network]]")
     networks = []
-    for entry in plain.get("network", []):
-        _check_keys(path, text, entry, {"model", "dataset", "seeds", "recipe"}, {"model", "dataset", "recipe"})
-        recipe = _build(Recipe, path, text, entry["recipe"])
+    for number, entry in enumerate(entries):
+        place = top.inside("[[network]]", number)
+        _check_keys(place, entry, set(NETWORK), {"model", "dataset", "recipe"})
+        _check_types(place, entry, NETWORK)
+        recipe = _build(Recipe, place, entry["recipe"])
         networks += [Network(entry["model"], entry["dataset"], recipe, seed) for seed in entry.get("seeds", [0])]
     if not networks:
         raise UserError(f"suite: {path} names no [[network]]")
-    sections = {key: _build(kind, path, text, plain.get(key, {})) for key, kind in SECTIONS.items()}
+    twice = [network for network, count in Counter(networks).items() if count > 1]
+    if twice:
+        one = twice[0]
+        raise UserError(f"suite: {path} names {one.model} on {one.dataset} with seed {one.seed} twice, recipe and all")
+    sections = {key: _build(kind, top.inside(f"[{key}]"), plain.get(key, {})) for key, kind in SECTIONS.items()}
     return Suite(path.stem, tuple(networks), **sections)
 
 
-def _build(kind: type[Any], path: Path, text: str, values: dict[str, Any]) -> Any:
+@dataclass(frozen=True)
+class _Place:
+    """A suite file from some line on, to say where a mistake is."""
+
+    path: Path
+    lines: tuple[str, ...]
+    first: int = 0
+
+    def inside(self, header: str, number: int = 0) -> _Place:
+        """Return the place from one of the lines with this header on; the whole file if there is none."""
+        found = [n for n, line in enumerate(self.lines) if re.sub(r"#.*|\s", "", line) == header]
+        return dataclasses.replace(self, first=found[number] if number < len(found) else 0)
+
+    def error(self, key: str, problem: str) -> UserError:
+        """Return the error for a mistake at a key."""
+        name = rf"[\"']?{re.escape(key)}[\"']?\s*"
+        pattern = re.compile(rf"^\s*\[+\s*(\w+\s*\.\s*)*{name}\]|^([^#]*[\s.{{,])?{name}=")
+        line = next((n for n in range(self.first, len(self.lines)) if pattern.search(self.lines[n])), None)
+        return UserError(f"suite: {self.path}{'' if line is None else f', line {line + 1}'}: {problem}")
+
+
+def _build(kind: type[Any], place: _Place, values: Any) -> Any:
     fields = dataclasses.fields(kind)
     required = {
         one.name for one in fields if one.default is dataclasses.MISSING and one.default_factory is dataclasses.MISSING
     }
-    _check_keys(path, text, values, {one.name for one in fields}, required)
+    _check_keys(place, values, {one.name for one in fields}, required)
+    _check_types(place, values, get_type_hints(kind))
     return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
 
 
-def _check_keys(path: Path, text: str, values: Any, known: set[str], required: set[str] | None = None) -> None:
+def _check_keys(place: _Place, values: Any, known: set[str], required: set[str] | None = None) -> None:
     if not isinstance(values, dict):
-        raise UserError(f"suite: {path}: expected a table with {', '.join(sorted(known))}, got {values!r}")
+        raise UserError(f"suite: {place.path}: expected a table with {', '.join(sorted(known))}, got {values!r}")
     for key in values:
         if key not in known:
-            lines = text.splitlines()
-            line = next((n for n, one in enumerate(lines, 1) if one.split("=")[0].strip(" []") == key), 0)
-            raise UserError(f"suite: {path}, line {line}: unknown key {key!r}; expected {', '.join(sorted(known))}")
+            raise place.error(key, f"unknown key {key!r}; expected {', '.join(sorted(known))}")
     missing = (required or set()) - set(values)
     if missing:
-        raise UserError(f"suite: {path}: missing {', '.join(sorted(missing))}")
+        raise UserError(f"suite: {place.path}: missing {', '.join(sorted(missing))}")
+
+
+def _check_types(place: _Place, values: dict[str, Any], hints: dict[str, Any]) -> None:
+    for key, value in values.items():
+        if not _fits(value, hints[key]):
+            raise place.error(key, f"{key}: expected {_said(hints[key])}, got {value!r}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    if get_origin(hint) is tuple:
+        return isinstance(value, list) and all(_fits(one, get_args(hint)[0]) for one in value)
+    if get_origin(hint) is types.UnionType:
+        return any(_fits(value, one) for one in get_args(hint))
+    if hint in (int, float):
+        number = isinstance(value, int if hint is int else int | float) and not isinstance(value, bool)
+        return number and value >= 0
+    return isinstance(value, hint)
+
+
+def _said(hint: Any) -> str:
+    if get_origin(hint) is tuple:
+        return f"a list, each {_said(get_args(hint)[0])}"
+    if get_origin(hint) is types.UnionType:
+        return " or ".join(_said(one) for one in get_args(hint) if one is not type(None))
+    names = {int: "a whole number >= 0", float: "a number >= 0", str: "a text", bool: "true or false", dict: "a table"}
+    return names[hint]

@@ -36,7 +36,12 @@ class Column:
         value = row.get(self.key)
         if value is None:
             return "-"
-        return format(value, self.form) if isinstance(value, int | float) else str(value)
+        return _escaped(format(value, self.form) if isinstance(value, int | float) else str(value))
+
+
+def _escaped(text: str) -> str:
+    """Make a text fit into one cell of a Markdown table."""
+    return text.replace("|", "\\|").replace("\n", " ")
 
 
 def environment() -> Row:
@@ -77,7 +82,7 @@ def write_table(
     writer.writerows([[row.get(column.key) for column in columns] for row in rows])
     write_bytes(folder / f"{name}.csv", text.getvalue().encode())
     lines = [f"# {title}", "", *[line for note in notes for line in (note, "")]]
-    lines += ["| " + " | ".join(column.heading for column in columns) + " |"]
+    lines += ["| " + " | ".join(_escaped(column.heading) for column in columns) + " |"]
     lines += ["|" + "|".join("---:" if column.form else "---" for column in columns) + "|"]
     lines += ["| " + " | ".join(column.text(row) for column in columns) + " |" for row in rows]
     write_bytes(folder / f"{name}.md", ("\n".join(lines) + "\n").encode())
@@ -130,14 +135,14 @@ def limit_notes(suite: Suite) -> list[str]:
         "chosen by the engine" if value is None else str(value)
         for value in (suite.limit.samples, suite.limit.steps, suite.limit.probes)
     ]
-    recipes = {f"{n.model} on {n.dataset}": recipe_text(n.recipe) for n in suite.networks}
+    recipes = dict.fromkeys(f"{n.model} on {n.dataset}: {recipe_text(n.recipe)}" for n in suite.networks)
     return [
         "Sparsity is the removed fraction of convolution and linear weights; kept = 1 - sparsity. Epsilon is the "
         "standard deviation of the mean loss of 128 training samples, the same rule for every row. The objective "
         "includes the penalty and runs over all training samples without augmentation.",
         f"Prediction: isotropic limit; samples {said[0]}, Lanczos steps {said[1]}, probes {said[2]}. The numerical "
         "interval adds the errors from probes, steps and sub-sample.",
-        "Recipes: " + "; ".join(f"{name}: {text}" for name, text in recipes.items()) + ".",
+        "Recipes: " + "; ".join(recipes) + ".",
     ]
 
 

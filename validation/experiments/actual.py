@@ -106,7 +106,7 @@ def retrained_limit(
     """
     short = retraining_recipe(recipe, settings)
     trials: list[dict[str, float]] = []
-    passed, passed_value = math.log(1 - start), -math.inf
+    passed, passed_value = math.log(max(1 - start, 1 / profile.dimension)), -math.inf
     failed: float | None = None
     failed_value = math.inf
     for _ in range(settings.evaluations):

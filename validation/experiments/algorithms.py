@@ -158,7 +158,7 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
                     [1 - row["sparsity"] for row in own],
                     [100 * row["accuracy"] for row in own],
                     [100 * (row["accuracy_spread"] or 0) for row in own],
-                    fmt="osD^v<>pP*X"[number % 11] + "-",
+                    marker="osD^v<>pP*X"[number % 11],
                     color=COLOURS[number % len(COLOURS)],
                     linestyle="-" if number < len(COLOURS) else ":",
                     linewidth=1,

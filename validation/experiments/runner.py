@@ -61,7 +61,7 @@ def run_table(
         for cell in cells:
             (_folder(table, suite, out, cell) / "row.json").unlink(missing_ok=True)
     missing = [cell for cell in cells if read_json(_folder(table, suite, out, cell) / "row.json") is None]
-    networks = list(dict.fromkeys(cell.network for cell in missing))
+    networks = list(dict.fromkeys(cell.start for cell in missing if cell.start is not None))
     prepare = partial(_prepare, name, suite, data_dir, out, jobs == 1)
     if jobs > 1:
         run_all(prepare, networks, jobs, executor, f"{name}: networks")
@@ -76,7 +76,7 @@ def settings_of(table: Table, suite: Suite, cell: Cell) -> dict[str, Any]:
     """Everything that the row of a cell depends on."""
     return {
         "table": table.rows_of or table.name,
-        "network": cell.network.settings(),
+        **({} if cell.start is None else {"network": cell.start.settings()}),
         **cell.part,
         **table.settings(suite),
     }
@@ -98,6 +98,6 @@ def _prepare(name: str, suite: Suite, data_dir: Path | None, out: Path, progress
 def _compute(name: str, suite: Suite, data_dir: Path | None, out: Path, progress: bool, cell: Cell) -> None:
     table = tables()[name]
     folder = _folder(table, suite, out, cell)
-    data = load_data(cell.network.dataset, data_dir)
+    data = None if cell.start is None else load_data(cell.start.dataset, data_dir)
     row: Row = table.run(cell, Bench(suite, data, out, folder, progress))
     write_json(folder / "row.json", row)

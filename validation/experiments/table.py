@@ -7,7 +7,7 @@ import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -19,18 +19,25 @@ from validation.suite import Suite
 from validation.tables import Row
 from validation.training import Network, trained_network
 
+Value = TypeVar("Value")
+
 
 @dataclass(frozen=True)
 class Cell:
     """One unit of work: a network, and what is done to it.
 
     Attributes:
-        network: The trained network that the cell starts from.
+        start: The trained network that the cell starts from; None in a table that has none.
         part: Further coordinates as plain values, such as a pruner and a sparsity.
     """
 
-    network: Network
+    start: Network | None
     part: dict[str, Any] = field(default_factory=dict, hash=False)
+
+    @property
+    def network(self) -> Network:
+        """The trained network that the cell starts from."""
+        return _present(self.start)
 
 
 @dataclass(frozen=True)
@@ -39,17 +46,22 @@ class Bench:
 
     Attributes:
         suite: Settings shared by all cells.
-        data: The network's data set.
+        images: The network's data set; None in a table without networks.
         out: Folder of all runs.
         folder: Folder of this cell.
         progress: Show progress bars.
     """
 
     suite: Suite
-    data: ImageData
+    images: ImageData | None
     out: Path
     folder: Path
     progress: bool
+
+    @property
+    def data(self) -> ImageData:
+        """The network's data set."""
+        return _present(self.images)
 
     def model(self, network: Network) -> nn.Module:
         """Return the trained network, trained once for all tables."""
@@ -72,6 +84,12 @@ class Bench:
             limit.to_json(folder / "limit.json")
             (folder / "spectra.pt").unlink(missing_ok=True)
         return PruningLimit.from_json(folder / "limit.json")
+
+
+def _present(value: Value | None) -> Value:
+    if value is None:
+        raise TypeError("a cell without a network has neither network nor data")
+    return value
 
 
 def one_cell_per_network(suite: Suite) -> list[Cell]:

@@ -101,9 +101,9 @@ def _row(
         "actual_b05": sustained(curve, dense - 0.005),
         "actual_c": actual_c,
         "difference_a": 100 * (limit.sparsity - actual_a),
-        "factor_a": (1 - limit.sparsity) / (1 - actual_a),
+        "factor_a": kept_factor(limit.sparsity, actual_a),
         "difference_c": 100 * (limit.retrained - actual_c),
-        "factor_c": (1 - limit.retrained) / (1 - actual_c),
+        "factor_c": kept_factor(limit.retrained, actual_c),
         "status": limit.status.partition(":")[0],
         "status_reason": limit.status,
         "step_error": limit.hessian.step_error,
@@ -111,6 +111,16 @@ def _row(
         "ggn_step_error": limit.ggn.step_error,
         "ggn_sample_error": limit.ggn.sample_error,
     }
+
+
+def kept_factor(predicted: float, actual: float) -> float | None:
+    """Ratio of predicted to actual kept fraction; None where everything could be removed.
+
+    Example:
+        >>> kept_factor(0.5, 0.75), kept_factor(0.5, 1.0)
+        (2.0, None)
+    """
+    return (1 - predicted) / (1 - actual) if actual < 1 else None
 
 
 def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None:

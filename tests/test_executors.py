@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from estimators import UserError
+from validation.executors import run_all
+
+
+def note(folder: Path, item: int) -> None:
+    (folder / str(item)).write_text(str(item))
+
+
+def die_once(folder: Path, item: int) -> None:
+    if item == 2 and not (folder / "died").exists():
+        (folder / "died").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    note(folder, item)
+
+
+def die_always(item: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def refuse(item: int) -> None:
+    raise UserError(f"item: {item} is refused")
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_every_item_is_called(tmp_path: Path, jobs: int) -> None:
+    run_all(partial(note, tmp_path), range(4), jobs, "process", "test")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1", "2", "3"]
+
+
+def test_the_call_of_a_dead_worker_is_repeated(tmp_path: Path) -> None:
+    run_all(partial(die_once, tmp_path), range(4), 2, "process", "test")
+    assert {path.name for path in tmp_path.iterdir()} == {"0", "1", "2", "3", "died"}
+
+
+def test_workers_that_always_die_are_given_up() -> None:
+    with pytest.raises(UserError, match="jobs: worker processes died 3 times"):
+        run_all(die_always, [0], 2, "process", "test")
+
+
+def test_an_error_in_a_worker_comes_back_as_it_was() -> None:
+    with pytest.raises(UserError, match="item: 0 is refused"):
+        run_all(refuse, [0], 2, "process", "test")
+
+
+def test_an_unknown_executor_is_refused() -> None:
+    with pytest.raises(UserError, match="executor: expected one of process, ray, got 'slurm'"):
+        run_all(refuse, [0], 2, "slurm", "test")
+
+
+@pytest.mark.filterwarnings("default")
+def test_ray_with_two_workers_repeats_the_call_of_a_dead_worker(tmp_path: Path) -> None:
+    ray = pytest.importorskip("ray", reason="the extra 'ray' is not installed")
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    try:
+        run_all(partial(die_once, tmp_path), range(4), 2, "ray", "test")
+        assert {path.name for path in tmp_path.iterdir()} == {"0", "1", "2", "3", "died"}
+        with pytest.raises(UserError, match="item: 0 is refused"):
+            run_all(refuse, [0], 2, "ray", "test")
+    finally:
+        ray.shutdown()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="ray is installed")
+def test_ray_that_is_not_installed_is_named() -> None:
+    with pytest.raises(UserError, match=r"pip install 'pruning-limits\[ray\]'"):
+        run_all(refuse, [0], 2, "ray", "test")

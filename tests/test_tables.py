@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from estimators.files import load_tensors, save_tensors
+from validation.storage import read_json, write_bytes, write_json
+from validation.suite import LimitSettings, Suite
+from validation.tables import (
+    Column,
+    Row,
+    limit_notes,
+    mean_and_spread,
+    network_row,
+    recipe_text,
+    with_means,
+    write_table,
+)
+from validation.training import Network, Recipe
+
+COLUMNS = (
+    Column("model", "model"),
+    Column("weights", "D", ",d"),
+    Column("limit", "limit |s|", ".2%"),
+    Column("difference", "difference, points", "+.2f"),
+    Column("status", "status"),
+    Column("plain", "plain number"),
+)
+ROWS: list[Row] = [
+    {"model": "a", "weights": 12345, "limit": 2 / 3, "difference": -0.123456789, "status": "converged", "plain": 1e-17},
+    {
+        "model": "b",
+        "weights": 7,
+        "limit": 1.0,
+        "difference": 1e3 / 7,
+        "status": 'unresolved: |x| > "1",\nno',
+        "more": [1],
+    },
+    {"model": "c", "weights": None, "limit": np.float64(0.1), "difference": 0, "status": "", "plain": 0.1 + 0.2},
+]
+
+
+def cells(line: str) -> list[str]:
+    """Split one line of a Markdown table at its bars, except at escaped ones."""
+    assert line.startswith("|")
+    assert line.endswith("|")
+    return [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line[1:-1])]
+
+
+def as_number(text: str) -> Any:
+    try:
+        return float(text)
+    except ValueError:
+        return text or None
+
+
+# ------------------------------------------------------------------------------------------------- three files
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_table(tmp_path / "quick", "mine", "A title", ["First note.", "Second."], COLUMNS, ROWS, extra=[1, 2])
+    return tmp_path / "quick"
+
+
+def test_a_table_is_three_files(folder: Path) -> None:
+    assert sorted(file.name for file in folder.iterdir()) == ["mine.csv", "mine.json", "mine.md"]
+
+
+def test_json_holds_whole_rows_and_how_they_were_made(folder: Path) -> None:
+    found = json.loads((folder / "mine.json").read_text())
+    assert found["rows"] == ROWS
+    assert (found["title"], found["extra"]) == ("A title", [1, 2])
+    assert found["environment"]["torch"] == torch.__version__
+    assert found["environment"]["threads"] == torch.get_num_threads()
+
+
+def test_csv_holds_the_same_numbers_to_the_last_digit(folder: Path) -> None:
+    with (folder / "mine.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == [column.key for column in COLUMNS]
+    for row, wanted in zip(rows, ROWS, strict=True):
+        for key, text in row.items():
+            assert as_number(text) == (None if wanted.get(key) == "" else wanted.get(key))
+
+
+def test_markdown_prints_the_same_numbers_rounded(folder: Path) -> None:
+    text = (folder / "mine.md").read_text()
+    lines = text.splitlines()
+    assert lines[:6] == ["# A title", "", "First note.", "", "Second.", ""]
+    table = [cells(line) for line in lines[6:]]
+    assert table == [
+        [column.heading for column in COLUMNS],
+        ["---", "---:", "---:", "---:", "---", "---"],
+        ["a", "12,345", "66.67%", "-0.12", "converged", "1e-17"],
+        ["b", "7", "100.00%", "+142.86", 'unresolved: |x| > "1", no', "-"],
+        ["c", "-", "10.00%", "+0.00", "", "0.30000000000000004"],
+    ]
+    assert text.endswith("|\n")
+
+
+def test_writing_again_gives_the_same_bytes(folder: Path) -> None:
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    write_table(folder, "mine", "A title", ["First note.", "Second."], COLUMNS, ROWS, extra=[1, 2])
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+
+
+def test_a_table_without_rows_has_headings(tmp_path: Path) -> None:
+    write_table(tmp_path, "empty", "None", [], COLUMNS, [])
+    assert (tmp_path / "empty.csv").read_text() == "model,weights,limit,difference,status,plain\n"
+    assert len((tmp_path / "empty.md").read_text().splitlines()) == 4
+
+
+# ------------------------------------------------------------------------------------------------- summaries
+
+
+def test_mean_and_spread_agree_with_the_definition() -> None:
+    mean, spread = mean_and_spread([{"x": 1.0}, {"x": None}, {"x": 2.0}, {}, {"x": 6.0}], "x")
+    assert mean == 3.0
+    assert spread == pytest.approx(math.sqrt((4 + 1 + 9) / 2))
+
+
+def test_mean_and_spread_say_none_where_there_is_none() -> None:
+    assert mean_and_spread([], "x") == (None, None)
+    assert mean_and_spread([{"x": None}, {}], "x") == (None, None)
+    assert mean_and_spread([{"x": 4}], "x") == (4.0, None)
+    assert mean_and_spread([{"x": 0.0}, {"x": 0.0}], "x") == (0.0, 0.0)
+
+
+def test_a_mean_row_follows_the_seeds_of_each_kind() -> None:
+    columns = (Column("model", "model"), Column("parameters", "D", ",d"), Column("value", "value", ".2f"))
+    rows: list[Row] = [
+        {"model": "a", "dataset": "x", "seed": 0, "parameters": 9, "value": 1.0},
+        {"model": "a", "dataset": "x", "seed": 1, "parameters": 9, "value": 2.0},
+        {"model": "a", "dataset": "y", "seed": 0, "parameters": 8, "value": 5.0},
+        {"model": "b", "dataset": "y", "seed": 0, "parameters": 7, "value": 1.0},
+        {"model": "b", "dataset": "y", "seed": 1, "parameters": 7, "value": None},
+        {"model": "b", "dataset": "y", "seed": 2, "parameters": 7, "value": 4.0},
+    ]
+    table = with_means(rows, columns)
+    assert [row for row in table if not str(row["seed"]).startswith("mean")] == rows
+    assert [(n, row["seed"]) for n, row in enumerate(table) if row not in rows] == [(2, "mean of 2"), (7, "mean of 3")]
+    first, second = table[2], table[7]
+    assert (first["model"], first["dataset"], first["parameters"], first["value"]) == ("**a**", "x", 9, 1.5)
+    assert (second["parameters"], second["value"]) == (7, 2.5)
+    assert first["spread"]["value"] == pytest.approx(math.sqrt(0.5))
+    assert columns[1].text(first) == "9"
+
+
+def test_a_network_is_described_by_model_data_penalty_and_seed() -> None:
+    row = {"model": "fc5", "dataset": "digits", "seed": 2}
+    assert network_row(Network("fc5", "digits", Recipe(1, 0.1), 2)) == row | {"penalty": "none"}
+    assert network_row(Network("fc5", "digits", Recipe(1, 0.1, l1=5e-5), 2)) == row | {"penalty": "L1 5e-05"}
+    assert network_row(Network("fc5", "digits", Recipe(1, 0.1, l2=1e-4), 2)) == row | {"penalty": "L2 0.0001"}
+
+
+def test_a_recipe_in_one_line_leaves_out_what_is_off() -> None:
+    text = recipe_text(Recipe(4, 0.1, momentum=0.0, l1=1e-3, augment=True))
+    assert text.startswith("epochs 4, lr 0.1, l1 0.001, ")
+    assert "augment True" in text
+    assert not any(word in text for word in ("momentum", "l2", "warmup", "nesterov", "milestones"))
+
+
+def test_the_notes_name_every_recipe_and_the_settings_of_the_prediction() -> None:
+    networks = tuple(Network("fc5", "digits", Recipe(1, lr), seed) for lr in (0.1, 0.2) for seed in (0, 1))
+    text = " ".join(limit_notes(Suite("s", networks, LimitSettings(samples=64, steps=8))))
+    assert text.count("fc5 on digits: ") == 2
+    assert "lr 0.1" in text
+    assert "lr 0.2" in text
+    assert "samples 64, Lanczos steps 8, probes chosen by the engine" in text
+
+
+# ------------------------------------------------------------------------------------------------- whole files
+
+
+def test_a_file_is_replaced_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "new" / "file.json"
+    write_json(path, {"b": 1, "a": [0.1]})
+    assert read_json(path) == {"a": [0.1], "b": 1}
+    before = path.read_bytes()
+    whole = Path.write_bytes
+
+    def full_disk(file: Path, content: bytes) -> int:
+        whole(file, content[: len(content) // 2])
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full_disk)
+        for target in (path, tmp_path / "new" / "other.json"):
+            with pytest.raises((OSError, ValueError), match="No space left"):
+                write_bytes(target, b"something long")
+    assert [file.name for file in path.parent.iterdir()] == ["file.json"]
+    assert path.read_bytes() == before
+    write_bytes(path, b"changed")
+    assert path.read_bytes() == b"changed"
+
+
+def test_a_writer_that_is_stopped_before_the_end_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file.json"
+    write_bytes(path, b"old")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            write_bytes(path, b"new")
+    assert path.read_bytes() == b"old"
+
+
+def test_tensors_are_replaced_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "state.pt"
+    save_tensors(path, {"w": torch.ones(3)})
+
+    def cut(_: Any, file: Any) -> None:
+        file.write(b"half") if hasattr(file, "write") else Path(file).write_bytes(b"half")
+        raise RuntimeError("stopped")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", cut)
+        with pytest.raises(RuntimeError, match="stopped"):
+            save_tensors(path, {"w": torch.zeros(3)})
+    assert load_tensors(path)["w"].tolist() == [1, 1, 1]
