@@ -185,6 +185,9 @@ def spectrum(
     """Estimate the spectrum of the curvature: density plot, top eigenvalues, trace."""
     from pruning_limits.plotting import save, spectrum_figure
 
+    for name, count in (("samples", samples), ("steps", steps), ("probes", probes)):
+        if count is not None and count < 1:
+            raise UserError(f"{name}: expected at least 1, got {count}")
     task = _load_task(**task_options)
     objective = Objective(task.model, task.data.batches("train", 1000), penalty=task.penalty).subset(
         samples or 4096, seed

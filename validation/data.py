@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -119,7 +120,7 @@ class Batches:
             index = order[number * self.batch_size : (number + 1) * self.batch_size]
             x = self.x[index]
             if augment:
-                x = _shift_and_flip(x, _generator(seed, epoch, number))
+                x = _shift_and_flip(x, _generator(seed, epoch, number + 1))  # 0 would repeat the order's stream
             yield self._normalise(x), self.y[index]
 
     def _normalise(self, x: Tensor) -> Tensor:
@@ -211,14 +212,23 @@ def _from_arrays(
         x = x[:, None] if x.ndim == 3 else x.transpose(0, 3, 1, 2)
         return torch.from_numpy(np.ascontiguousarray(x))
 
-    labels = torch.from_numpy(y_train.astype(np.int64)), torch.from_numpy(y_test.astype(np.int64))
-    classes = int(max(part.max() for part in labels)) + 1
-    return ImageData(name, images(x_train), labels[0], images(x_test), labels[1], classes)
+    def labels(y: np.ndarray, x: np.ndarray) -> Tensor:
+        if y.dtype.kind not in "iu" or y.shape != x.shape[:1] or not y.size or y.min() < 0:
+            raise UserError(
+                f"dataset {name!r}: {len(x)} images need as many integer labels from 0 on, got {y.dtype} {y.shape}"
+            )
+        return torch.from_numpy(y.astype(np.int64))
+
+    train, test = images(x_train), images(x_test)
+    if train.shape[1:] != test.shape[1:]:
+        raise UserError(f"dataset {name!r}: training and test images differ in shape: {x_train.shape}, {x_test.shape}")
+    targets = labels(y_train, x_train), labels(y_test, x_test)
+    return ImageData(name, train, targets[0], test, targets[1], int(max(part.max() for part in targets)) + 1)
 
 
 def _from_npz(name: str, path: Path) -> ImageData:
     wanted = ("x_train", "y_train", "x_test", "y_test")
-    with np.load(path, allow_pickle=False) as arrays:
+    with _readable(path), path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         missing = [key for key in wanted if key not in arrays]
         if missing:
             raise UserError(f"dataset: {path} lacks {', '.join(missing)}; it must hold {', '.join(wanted)}")
@@ -226,16 +236,28 @@ def _from_npz(name: str, path: Path) -> ImageData:
         return _from_arrays(title, *(arrays[key] for key in wanted))
 
 
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turn whatever a damaged file raises into one line that names it."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # every damaged file fails in its own way
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"dataset: cannot read {path} ({reason}); remove it or put a whole copy there") from None
+
+
 def _from_torchvision(name: str, root: Path, looked: list[Path]) -> ImageData:
     from torchvision import datasets
 
     try:
         sets = [getattr(datasets, TORCHVISION[name])(root, train=train, download=True) for train in (True, False)]
-    except (RuntimeError, OSError) as error:
+    except Exception as error:  # a failed download, or a damaged file that torchvision could not decode
         places = ", ".join(str(path) for path in [*looked, root / TORCHVISION[name]])
-        reason = str(error).splitlines()[0]
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"dataset: {name!r} was not found (looked for {places}) and could not be downloaded ({reason}); "
+            f"dataset: {name!r} was not found (looked for {places}) and could not be downloaded or read ({reason}); "
             f"put it there or give --data-dir or {DATA_DIR_VARIABLE}"
         ) from None
     arrays = [part for one in sets for part in (np.asarray(one.data), np.asarray(one.targets))]
@@ -253,9 +275,14 @@ def _from_folder(name: str, path: Path) -> ImageData:
             raise UserError(f"dataset: no images under {path / split}/<class>/")
         images = []
         for file, _ in files:
-            with Image.open(file) as image:
+            with _readable(file), Image.open(file) as image:
                 kinds.add(str(image.format))
                 images.append(np.asarray(image.convert("RGB")))
+        sizes = sorted({image.shape[1::-1] for image in images})
+        if len(sizes) > 1:
+            raise UserError(
+                f"dataset: the images under {path / split} differ in size, for example {sizes[0]}, {sizes[1]}"
+            )
         return np.stack(images), np.array([label for _, label in files])
 
     def _images(folder: Path) -> list[Path]:
@@ -279,8 +306,10 @@ def _from_archive(name: str, path: Path) -> ImageData:
     cached = cache / f"{path.name.split('.')[0]}-{stat.st_size}-{int(stat.st_mtime)}.npz"
     if not cached.exists():
         with tempfile.TemporaryDirectory() as folder:
-            with tarfile.open(path) as archive:
+            with _readable(path), tarfile.open(path) as archive:
                 archive.extractall(folder, filter="data")
+            if not (Path(folder) / "train").is_dir():
+                raise UserError(f"dataset: {path} has no train/ folder at its top")
             data = _from_folder(name, Path(folder))
         cache.mkdir(parents=True, exist_ok=True)
         part = cached.with_suffix(f".{os.getpid()}.part")

@@ -39,6 +39,7 @@ class MnistNet(nn.Sequential):
     """Two 5x5 convolutions (20, 50) with pooling and a hidden layer of 500, as in ShrinkBench."""
 
     def __init__(self, shape: Shape, classes: int) -> None:
+        _check_size("mnistnet", shape, 16)
         side = ((shape[1] - 4) // 2 - 4) // 2
         super().__init__(
             nn.Conv2d(shape[0], 20, 5),
@@ -121,6 +122,11 @@ class CifarResNet(nn.Module):
         return logits
 
 
+def _check_size(name: str, shape: Shape, least: int) -> None:
+    if min(shape[1:]) < least:
+        raise UserError(f"model: {name} needs images of at least {least}x{least} pixels, got {shape[1]}x{shape[2]}")
+
+
 def _kaiming(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
@@ -147,6 +153,7 @@ def _vgg16(shape: Shape, classes: int) -> nn.Module:
     """VGG-16 with batch normalisation and a single linear layer, the usual form for small images."""
     from torchvision.models import vgg16_bn
 
+    _check_size("vgg16", shape, 32)
     model = vgg16_bn(num_classes=classes)
     model.avgpool = nn.AdaptiveAvgPool2d(1)
     model.classifier = nn.Linear(512, classes)
@@ -229,8 +236,8 @@ def build_model(name: str, shape: Shape, classes: int, seed: int = 0) -> nn.Modu
         >>> sum(p.numel() for p in build_model("fc5-mini", (1, 8, 8), 10).parameters())
         15220
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with torch.device("cpu"), torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed accelerators too
         if name in MODELS:
             return MODELS[name](shape, classes)
         if ":" in name:
@@ -249,10 +256,13 @@ def _from_factory(name: str, shape: Shape, classes: int) -> nn.Module:
     module_name, _, attribute = name.partition(":")
     try:
         factory = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"model: cannot import {name!r}: {error}") from None
-    takes = len(inspect.signature(factory).parameters)
-    model = factory(*(shape, classes)[: min(takes, 2)])
+    try:
+        takes = len(inspect.signature(factory).parameters)
+        model = factory(*(shape, classes)[: min(takes, 2)])
+    except Exception as error:  # whatever the user's code raises
+        raise UserError(f"model: {name!r} failed: {type(error).__name__}: {error}") from error
     if not isinstance(model, nn.Module):
         raise UserError(f"model: {name!r} returned {type(model).__name__}, expected torch.nn.Module")
     return model

@@ -1,0 +1,382 @@
+"""The command line: what it writes, its exit codes, and one line for everything that goes wrong."""
+
+import dataclasses
+import json
+import pickle
+import zipfile
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import save_file
+from torch import nn
+
+from pruning_limits import PruningLimit, predict_limit
+from validation import cli
+from validation.models import build_model
+
+TASK = ("--model", "fc5-mini", "--dataset", "digits")
+FAST = ("--samples", 64, "--steps", 4, "--probes", 1)
+
+
+def run(*arguments, code=0):
+    """Run a command in this process; nothing but a chosen exit code may come out of it."""
+    result = CliRunner().invoke(cli.main, [str(one) for one in arguments])
+    assert result.exception is None or isinstance(result.exception, SystemExit), repr(result.exception)
+    assert result.exit_code == code, result.output
+    assert "Traceback" not in result.output
+    return result
+
+
+def refuse(*arguments, code=1):
+    """Run a command that fails and return its error, one line."""
+    result = run(*arguments, code=code)
+    errors = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    assert len(errors) == 1
+    assert result.stderr.endswith(errors[0] + "\n")
+    rest = result.stderr.splitlines()[:-1]
+    assert all(line.startswith(("note: ", "Usage: ", "Try ")) or not line for line in rest)
+    return errors[0]
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Run in an empty folder, without the caller's data."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PRUNING_LIMITS_DATA", raising=False)
+
+
+@pytest.fixture(scope="module")
+def checkpoints(trained, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoints")
+    torch.save(trained.state_dict(), folder / "net.pt")
+    torch.save({"epoch": 3, "state_dict": trained.state_dict()}, folder / "nested.pth")
+    save_file(trained.state_dict(), folder / "net.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def limit(trained, digits):
+    limit = predict_limit(trained, digits.batches("train", limit=100), samples=64, steps=4, probes=1)
+    exact = dataclasses.replace(limit.ggn, step_error=0.0, sample_error=0.0)
+    directions = dataclasses.replace(limit.directions, step_error=0.0)
+    return dataclasses.replace(limit, lower=0.6, upper=0.8, ggn=exact, directions=directions)
+
+
+# ---------------------------------------------------------------------------------------------- what it writes
+
+
+def test_predict_writes_summary_json_and_plot(checkpoints, tmp_path):
+    arguments = ("--l1", 1e-3, "--json", "out/limit.json", "--plot", "out/limit.png")
+    result = run("predict", *TASK, *FAST, "--checkpoint", checkpoints / "net.pt", *arguments)
+    limit = PruningLimit.from_json("out/limit.json")
+    assert limit.summary() in result.stdout
+    assert result.stderr == ""
+    assert result.stdout.endswith(f"wrote {Path('out/limit.json')}\nwrote {Path('out/limit.png')}\n")
+    assert (tmp_path / "out" / "limit.png").read_bytes().startswith(b"\x89PNG")
+    assert limit.parameters == 15_000
+    assert limit.achieved is not None
+    assert limit.settings["penalty"] == "L1(coefficient=0.001)"
+    assert (limit.hessian.samples, limit.hessian.steps, limit.hessian.measure.probes) == (64, 4, 1)
+    assert limit.settings["epsilon"] == "batch-std"
+
+
+def test_predict_reads_all_kinds_of_checkpoints_alike(checkpoints):
+    limits = []
+    for name in ("net.pt", "nested.pth", "net.safetensors"):
+        run("predict", *TASK, *FAST, "--checkpoint", checkpoints / name, "--no-measure", "--json", f"{name}.json")
+        limits.append(json.loads(Path(f"{name}.json").read_text()) | {"cost": None})
+    assert limits[0] == limits[1] == limits[2]
+
+
+def test_predict_passes_its_options_on():
+    options = ("--epsilon", 0.5, "--curvature", "ggn", "--tolerance", 0.1, "--no-measure", "--seed", 3, "--l2", 1e-4)
+    result = run("predict", *TASK, *FAST, *options, "--json", "limit.json")
+    assert "untrained weights" in result.stderr
+    limit = PruningLimit.from_json("limit.json")
+    assert limit.epsilon == 0.5
+    assert limit.achieved is None
+    expected = {"curvature": "ggn", "tolerance": 0.1, "seed": 3, "penalty": "L2(coefficient=0.0001)", "samples": 64}
+    assert expected.items() <= limit.settings.items()
+
+
+@pytest.mark.parametrize(
+    ("curvature", "arguments", "file", "start"),
+    [("hessian", (), "spectrum.png", b"\x89PNG"), ("ggn", ("--plot", "density.pdf"), "density.pdf", b"%PDF")],
+)
+def test_spectrum_writes_a_plot(checkpoints, curvature, arguments, file, start):
+    options = ("--checkpoint", checkpoints / "net.pt", "--curvature", curvature)
+    result = run("spectrum", *TASK, *FAST, *options, *arguments)
+    assert Path(file).read_bytes().startswith(start)
+    assert f"{curvature} of 15,000 weights on 64 samples, 4 steps, 1 probes" in result.stdout
+    for part in ("trace", "+-", "top Ritz values", f"wrote {file}"):
+        assert part in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "status", "code"),
+    [(0.0, "achievable", 0), (0.6, "achievable", 0), (0.7, "open", 3), (0.8, "open", 3), (0.81, "infeasible", 4)],
+)
+def test_check_of_a_file(limit, sparsity, status, code):
+    limit.to_json("limit.json")
+    plain = run("check", "--sparsity", sparsity, "--limit", "limit.json", code=code)
+    verdict = limit.check(sparsity)
+    assert plain.output == f"{status}: {verdict.reason}\n"
+    as_json = run("check", "--sparsity", sparsity, "--limit", "limit.json", "--json", code=code)
+    assert json.loads(as_json.stdout) == dataclasses.asdict(verdict)
+    assert as_json.stdout.count("\n") == 1
+
+
+def test_check_of_a_model(checkpoints):
+    options = (*TASK, *FAST, "--checkpoint", checkpoints / "net.safetensors", "--l1", 1e-3)
+    result = run("check", "--sparsity", 0.05, *options, "--json")
+    assert json.loads(result.stdout)["status"] == "achievable"
+
+
+def test_demo(monkeypatch):
+    """End to end, with the settings of the demonstration but fewer epochs, samples and steps."""
+    recipe = cli.Recipe
+    monkeypatch.setattr(cli, "Recipe", lambda epochs, **others: recipe(epochs=10, **others))
+    monkeypatch.setattr(cli, "predict_limit", partial(predict_limit, samples=64, steps=8))
+    result = run("demo", "--out", "results")
+    limit = PruningLimit.from_json("results/limit.json")
+    assert limit.summary() in result.stdout
+    assert limit.achieved > 0.1
+    accuracy = float(result.stdout.split("test accuracy ")[1].split("%")[0])
+    assert accuracy > 80
+    for sparsity in (0.5, 0.8, 0.99):
+        assert f"{sparsity:.0%} sparsity: {limit.check(sparsity).status}\n" in result.stdout
+    assert Path("results/limit.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("command", ["", "demo", "predict", "spectrum", "check", "validate"])
+def test_help(command):
+    result = run(*command.split(), "--help")
+    assert result.stdout.startswith("Usage: ")
+    assert run(*command.split(), "-h").stdout == result.stdout
+
+
+def test_version():
+    assert run("--version").stdout.strip().endswith("0.1.0")
+
+
+# --------------------------------------------------------------------------------------------- model and data
+
+
+def test_unknown_model():
+    error = refuse("predict", "--model", "fc6", "--dataset", "digits")
+    for known in ("'fc6'", "fc5-mini", "resnet50", "package.module:factory"):
+        assert known in error
+
+
+@pytest.mark.parametrize("name", ["nowhere:Net", "torch.nn:Nothing", "builtins:len", "pathlib:Path"])
+def test_bad_factories(name):
+    assert name in refuse("predict", "--model", name, "--dataset", "digits")
+
+
+def narrow(shape, classes):
+    """A model that does not fit the data."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(3, classes))
+
+
+def test_model_that_does_not_fit_the_data():
+    refuse("predict", "--model", "mnistnet", "--dataset", "digits")
+    error = refuse("predict", "--model", f"{__name__}:narrow", "--dataset", "digits", "--epsilon", 0.1)
+    assert "shapes" in error
+
+
+def test_model_from_a_factory():
+    run("predict", "--model", "validation.models:SmallCNN", "--dataset", "digits", *FAST, "--no-measure")
+
+
+def test_unknown_dataset():
+    error = refuse("predict", "--model", "fc5-mini", "--dataset", "digit")
+    for known in ("'digit'", "digits", "mnist", "cifar100", "--data-dir", "PRUNING_LIMITS_DATA"):
+        assert known in error
+
+
+def test_missing_data_directory_says_what_was_looked_for(monkeypatch, tmp_path):
+    def offline(*arguments, **options):
+        raise RuntimeError("no network\nat all")
+
+    monkeypatch.setattr("torchvision.datasets.MNIST", offline)
+    for name in ("mnist", "flowers"):
+        for places in (("--data-dir", tmp_path / "absent"), ()):
+            if not places:
+                monkeypatch.setenv("PRUNING_LIMITS_DATA", str(tmp_path / "absent"))
+            error = refuse("predict", "--model", "fc5-mini", "--dataset", name, *places)
+            for suffix in (".npz", ".tar.gz"):
+                assert str(tmp_path / "absent" / f"{name}{suffix}") in error
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "meta", ""])
+def test_unusable_device(device):
+    if device == "cuda:99" and torch.cuda.device_count() > 99:
+        pytest.skip("there is such a device")
+    refuse("predict", *TASK, *FAST, "--device", device)
+
+
+# ------------------------------------------------------------------------------------------------ checkpoints
+
+
+def test_missing_checkpoint():
+    assert "none.pt does not exist" in refuse("predict", *TASK, "--checkpoint", "none.pt")
+
+
+def test_checkpoint_with_wrong_keys_names_them(trained):
+    state = trained.state_dict()
+    state["extra.weight"] = state.pop("1.weight")
+    state["3.weight"] = state["3.weight"].T.contiguous()
+    torch.save(state, "wrong.pt")
+    save_file(state, "wrong.safetensors")
+    for name in ("wrong.pt", "wrong.safetensors"):
+        error = refuse("predict", *TASK, "--checkpoint", name)
+        assert f"{name} does not fit the model: missing 1.weight; unexpected extra.weight; " in error
+        assert error.endswith("of another shape 3.weight")
+
+
+def test_checkpoint_of_another_model(trained):
+    torch.save(build_model("small-cnn", (1, 8, 8), 10).state_dict(), "other.pt")
+    assert "does not fit the model: missing 1.weight" in refuse("predict", *TASK, "--checkpoint", "other.pt")
+
+
+@pytest.mark.parametrize("content", [{"1.weight": "text"}, {}, [torch.ones(3)], torch.ones(3), 3])
+def test_checkpoint_of_other_content(content):
+    torch.save(content, "odd.pt")
+    assert "odd.pt" in refuse("predict", *TASK, "--checkpoint", "odd.pt")
+
+
+def test_checkpoint_with_undefined_weights(trained):
+    state = {name: tensor.clone() for name, tensor in trained.state_dict().items()}
+    state["1.weight"][0, 0] = torch.nan
+    torch.save(state, "nan.pt")
+    assert "NaN" in refuse("predict", *TASK, "--checkpoint", "nan.pt")
+
+
+class Hostile:
+    """An object whose unpickling creates a file."""
+
+    def __reduce__(self):
+        return Path.touch, (Path("owned"),)
+
+
+@pytest.mark.parametrize("suffix", ["pt", "pth", "safetensors"])
+@pytest.mark.parametrize("kind", ["plain pickle", "torch", "legacy torch", "nested"])
+def test_hostile_checkpoint(trained, suffix, kind):
+    state = trained.state_dict() | {"1.weight": Hostile()}
+    path = Path(f"hostile.{suffix}")
+    if kind == "plain pickle":
+        path.write_bytes(pickle.dumps(Hostile()))
+    elif kind == "nested":
+        torch.save({"state_dict": trained.state_dict(), "optimizer": [Hostile()]}, path)
+    else:
+        torch.save(state, path, _use_new_zipfile_serialization=kind == "torch")
+    error = refuse("predict", *TASK, "--checkpoint", path)
+    assert str(path) in error
+    assert not Path("owned").exists()
+    if suffix != "safetensors":
+        assert "is not a file of plain weights and was not loaded" in error
+        torch.load(path, weights_only=False) if kind != "plain pickle" else pickle.loads(path.read_bytes())
+        assert Path("owned").exists()  # it was hostile indeed
+
+
+def test_whole_model_as_checkpoint(trained):
+    torch.save(trained, "model.pt")
+    assert "model.state_dict()" in refuse("predict", *TASK, "--checkpoint", "model.pt")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.99])
+@pytest.mark.parametrize("name", ["net.pt", "net.safetensors"])
+def test_truncated_checkpoint(checkpoints, name, share):
+    content = (checkpoints / name).read_bytes()
+    Path(name).write_bytes(content[: int(share * len(content))])
+    assert f"checkpoint: {name} " in refuse("predict", *TASK, "--checkpoint", name)
+
+
+def test_files_that_are_no_checkpoint():
+    Path("text.pt").write_text("hello\nworld\n")
+    with zipfile.ZipFile("zip.pt", "w") as file:
+        file.writestr("readme", "nothing")
+    for name in ("text.pt", "zip.pt"):
+        assert f"checkpoint: {name} " in refuse("predict", *TASK, "--checkpoint", name)
+
+
+# ---------------------------------------------------------------------------------------------------- options
+
+
+def test_two_penalties():
+    error = refuse("predict", *TASK, "--l1", 1e-3, "--l2", 1e-3, code=2)
+    assert "--l1" in error
+    assert "--l2" in error
+
+
+@pytest.mark.parametrize("command", [("predict",), ("spectrum",), ("check", "--sparsity", 0.5)])
+def test_missing_model_or_dataset(command):
+    assert "--model" in refuse(*command, *(("--dataset", "digits") if command[0] != "check" else ()), code=2)
+    assert "missing --dataset" in refuse(*command, "--model", "fc5-mini", code=2)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "word"),
+    [
+        ("--epsilon", 0, "epsilon"),
+        ("--epsilon", "nan", "epsilon"),
+        ("--tolerance", -1, "tolerance"),
+        ("--samples", 0, "samples"),
+        ("--steps", -1, "steps"),
+        ("--probes", 0, "probes"),
+        ("--l1", -1, "penalty"),
+        ("--l2", "inf", "penalty"),
+    ],
+)
+def test_numbers_out_of_range(option, value, word):
+    assert word in refuse("predict", *TASK, option, value)
+
+
+@pytest.mark.parametrize("option", ["--samples", "--steps", "--probes"])
+@pytest.mark.parametrize("value", [0, -2])
+def test_numbers_out_of_range_for_the_spectrum(option, value):
+    assert option.removeprefix("--") in refuse("spectrum", *TASK, option, value)
+    assert not Path("spectrum.png").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("predict", *TASK, "--steps", "many"),
+        ("predict", *TASK, "--curvature", "fisher"),
+        ("predict", *TASK, "--nonsense"),
+        ("predict", *TASK, "--checkpoint", "."),
+        ("check", "--sparsity", "lots", "--limit", "limit.json"),
+        ("check", "--limit", "limit.json"),
+        ("nonsense",),
+    ],
+)
+def test_wrong_usage(arguments):
+    refuse(*arguments, code=2)
+
+
+@pytest.mark.parametrize("sparsity", [1, 1.5, -0.1, "nan", "inf"])
+def test_sparsity_out_of_range(limit, sparsity):
+    limit.to_json("limit.json")
+    assert "sparsity" in refuse("check", "--sparsity", sparsity, "--limit", "limit.json")
+    assert "sparsity" in refuse("check", "--sparsity", sparsity, *TASK)
+
+
+def test_limit_files_that_cannot_be_read(limit):
+    Path("text.json").write_text("hello")
+    Path("old.json").write_text('{"format": "pruning-limit/0"}')
+    plain = json.loads(limit.to_json())
+    del plain["hessian"]
+    Path("damaged.json").write_text(json.dumps(plain))
+    for name in ("none.json", "text.json", "old.json", "damaged.json"):
+        assert name in refuse("check", "--sparsity", 0.5, "--limit", name)
+
+
+def test_places_that_cannot_be_written():
+    Path("file").touch()
+    for option, name in (("--json", "file/limit.json"), ("--plot", "file/limit.png"), ("--plot", "limit.nonsense")):
+        assert f"cannot write {name}" in refuse("predict", *TASK, *FAST, "--no-measure", option, name)
+    refuse("demo", "--out", "file", code=2)
