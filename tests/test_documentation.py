@@ -1,0 +1,48 @@
+"""Every example in a docstring of the three packages runs and prints what it says."""
+
+import doctest
+import importlib
+import pkgutil
+
+import pytest
+import torch
+
+PACKAGES = ("estimators", "pruning_limits", "validation")
+
+
+def modules():
+    for package in PACKAGES:
+        yield package
+        path = importlib.import_module(package).__path__
+        yield from (module.name for module in pkgutil.walk_packages(path, f"{package}."))
+
+
+NAMES = sorted(modules())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_examples(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        failed, _ = doctest.testmod(importlib.import_module(name))
+    assert failed == 0
+
+
+def test_there_are_examples_of_what_users_call():
+    finder = doctest.DocTestFinder(exclude_empty=True)
+    found = {test.name for name in NAMES for test in finder.find(importlib.import_module(name), name) if test.examples}
+    wanted = {
+        "estimators.curvature.GGN",
+        "estimators.curvature.Hessian",
+        "estimators.objective.Objective",
+        "estimators.penalty.L1",
+        "estimators.penalty.L2",
+        "estimators.spectrum.SpectralMeasure.integrate",
+        "pruning_limits.bounds.isotropic_limit",
+        "pruning_limits.magnitude.MagnitudeProfile",
+        "pruning_limits.predict.predict_limit",
+        "validation.data.load_data",
+        "validation.models.build_model",
+    }
+    assert wanted <= found
