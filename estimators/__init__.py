@@ -5,7 +5,7 @@ from estimators.errors import UserError
 from estimators.lanczos import Lanczos, Tridiagonal, lanczos
 from estimators.objective import Objective
 from estimators.penalty import L1, L2, Penalty
-from estimators.quadrature import averaged_gauss, bracket, gauss, gauss_radau
+from estimators.quadrature import averaged_gauss, gauss, gauss_radau
 from estimators.spectrum import SpectralMeasure, dense_measure, measure_of, spectral_measure, sphere_probes
 
 __all__ = [
@@ -21,7 +21,6 @@ __all__ = [
     "Tridiagonal",
     "UserError",
     "averaged_gauss",
-    "bracket",
     "dense_measure",
     "gauss",
     "gauss_radau",

@@ -106,13 +106,17 @@ class Lanczos:
             )
         return result
 
-    def state(self) -> dict[str, Any]:
-        """Return everything needed to continue, as tensors and numbers."""
+    def state(self, vectors: bool = True) -> dict[str, Any]:
+        """Return everything needed to continue, as tensors and numbers.
+
+        Args:
+            vectors: Include the vectors; without them the state only gives the matrices back.
+        """
         return {
             "steps": self.steps,
-            "current": [vector.clone() for vector in self._current],
-            "previous": [vector.clone() for vector in self._previous],
-            "basis": [list(one) for one in self._basis],
+            "current": [vector.clone() for vector in self._current] if vectors else [],
+            "previous": [vector.clone() for vector in self._previous] if vectors else [],
+            "basis": [list(one) if vectors else [] for one in self._basis],
             "alpha": [list(one) for one in self._alpha],
             "beta": [list(one) for one in self._beta],
             "exhausted": list(self._exhausted),

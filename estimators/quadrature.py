@@ -87,20 +87,6 @@ def averaged_gauss(tridiagonal: Tridiagonal) -> Rule:
     return _rule(np.concatenate([alpha, alpha[-2::-1]]), np.concatenate([beta, [tridiagonal.residual], beta[-2::-1]]))
 
 
-def bracket(tridiagonal: Tridiagonal, floor: float) -> Rule:
-    """Mean of the Gauss rule and the Gauss-Radau rule with a node at ``floor``, a lower bound of the spectrum.
-
-    Args:
-        tridiagonal: Lanczos matrix of m steps.
-        floor: Lower bound of the eigenvalues.
-
-    Returns:
-        Nodes ``[2m + 1]`` and weights: the middle of the bracket that the two rules give for completely monotone f.
-    """
-    (low_nodes, low_weights), (high_nodes, high_weights) = gauss(tridiagonal), gauss_radau(tridiagonal, floor)
-    return np.concatenate([low_nodes, high_nodes]), np.concatenate([low_weights, high_weights]) / 2
-
-
 def _rule(diagonal: NDArray[np.float64], off_diagonal: NDArray[np.float64]) -> Rule:
     nodes, vectors = eigh_tridiagonal(diagonal, off_diagonal)
     return nodes, vectors[0] ** 2

@@ -7,7 +7,6 @@ as a function of that layer's weights alone, so it is multiplied without touchin
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 from estimators import (
@@ -15,16 +14,15 @@ from estimators import (
     Hessian,
     Lanczos,
     Objective,
-    SpectralMeasure,
     UserError,
-    averaged_gauss,
-    bracket,
     dense_measure,
-    measure_of,
     sphere_probes,
 )
 from pruning_limits.bounds import Negative, isotropic_limit, measured_limit
 from pruning_limits.magnitude import MagnitudeProfile
+from pruning_limits.parts import Estimate
+from pruning_limits.result import isotropic
+from pruning_limits.spectra import estimate_of
 
 Kind = Literal["hessian", "ggn"]
 CURVATURES: dict[str, type[Hessian] | type[GGN]] = {"hessian": Hessian, "ggn": GGN}
@@ -93,11 +91,13 @@ def layer_limits(
             continue
         profile = MagnitudeProfile({name: weight})
         block = layer_block(part, name, curvature)
-        root = isotropic_limit(_measure(block, steps, probes, seed), profile.curve(), epsilon, negative)
+        estimate, curve = _estimate(block, steps, probes, seed), profile.curve()
+        sparsity = isotropic(estimate, curve, epsilon, negative)
+        error = isotropic_limit(estimate.measure, curve, epsilon, negative).standard_error
         achieved = None
         if dense is not None:
-            achieved = measured_limit(_alone(objective, name), profile, epsilon, root.sparsity, dense).sparsity
-        limits.append(LayerLimit(name, profile.dimension, root.sparsity, root.standard_error, achieved))
+            achieved = measured_limit(_alone(objective, name), profile, epsilon, sparsity, dense).sparsity
+        limits.append(LayerLimit(name, profile.dimension, sparsity, error, achieved))
     return tuple(limits)
 
 
@@ -122,13 +122,13 @@ def _alone(objective: Objective, name: str) -> Objective:
     return Objective(objective.model, objective.loader, objective.loss_fn, objective.penalty, name)
 
 
-def _measure(block: Hessian | GGN, steps: int, probes: int, seed: int) -> SpectralMeasure:
-    """Measure a block with the rules of ``predict_limit``; dense where that takes no more products."""
-    if block.shape[0] <= steps * probes:
-        return dense_measure(block)
+def _estimate(block: Hessian | GGN, steps: int, probes: int, seed: int) -> Estimate:
+    """Read the spectrum of a block as ``predict_limit`` does; dense where that takes no more products."""
+    dimension, samples = block.shape[0], block.objective.samples
+    if dimension <= steps * probes:
+        return Estimate(dense_measure(block), samples, dimension, 0.0, 0.0)
     run = Lanczos(block, sphere_probes(block, probes, seed))
     run.advance(steps)
     penalty = block.objective.penalty
-    floor = penalty.curvature if penalty else 0.0
-    rule = averaged_gauss if isinstance(block, Hessian) else partial(bracket, floor=floor)
-    return measure_of(run.tridiagonals(), block.shape[0], rule)
+    kind = "hessian" if isinstance(block, Hessian) else "ggn"
+    return estimate_of(kind, run.tridiagonals(), dimension, samples, penalty.curvature if penalty else 0.0)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from estimators import SpectralMeasure
@@ -86,11 +88,13 @@ class Estimate:
     """One spectrum and the error of the limit read off it.
 
     Attributes:
-        measure: Spectral measure of the curvature.
+        measure: Spectral measure of the curvature; of the GGN by the Gauss rule, which errs to lower sparsity.
         samples: Data samples behind it.
         steps: Lanczos steps.
         step_error: Half-width from the number of steps, in sparsity.
         sample_error: Half-width from the data sub-sample, in sparsity; zero for all data.
+        growth: Factor by which the kept fraction grows from the sub-sample to all data, extrapolated; at least 1.
+        above: The GGN's measure by the Gauss-Radau rule, which errs to higher sparsity; None where one measure does.
     """
 
     measure: SpectralMeasure
@@ -98,6 +102,31 @@ class Estimate:
     steps: int
     step_error: float
     sample_error: float
+    growth: float = 1.0
+    above: SpectralMeasure | None = None
+
+    def limit(self, solve: Callable[[SpectralMeasure], float]) -> float:
+        """Combine the limits read off the measures: the geometric mean of their kept fractions, carried to all data.
+
+        Args:
+            solve: From a measure to a limit, in sparsity.
+
+        Returns:
+            A sparsity in [0, 1].
+        """
+        kept = 1 - solve(self.measure)
+        if self.above is not None:
+            kept = math.sqrt(kept * (1 - solve(self.above)))
+        return max(0.0, 1 - self.growth * kept)
+
+    def on_samples(self, sparsity: float) -> float:
+        """Return the limit on the sub-sample that ``limit`` carries to this one."""
+        return 1 - (1 - sparsity) / self.growth
+
+    def scaled(self, factor: float) -> Estimate:
+        """Return the estimate of ``factor`` times the matrix."""
+        above = None if self.above is None else self.above.scaled(factor)
+        return replace(self, measure=self.measure.scaled(factor), above=above)
 
     def half_width(self, standard_error: float) -> float:
         """Sum of two standard errors over probes, the step error and the sample error."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +52,10 @@ def sparsity_axis(axis: Any, least_kept: float) -> None:
     axis.set_major_formatter(FuncFormatter(lambda kept, _: f"{100 * (1 - kept):.6g} %"))
 
 
+def _fraction(measure: SpectralMeasure, scale: float, negative: Negative) -> float:
+    return removable_fraction(measure, scale, negative)[0]
+
+
 def limit_figure(limit: PruningLimit) -> Figure:
     """Draw R against sparsity for the network and for the prediction, and the measured rise beneath.
 
@@ -73,7 +78,7 @@ def limit_figure(limit: PruningLimit) -> Figure:
     stride = slice(None, None, max(1, len(norms) // 400))
     top.plot(kept, norms, color=BLUE, label="this network: norm R of the removed weights")
     for estimate, mode, colour, label in curves:
-        fractions = [removable_fraction(estimate.measure, scale, mode)[0] for scale in scales[stride]]
+        fractions = [estimate.limit(partial(_fraction, scale=scale, negative=mode)) for scale in scales[stride]]
         top.plot(1 - np.array(fractions), norms[stride], color=colour, label=label)
     least = max(0.2 / limit.parameters, 0.2 * (1 - max(limit.retrained, limit.sparsity, limit.lower)))
     for axes in (top, bottom):

@@ -15,15 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from estimators import L1, Objective, Penalty, UserError
+from estimators import L1, Objective, Operator, Penalty, UserError
 from estimators.objective import LossFunction
 from estimators.trace import block_traces
 from pruning_limits.bounds import Measured, Negative, isotropic_limit, measured_limit, quadratic_limit
 from pruning_limits.directions import slopes
 from pruning_limits.magnitude import MagnitudeProfile
 from pruning_limits.parts import Cost, Estimate, Layer, Sharpness
-from pruning_limits.result import PruningLimit, upper_bound
-from pruning_limits.spectra import Progress, Spectra
+from pruning_limits.result import PruningLimit, isotropic, upper_bound
+from pruning_limits.spectra import DIAGNOSTIC_SAMPLES, Progress, Spectra
 
 EPSILON_BATCH = 128
 
@@ -121,42 +121,44 @@ def predict_limit(
         spectra = Spectra(objective, profile.curve(), allowed, settings, progress, checkpoint, losses)
         hessian = spectra.estimate(curvature)
         ggn = hessian if curvature == "ggn" else spectra.estimate("ggn")
-        root = isotropic_limit(hessian.measure, spectra.curve, allowed, negative)
-        retrained = isotropic_limit(ggn.measure, spectra.curve, allowed, "clip")
+        error = isotropic_limit(hessian.measure, spectra.curve, allowed, negative).standard_error
+        sparsity = isotropic(hessian, spectra.curve, allowed, negative)
+        retrained = isotropic(ggn, spectra.curve, allowed, "clip")
         gradient = objective.gradient()
         directions = spectra.directions(ggn, profile, None if isinstance(penalty, L1) else gradient)
-        directional = directions.limit(ggn.measure, spectra.curve, allowed).sparsity
+        directional = ggn.limit(lambda one: directions.limit(one, spectra.curve, allowed).sparsity)
         if measure:
-            measured = measured_limit(objective, profile, allowed, root.sparsity, dense)
+            measured = measured_limit(objective, profile, allowed, sparsity, dense)
             lower, achieved = measured.sparsity, measured.sparsity
         else:
             operator = spectra.operator(curvature, hessian.samples)
-            lower = quadratic_limit(operator, gradient, profile, allowed, root.sparsity)
+            lower = quadratic_limit(operator, gradient, profile, allowed, sparsity)
             measured, achieved = Measured(lower, ()), None
-        notes = _notes(spectra, hessian, curvature, profile, gradient, root.sparsity)
+        diagnostic = spectra.operator(curvature, min(hessian.samples, DIAGNOSTIC_SAMPLES))
+        notes = _notes(diagnostic, profile, gradient, sparsity, allowed)
         if lower > (bound := upper_bound(directional, 0.0, profile.dimension)):
             how = "measured" if measure else "by the quadratic model"
             notes += (f"one-shot pruning reaches {lower:.2%} ({how}), beyond the upper bound {bound:.2%} of the model",)
-        table = _layers(spectra, curvature, hessian.samples, profile, root.sparsity)
-    half = hessian.half_width(root.standard_error)
+        table = _layers(diagnostic, profile, sparsity, seed)
+    half = hessian.half_width(error)
     masses = np.abs(hessian.measure.nodes) * hessian.measure.weights
     return PruningLimit(
-        sparsity=root.sparsity,
+        sparsity=sparsity,
         lower=lower,
         upper=upper_bound(directional, lower, profile.dimension),
-        retrained=retrained.sparsity,
+        retrained=retrained,
         directional=directional,
-        interval=(max(0.0, root.sparsity - half), min(1.0, root.sparsity + half)),
+        interval=(max(0.0, sparsity - half), min(1.0, sparsity + half)),
         achieved=achieved,
         epsilon=allowed,
         objective=dense,
         parameters=profile.dimension,
-        status=_status(hessian, root.standard_error, tolerance, len(losses)),
+        status=_status(hessian, error, tolerance, len(losses)),
         notes=notes,
         sharpness=Sharpness(
             trace=sum(layer.trace for layer in table),
             top_eigenvalue=hessian.measure.largest,
-            effective_dimension=profile.dimension * (1 - root.sparsity),
+            effective_dimension=profile.dimension * (1 - sparsity),
             negative_share=float(masses[hessian.measure.nodes < 0].sum() / max(masses.sum(), 1e-300)),
         ),
         cost=Cost(
@@ -216,27 +218,27 @@ def _status(estimate: Estimate, standard_error: float, tolerance: float, total: 
 
 
 def _notes(
-    spectra: Spectra, hessian: Estimate, kind: str, profile: MagnitudeProfile, gradient: Tensor, sparsity: float
+    operator: Operator, profile: MagnitudeProfile, gradient: Tensor, sparsity: float, epsilon: float
 ) -> tuple[str, ...]:
     """Say where the quadratic model along the removed weights at the limit is not that of a minimum."""
-    (slope,) = slopes(spectra.operator(kind, hessian.samples), profile, [sparsity], gradient)
+    (slope,) = slopes(operator, profile, [sparsity], gradient)
     curved, notes = slope.rise - slope.linear, []
     if curved < 0:
         notes.append(
             f"the curvature along the removed weights is negative ({curved:.2g} at {sparsity:.2%}); "
             "the quadratic model does not bound one-shot pruning here"
         )
-    if abs(slope.linear) > spectra.epsilon:
+    if abs(slope.linear) > epsilon:
         notes.append(
             f"the weights are not stationary: the linear term at {sparsity:.2%} is {slope.linear:+.2g}, "
-            f"epsilon is {spectra.epsilon:.2g}; train longer or state the penalty that it was trained with"
+            f"epsilon is {epsilon:.2g}; train longer or state the penalty that it was trained with"
         )
     return tuple(notes)
 
 
-def _layers(spectra: Spectra, kind: str, samples: int, profile: MagnitudeProfile, sparsity: float) -> list[Layer]:
+def _layers(operator: Operator, profile: MagnitudeProfile, sparsity: float, seed: int) -> list[Layer]:
     sizes = [weight.numel() for weight in profile.weights.values()]
-    traces, errors = block_traces(spectra.operator(kind, samples), sizes, seed=spectra.settings["seed"])
+    traces, errors = block_traces(operator, sizes, seed=seed)
     rows = zip(profile.masks(sparsity).items(), profile.weights.values(), sizes, traces, errors, strict=True)
     return [
         Layer(

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scipy.optimize import brentq
 from torch import Tensor
 
 from estimators import UserError
 from estimators.files import write_bytes
 from pruning_limits.bounds import Negative, isotropic_limit
 from pruning_limits.directions import Directions
-from pruning_limits.inverse import curvature_scale_for, epsilon_for, weight_scale_for
+from pruning_limits.inverse import epsilon_for
 from pruning_limits.kinematics import concentration_width
 from pruning_limits.magnitude import MagnitudeCurve, MagnitudeProfile
 from pruning_limits.parts import Cost, Estimate, Layer, Sharpness, Verdict
@@ -123,15 +125,14 @@ class PruningLimit:
                 raise UserError(f"{name}: expected a positive number, got {value}")
         allowed = self.epsilon if epsilon is None else epsilon
         curve = self.curve.scaled(weight_scale)
-        hessian, ggn = (
-            dataclasses.replace(one, measure=one.measure.scaled(curvature_scale)) for one in (self.hessian, self.ggn)
-        )
+        hessian, ggn = (one.scaled(curvature_scale) for one in (self.hessian, self.ggn))
         negative: Negative = self.settings["negative"]
-        root = isotropic_limit(hessian.measure, curve, allowed, negative)
-        retrained = isotropic_limit(ggn.measure, curve, allowed, "clip")
+        error = isotropic_limit(hessian.measure, curve, allowed, negative).standard_error
+        sparsity = isotropic(hessian, curve, allowed, negative)
+        retrained = isotropic(ggn, curve, allowed, "clip")
         directions = self.directions.scaled(weight_scale, curvature_scale)
-        directional = directions.limit(ggn.measure, curve, allowed).sparsity
-        half = hessian.half_width(root.standard_error)
+        directional = ggn.limit(lambda one: directions.limit(one, curve, allowed).sparsity)
+        half = hessian.half_width(error)
         factor = weight_scale**2 * curvature_scale
         passing = [s for s, rise in self.rises if rise * factor <= allowed]
         same = factor == 1.0 and epsilon is None
@@ -139,17 +140,17 @@ class PruningLimit:
         sharpness = Sharpness(
             self.sharpness.trace * curvature_scale,
             self.sharpness.top_eigenvalue * curvature_scale,
-            self.parameters * (1 - root.sparsity),
+            self.parameters * (1 - sparsity),
             self.sharpness.negative_share,
         )
         return dataclasses.replace(
             self,
-            sparsity=root.sparsity,
+            sparsity=sparsity,
             lower=lower,
             upper=upper_bound(directional, lower, self.parameters),
-            retrained=retrained.sparsity,
+            retrained=retrained,
             directional=directional,
-            interval=(max(0.0, root.sparsity - half), min(1.0, root.sparsity + half)),
+            interval=(max(0.0, sparsity - half), min(1.0, sparsity + half)),
             achieved=lower if factor == 1.0 and self.achieved is not None else None,
             epsilon=allowed,
             sharpness=sharpness,
@@ -164,15 +165,26 @@ class PruningLimit:
 
     def epsilon_for(self, sparsity: float) -> float:
         """Return the allowed rise that would make a sparsity the isotropic limit; see ``inverse.epsilon_for``."""
-        return epsilon_for(self.hessian.measure, self.curve, sparsity, self.settings["negative"])
+        target, negative = self.hessian.on_samples(sparsity), self.settings["negative"]
+        ends = [
+            epsilon_for(measure, self.curve, target, negative)
+            for measure in (self.hessian.measure, self.hessian.above)
+            if measure is not None
+        ]
+        low, high = math.log(min(ends)) - 1e-9, math.log(max(ends)) + 1e-9
+
+        def excess(logarithm: float) -> float:
+            return isotropic(self.hessian, self.curve, math.exp(logarithm), negative) - sparsity
+
+        return ends[0] if len(ends) == 1 else math.exp(brentq(excess, low, high, xtol=1e-14, rtol=1e-14))
 
     def weight_scale_for(self, sparsity: float) -> float:
         """Return the factor on all weights that would make a sparsity the isotropic limit, the curvature held fixed."""
-        return weight_scale_for(self.hessian.measure, self.curve, self.epsilon, sparsity, self.settings["negative"])
+        return math.sqrt(self.epsilon / self.epsilon_for(sparsity))
 
     def curvature_scale_for(self, sparsity: float) -> float:
         """Return the factor on the curvature that would make a sparsity the isotropic limit, the weights held fixed."""
-        return curvature_scale_for(self.hessian.measure, self.curve, self.epsilon, sparsity, self.settings["negative"])
+        return self.epsilon / self.epsilon_for(sparsity)
 
     def check(self, sparsity: float) -> Verdict:
         """Judge whether a sparsity can be reached.
@@ -262,6 +274,11 @@ class PruningLimit:
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             detail = str(error) or type(error).__name__
             raise UserError(f"limit: {path} is damaged ({detail.splitlines()[0]}); predict it again") from None
+
+
+def isotropic(estimate: Estimate, curve: MagnitudeCurve, epsilon: float, negative: Negative) -> float:
+    """Isotropic limit of an estimate, see ``Estimate.limit`` and ``isotropic_limit``."""
+    return estimate.limit(lambda measure: isotropic_limit(measure, curve, epsilon, negative).sparsity)
 
 
 def upper_bound(directional: float, lower: float, dimension: int) -> float:

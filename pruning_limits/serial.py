@@ -99,8 +99,20 @@ def _row(kind: type[Row], plain: dict[str, Any]) -> Row:
 
 
 def _estimate(plain: dict[str, Any]) -> Estimate:
-    rules = tuple((_floats(rule["nodes"]), _floats(rule["weights"])) for rule in plain["measure"]["rules"])
-    measure = SpectralMeasure(rules, int(plain["measure"]["dimension"]), bool(plain["measure"]["exact"]))
+    growth = float(plain["growth"])
+    if not 1 <= growth < float("inf"):
+        raise ValueError(f"growth is {growth}, expected at least 1")
     return Estimate(
-        measure, int(plain["samples"]), int(plain["steps"]), float(plain["step_error"]), float(plain["sample_error"])
+        measure=_measure(plain["measure"]),
+        samples=int(plain["samples"]),
+        steps=int(plain["steps"]),
+        step_error=float(plain["step_error"]),
+        sample_error=float(plain["sample_error"]),
+        growth=growth,
+        above=None if plain["above"] is None else _measure(plain["above"]),
     )
+
+
+def _measure(plain: dict[str, Any]) -> SpectralMeasure:
+    rules = tuple((_floats(rule["nodes"]), _floats(rule["weights"])) for rule in plain["rules"])
+    return SpectralMeasure(rules, int(plain["dimension"]), bool(plain["exact"]))

@@ -24,7 +24,6 @@ from estimators import (
     Tridiagonal,
     UserError,
     averaged_gauss,
-    bracket,
     dense_measure,
     gauss,
     gauss_radau,
@@ -40,7 +39,7 @@ from pruning_limits.magnitude import MagnitudeCurve, MagnitudeProfile
 from pruning_limits.parts import Estimate
 
 LEAST_STEPS, MOST_STEPS, STEPS_AT_ONCE = 24, 96, 4
-LEAST_SAMPLES, MOST_SAMPLES = 1024, 16384
+LEAST_SAMPLES, MOST_SAMPLES, DIAGNOSTIC_SAMPLES = 1024, 16384, 8192
 BASIS_MEMORY = 4 << 30
 DENSE = 512
 MOST_KNOTS, KNOT_DISTANCE = 4, 0.1
@@ -104,11 +103,11 @@ class Spectra:
             before = None if count == total or count < 2 else self._run(kind, count // 2)
             if before is not None:
                 self.operator(kind, count // 2).forget()
-            return self._compared(self._run(kind, count), before)
+            return self._compared(kind, self._run(kind, count), before)
         count = min(LEAST_SAMPLES, total)
         before = None
         while True:
-            current = self._compared(self._run(kind, count), before)
+            current = self._compared(kind, self._run(kind, count), before)
             settled = before is not None and current.sample_error <= self.settings["tolerance"] / 2
             if count == total or settled or count >= MOST_SAMPLES:
                 return current
@@ -120,13 +119,22 @@ class Spectra:
         size = self.objective.dimension * steps * probes * torch.finfo(self.objective.dtype).bits // 8
         return "full" if size <= BASIS_MEMORY else "none"
 
-    def _compared(self, current: Estimate, before: Estimate | None) -> Estimate:
+    def _compared(self, kind: str, current: Estimate, before: Estimate | None) -> Estimate:
+        """Add the sample error; the GGN, whose rank the samples limit, is extrapolated linearly in log(samples)."""
         if before is None or current.samples == self.objective.samples:
             return current
-        change = abs(self._root(current.measure) - self._root(before.measure))
-        return Estimate(current.measure, current.samples, current.steps, current.step_error, change)
+        root, doublings = self._root(current), math.log2(self.objective.samples / current.samples)
+        change = self._root(before) - root
+        if kind == "hessian":
+            return replace(current, sample_error=abs(change))
+        growth = 1 + max(0.0, change) * doublings / max(1 - root, 1 / self.objective.dimension)
+        return replace(current, sample_error=abs(change) * max(1.0, doublings), growth=growth)
 
-    def _root(self, measure: SpectralMeasure) -> float:
+    def _root(self, estimate: Estimate) -> float:
+        """Limit on the sub-sample itself."""
+        return replace(estimate, growth=1.0).limit(self._isotropic)
+
+    def _isotropic(self, measure: SpectralMeasure) -> float:
         return isotropic_limit(measure, self.curve, self.epsilon, self.settings["negative"]).sparsity
 
     def _run(self, kind: str, samples: int) -> Estimate:
@@ -141,33 +149,40 @@ class Spectra:
         self._store.restore(key, run)
         matrices = _matrices(run)
         earlier = range(STEPS_AT_ONCE, run.steps, STEPS_AT_ONCE)  # a resumed run reads again what it has passed
-        readings = [self._read(kind, [matrix.head(steps) for matrix in matrices], steps) for steps in earlier]
+        readings = [self._read(kind, [one.head(steps) for one in matrices], samples, steps) for steps in earlier]
         if run.steps:
-            readings.append(self._read(kind, matrices, run.steps))
+            readings.append(self._read(kind, matrices, samples, run.steps))
         with _bar(self.progress, f"{kind} spectrum, {samples} samples", most) as tell:
             tell(run.steps)
             while not self._finished(kind, readings, matrices, most):
                 run.advance(min(STEPS_AT_ONCE, most - run.steps))
                 self._store.save(key, run)
                 matrices = _matrices(run)
-                readings.append(self._read(kind, matrices, run.steps))
+                readings.append(self._read(kind, matrices, samples, run.steps))
                 tell(run.steps)
-        measure = self._measure(kind, matrices)
-        return Estimate(measure, operator.objective.samples, run.steps, _step_error(kind, readings), 0.0)
+        self._store.save(key, run, finished=True)
+        estimate = estimate_of(kind, matrices, dimension, operator.objective.samples, self._floor)
+        return replace(estimate, step_error=_step_error(kind, readings))
 
     def directions(self, estimate: Estimate, profile: MagnitudeProfile, gradient: Tensor | None) -> Directions:
-        """Measure where the removed weights point: knots from the isotropic root on, the last at the limit itself."""
+        """Measure where the removed weights point: knots from the isotropic root on, the last at the limit itself.
+
+        A sub-sample sees the removed weights in flatter directions than all data do, so that it errs upwards.
+        """
         zeros = int((profile.squares == 0).sum()) - 1
-        low = max(self._root(estimate.measure), (zeros + 1) / profile.dimension)
+        low = max(self._root(estimate), (zeros + 1) / profile.dimension)
         found: Directions | None = None
         wanted = sorted({low, 1 - (1 - low) / 3})
         while True:
             found = self._along(estimate, profile, gradient, wanted, found)
-            root = found.limit(estimate.measure, self.curve, self.epsilon).sparsity
+            root = self._directional(estimate, found)
             near = min(abs(self._place(root) - self._place(knot)) for knot in found.sparsities)
             if near < KNOT_DISTANCE or len(found.sparsities) >= MOST_KNOTS:
                 return found
             wanted = [root]
+
+    def _directional(self, estimate: Estimate, directions: Directions) -> float:
+        return replace(estimate, growth=1.0).limit(lambda one: directions.limit(one, self.curve, self.epsilon).sparsity)
 
     def _place(self, sparsity: float) -> float:
         return -math.log(max(1 - sparsity, 1 / self.objective.dimension))
@@ -181,14 +196,14 @@ class Spectra:
         known: Directions | None,
     ) -> Directions:
         """Run Lanczos from the gradients at pruned weights until Gauss and Gauss-Radau give the same limit."""
-        operator = self.operator("ggn", estimate.samples)
+        operator = self.operator("ggn", min(estimate.samples, DIAGNOSTIC_SAMPLES))
         seen = slopes(operator, profile, knots, gradient)
         most = min(self.settings["steps"] or MOST_STEPS, operator.shape[0])
         starts = [one.vector if one.vector.any() else torch.ones_like(one.vector) for one in seen]
         run = Lanczos(operator, torch.stack(starts, dim=1), self._basis(most, len(starts)))
-        key = f"directions-{estimate.samples}-{knots}"
+        key = f"directions-{operator.objective.samples}-{knots}"
         self._store.restore(key, run)
-        with _bar(self.progress, f"directions, {estimate.samples} samples", most) as tell:
+        with _bar(self.progress, f"directions, {operator.objective.samples} samples", most) as tell:
             while True:
                 tell(run.steps)
                 if run.steps:
@@ -199,6 +214,7 @@ class Spectra:
                     gap = self._gap(estimate, low, high)
                     done = all(matrix.exhausted for matrix in run.tridiagonals())
                     if done or run.steps >= most or gap <= self.settings["tolerance"] / 4:
+                        self._store.save(key, run, finished=True)
                         return replace(high, step_error=max(gap, known.step_error if known else 0.0))
                 run.advance(min(STEPS_AT_ONCE, most - run.steps))
                 self._store.save(key, run)
@@ -208,9 +224,9 @@ class Spectra:
         ends = []
         for one in (low, high):
             try:
-                ends.append(one.limit(estimate.measure, self.curve, self.epsilon).sparsity)
+                ends.append(self._directional(estimate, one))
             except UserError:
-                ends.append(self._root(estimate.measure))
+                ends.append(self._root(estimate))
         return abs(ends[1] - ends[0])
 
     @staticmethod
@@ -232,27 +248,20 @@ class Spectra:
         sparsities, rules, rises = zip(*rows, strict=True)
         return Directions(sparsities, rules, rises, tuple(profile.removed_norm(knot) ** 2 for knot in sparsities))
 
-    def _measure(self, kind: str, matrices: list[Tridiagonal]) -> SpectralMeasure:
-        """Averaged Gauss rule for the indefinite Hessian, middle of Gauss and Gauss-Radau for the GGN."""
-        rule = averaged_gauss if kind == "hessian" else partial(bracket, floor=self._floor)
-        return measure_of(matrices, self.objective.dimension, rule)
-
     @property
     def _floor(self) -> float:
         """Lower bound of the GGN's eigenvalues."""
         return self.objective.penalty.curvature if self.objective.penalty else 0.0
 
-    def _read(self, kind: str, matrices: list[Tridiagonal], steps: int) -> _Reading:
-        sparsity = self._root(self._measure(kind, matrices))
+    def _read(self, kind: str, matrices: list[Tridiagonal], samples: int, steps: int) -> _Reading:
+        estimate = estimate_of(kind, matrices, self.objective.dimension, samples, self._floor)
+        sparsity = self._root(estimate)
         if all(matrix.exhausted for matrix in matrices):
             return _Reading(steps, sparsity, 0.0)
-        if kind == "hessian":
+        if estimate.above is None:
             return _Reading(steps, sparsity, math.inf)
-        below, above = (
-            self._root(measure_of(matrices, self.objective.dimension, rule))
-            for rule in (gauss, partial(gauss_radau, node=self._floor))
-        )
-        return _Reading(steps, sparsity, max(above - sparsity, sparsity - below, 0.0))
+        ends = [self._isotropic(measure) for measure in (estimate.measure, estimate.above)]
+        return _Reading(steps, sparsity, max(abs(end - sparsity) for end in ends))
 
     def _finished(self, kind: str, readings: list[_Reading], matrices: list[Tridiagonal], most: int) -> bool:
         if not readings:
@@ -261,6 +270,29 @@ class Spectra:
             return True
         settled = _step_error(kind, readings) <= self.settings["tolerance"] / 4
         return self.settings["steps"] is None and readings[-1].steps >= LEAST_STEPS and settled
+
+
+def estimate_of(kind: str, matrices: list[Tridiagonal], dimension: int, samples: int, floor: float = 0.0) -> Estimate:
+    """Read a spectrum off Lanczos matrices: averaged Gauss rule for the Hessian, Gauss and Gauss-Radau for the GGN.
+
+    The geometric mean of the two kept fractions moves far less from step to step than either, because the small
+    eigenvalues of the GGN spread over decades.
+
+    Args:
+        kind: ``"hessian"`` or ``"ggn"``.
+        matrices: One matrix per probe.
+        dimension: D.
+        samples: Data samples behind the curvature.
+        floor: Lower bound of the GGN's eigenvalues.
+
+    Returns:
+        The estimate, its errors not yet known.
+    """
+    steps = max(matrix.steps for matrix in matrices)
+    if kind == "hessian":
+        return Estimate(measure_of(matrices, dimension, averaged_gauss), samples, steps, math.inf, 0.0)
+    below, above = (measure_of(matrices, dimension, rule) for rule in (gauss, partial(gauss_radau, node=floor)))
+    return Estimate(below, samples, steps, math.inf, 0.0, above=above)
 
 
 def _matrices(run: Lanczos) -> list[Tridiagonal]:
@@ -296,9 +328,10 @@ class _Store:
         if key in self.states:
             run.load_state(self.states[key])
 
-    def save(self, key: str, run: Lanczos) -> None:
+    def save(self, key: str, run: Lanczos, finished: bool = False) -> None:
+        """Write all states; a finished run keeps its matrices only."""
         if self.path is not None:
-            self.states[key] = run.state()
+            self.states[key] = run.state(vectors=not finished)
             save_tensors(self.path, {"fingerprint": self.fingerprint, "states": self.states})
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from estimators import SpectralMeasure, UserError
 from pruning_limits import MagnitudeProfile, PruningLimit, predict_limit
 from pruning_limits.bounds import isotropic_limit, removable_fraction
-from pruning_limits.inverse import curvature_scale_for, epsilon_for, scale_for, weight_scale_for
+from pruning_limits.inverse import epsilon_for, scale_for
 
 
 @pytest.fixture(scope="module", params=["abs", "clip"])
@@ -76,8 +76,6 @@ def test_equal_weights_on_identity_curvature_by_hand() -> None:
     scale, squared = a * target / (1 - target), target * d * w**2
     assert scale_for(measure, target) == pytest.approx(scale)
     assert epsilon_for(measure, curve, target) == pytest.approx(scale * squared / 2)
-    assert weight_scale_for(measure, curve, 7.0, target) == pytest.approx(math.sqrt(14 / (scale * squared)))
-    assert curvature_scale_for(measure, curve, 7.0, target) == pytest.approx(14 / (scale * squared))
 
 
 def test_targets_out_of_reach_are_refused_with_the_reason() -> None:

@@ -310,11 +310,10 @@ def test_what_if_nothing_changes(asked):
 def test_what_if_weights_were_scaled(asked, factor):
     answer = asked.what_if(weight_scale=factor)
     curve = MagnitudeProfile({"w": factor * asked.profile.vector}).curve()
-    for found, measure, negative in (
-        (answer.sparsity, asked.hessian.measure, "abs"),
-        (answer.retrained, asked.ggn.measure, "clip"),
-    ):
-        assert found == pytest.approx(isotropic_limit(measure, curve, 0.02, negative).sparsity, abs=1e-9)
+    for found, estimate, negative in ((answer.sparsity, asked.hessian, "abs"), (answer.retrained, asked.ggn, "clip")):
+        measures = [estimate.measure] if estimate.above is None else [estimate.measure, estimate.above]
+        kept = [1 - isotropic_limit(measure, curve, 0.02, negative).sparsity for measure in measures]
+        assert found == pytest.approx(1 - math.prod(kept) ** (1 / len(kept)), abs=1e-9)
     assert answer.achieved is None
     assert answer.sharpness.trace == asked.sharpness.trace
     with pytest.raises(UserError, match="mask"):
@@ -660,3 +659,22 @@ def test_curvature_that_is_undefined(tiny):
         return torch.linalg.vector_norm(model(batch[0]) * 0, dim=1) + 1 + batch[1]  # the norm has a kink at zero
 
     assert "second derivative" in refused("Hessian", *tiny, loss)
+
+
+def test_the_ggn_of_a_sub_sample_is_extrapolated_towards_all_data(trained, digits):
+    batches = digits.batches("train")
+    options = {"penalty": L1(1e-3), "steps": 48, "probes": 2, "measure": False}
+    part, whole = (predict_limit(trained, batches, samples=samples, **options) for samples in (350, 1400))
+    raw = part.ggn.on_samples(part.retrained)
+    assert part.ggn.growth > 1 == whole.ggn.growth
+    assert raw > part.retrained
+    assert abs(part.retrained - whole.retrained) < abs(raw - whole.retrained) / 2
+    assert part.hessian.growth == 1
+    assert abs(part.retrained - whole.retrained) <= part.ggn.sample_error + part.ggn.step_error
+
+
+def test_a_limit_that_was_extrapolated_answers_inverse_questions(trained, digits):
+    limit = predict_limit(trained, digits.batches("train"), samples=350, steps=24, curvature="ggn", measure=False)
+    assert limit.sparsity == pytest.approx(limit.retrained, abs=1e-9)
+    assert limit.what_if(epsilon=limit.epsilon_for(0.9)).sparsity == pytest.approx(0.9, abs=1e-6)
+    assert limit.what_if().sparsity == limit.sparsity

@@ -7,7 +7,7 @@ from helpers import Dense, assert_close, random, tolerance
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from estimators import Tridiagonal, UserError, averaged_gauss, bracket, gauss, gauss_radau, lanczos
+from estimators import Tridiagonal, UserError, averaged_gauss, gauss, gauss_radau, lanczos
 
 SPECTRA = {
     "signed": torch.linspace(-1, 1, 40, dtype=torch.float64),
@@ -118,15 +118,6 @@ def test_averaged_rule_by_hand():
     nodes, weights = averaged_gauss(Tridiagonal(np.array([0.0, 0.0]), np.array([1.0]), 2.0, False))
     assert_close(nodes, [-(5**0.5), 0.0, 5**0.5])
     assert_close(weights, [0.1, 0.8, 0.1])
-
-
-@steps_
-def test_bracket_is_the_mean_of_both_bounds(steps):
-    matrix, _ = run(SPECTRA["positive"], steps)
-    (x, w), (low_x, low_w), (high_x, high_w) = bracket(matrix, 0.05), gauss(matrix), gauss_radau(matrix, 0.05)
-    assert len(x) == len(w) == 2 * steps + 1
-    assert_close(w.sum(), 1.0)
-    assert_close(w @ (1 / (1 + x)), (low_w @ (1 / (1 + low_x)) + high_w @ (1 / (1 + high_x))) / 2)
 
 
 def test_by_hand():
