@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib.util
 import os
 import signal
 import sys
@@ -60,7 +59,8 @@ def test_an_unknown_executor_is_refused() -> None:
 
 @pytest.mark.filterwarnings("default")
 def test_ray_with_two_workers_repeats_the_call_of_a_dead_worker(tmp_path: Path) -> None:
-    ray = pytest.importorskip("ray", reason="the extra 'ray' is not installed")
+    import ray
+
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     try:
         run_all(partial(die_once, tmp_path), range(4), 2, "ray", "test")
@@ -71,7 +71,7 @@ def test_ray_with_two_workers_repeats_the_call_of_a_dead_worker(tmp_path: Path) 
         ray.shutdown()
 
 
-@pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="ray is installed")
-def test_ray_that_is_not_installed_is_named() -> None:
+def test_ray_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match=r"pip install 'pruning-limits\[ray\]'"):
         run_all(refuse, [0], 2, "ray", "test")

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 import validation.experiments
+from estimators import UserError
 from pruning_limits import PruningLimit, predict_limit
 from validation.data import ImageData
 from validation.storage import run_folder
@@ -68,7 +69,11 @@ class Bench:
         return trained_network(network, self.data, self.out, self.progress)
 
     def limit(self, network: Network) -> PruningLimit:
-        """Return the network's limit with the suite's settings, predicted once for all tables."""
+        """Return the network's limit with the suite's settings, predicted once for all tables.
+
+        Raises:
+            UserError: The stored limit is damaged or of another version of this package.
+        """
         settings = {"network": network.settings(), "limit": asdict(self.suite.limit)}
         folder = run_folder(self.out, "limit", settings)
         if not (folder / "limit.json").exists():
@@ -83,7 +88,10 @@ class Bench:
             )
             limit.to_json(folder / "limit.json")
             (folder / "spectra.pt").unlink(missing_ok=True)
-        return PruningLimit.from_json(folder / "limit.json")
+        try:
+            return PruningLimit.from_json(folder / "limit.json")
+        except UserError as error:
+            raise UserError(f"{error}; results are not mixed: delete {folder}, or start afresh with --out") from None
 
 
 def _present(value: Value | None) -> Value:
