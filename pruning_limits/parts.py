@@ -114,10 +114,9 @@ class Estimate:
         Returns:
             A sparsity in [0, 1].
         """
-        kept = 1 - solve(self.measure)
-        if self.above is not None:
-            kept = math.sqrt(kept * (1 - solve(self.above)))
-        return max(0.0, 1 - self.growth * kept)
+        measures = [self.measure] if self.above is None else [self.measure, self.above]
+        kept = [max(0.0, 1 - solve(measure)) for measure in measures]
+        return max(0.0, 1 - self.growth * math.prod(kept) ** (1 / len(kept)))
 
     def on_samples(self, sparsity: float) -> float:
         """Return the limit on the sub-sample that ``limit`` carries to this one."""

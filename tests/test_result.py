@@ -370,3 +370,11 @@ def test_figures_that_cannot_be_written(limit, tmp_path):
         with pytest.raises(UserError, match=r"^plot: cannot write .*limit\.") as caught:
             limit.plot(path)
         assert "\n" not in str(caught.value)
+
+
+def test_the_limits_of_two_measures_meet_at_the_geometric_mean_of_what_is_kept(limit):
+    pair = dataclasses.replace(limit.ggn, above=limit.ggn.measure.scaled(2.0), growth=1.5)
+    assert pair.limit(lambda measure: 0.96 if measure is pair.measure else 0.99) == pytest.approx(1 - 1.5 * 0.02)
+    assert pair.limit(lambda measure: 1 + 1e-16) == pair.limit(lambda measure: 1 + 1e-9) == 1
+    assert pair.limit(lambda measure: 0.0) == 0
+    assert pair.on_samples(pair.limit(lambda measure: 0.9)) == pytest.approx(0.9)
