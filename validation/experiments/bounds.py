@@ -54,8 +54,8 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
     notes = [
         f"Made by `{command}`.",
         *limit_notes(suite),
-        "Lower: one-shot global magnitude pruning, measured on all training samples. Upper: the isotropic limit with "
-        "the GGN plus the window of the approximate kinematic formula at 95 %, never below what was measured.",
+        "Lower: one-shot global magnitude pruning, measured on all training samples. Upper: the directional limit with "
+        "the GGN plus the window of the kinematic formula at 5 %, never below what was measured.",
     ]
     table = with_means(rows, COLUMNS)
     write_table(folder, NAME, f"Bounds on the pruning limit, suite {suite.name}", notes, COLUMNS, table)
