@@ -105,6 +105,11 @@ class Estimate:
     growth: float = 1.0
     above: SpectralMeasure | None = None
 
+    @property
+    def measures(self) -> list[SpectralMeasure]:
+        """The measures that the limit lies between; one where one does."""
+        return [self.measure] if self.above is None else [self.measure, self.above]
+
     def limit(self, solve: Callable[[SpectralMeasure], float]) -> float:
         """Combine the limits read off the measures: the geometric mean of their kept fractions, carried to all data.
 
@@ -114,8 +119,7 @@ class Estimate:
         Returns:
             A sparsity in [0, 1].
         """
-        measures = [self.measure] if self.above is None else [self.measure, self.above]
-        kept = [max(0.0, 1 - solve(measure)) for measure in measures]
+        kept = [max(0.0, 1 - solve(measure)) for measure in self.measures]
         return max(0.0, 1 - self.growth * math.prod(kept) ** (1 / len(kept)))
 
     def on_samples(self, sparsity: float) -> float:

@@ -166,11 +166,7 @@ class PruningLimit:
     def epsilon_for(self, sparsity: float) -> float:
         """Return the allowed rise that would make a sparsity the isotropic limit; see ``inverse.epsilon_for``."""
         target, negative = self.hessian.on_samples(sparsity), self.settings["negative"]
-        ends = [
-            epsilon_for(measure, self.curve, target, negative)
-            for measure in (self.hessian.measure, self.hessian.above)
-            if measure is not None
-        ]
+        ends = [epsilon_for(measure, self.curve, target, negative) for measure in self.hessian.measures]
         low, high = math.log(min(ends)) - 1e-9, math.log(max(ends)) + 1e-9
 
         def excess(logarithm: float) -> float:
