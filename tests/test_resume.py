@@ -40,6 +40,7 @@ MOMENTS = [
 ]
 
 
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(("table", "pattern"), MOMENTS)
 def test_a_killed_suite_resumes_to_the_same_bytes(tmp_path: Path, table: str, pattern: str) -> None:
     path = tmp_path / "little.toml"

@@ -32,6 +32,8 @@ from validation.masks import prunable, sparsity_of
 from validation.suite import RetrainSettings, Suite, load_suite
 from validation.training import Recipe, accuracy, train
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 NAME = "theory-vs-actual"
 RECIPE = Recipe(epochs=10, lr=0.05, l1=1e-3)
 START = 0.4
@@ -51,15 +53,6 @@ dataset = "digits"
 seeds = [0, 1]
 recipe = { epochs = 2, lr = 0.05, l1 = 1e-4, batch_size = 16 }
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Let sums be taken in the same order here and in worker processes."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
