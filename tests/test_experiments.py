@@ -56,6 +56,7 @@ NAMES = {
     "bounds",
     "early",
     "iterative-and-l2",
+    "meaning",
     "row-norms",
     "slq-settings",
     "sota",

@@ -21,8 +21,10 @@ from validation.data import ImageData
 from validation.experiments import theory_vs_actual
 from validation.experiments.actual import (
     KEPT_GRID,
+    Trial,
     one_shot_accuracies,
     pruned,
+    retrained,
     retrained_limit,
     retraining_recipe,
     sustained,
@@ -119,10 +121,11 @@ def test_pruning_copies_the_model(trained: nn.Module, profile: MagnitudeProfile)
 # ------------------------------------------------------------------------------------------------- re-training
 
 
-def search(
-    model: nn.Module, data: ImageData, profile: MagnitudeProfile, level: float, settings: RetrainSettings
-) -> tuple[float, list[dict[str, float]]]:
-    return retrained_limit(model, data, RECIPE, 0, profile, level, START, settings)
+def search(model: nn.Module, data: ImageData, level: float, settings: RetrainSettings) -> tuple[float, list[Trial]]:
+    def retrain(sparsity: float) -> Trial:
+        return retrained(model, data, RECIPE, 0, sparsity, settings)
+
+    return retrained_limit(retrain, level, START, settings.evaluations)
 
 
 def test_retraining_keeps_objective_batches_and_momentum() -> None:
@@ -135,7 +138,7 @@ def test_retraining_keeps_objective_batches_and_momentum() -> None:
 def test_where_every_trial_passes_the_last_one_is_the_answer(
     trained: nn.Module, digits: ImageData, profile: MagnitudeProfile
 ) -> None:
-    limit, trials = search(trained, digits, profile, math.inf, RetrainSettings(1, 0.2, 3))
+    limit, trials = search(trained, digits, math.inf, RetrainSettings(1, 0.2, 3))
     kept = [1 - trial["sparsity"] for trial in trials]
     assert kept == [pytest.approx((1 - START) / 3**n) for n in (1, 2, 3)]
     assert limit == pytest.approx(trials[-1]["sparsity"])
@@ -144,7 +147,7 @@ def test_where_every_trial_passes_the_last_one_is_the_answer(
 def test_where_every_trial_fails_the_start_is_the_answer(
     trained: nn.Module, digits: ImageData, profile: MagnitudeProfile
 ) -> None:
-    limit, trials = search(trained, digits, profile, -math.inf, RetrainSettings(1, 0.2, 3))
+    limit, trials = search(trained, digits, -math.inf, RetrainSettings(1, 0.2, 3))
     kept = [math.log((1 - trial["sparsity"]) / (1 - START), 3) for trial in trials]
     assert kept == [pytest.approx(-1), pytest.approx(-1 / 2), pytest.approx(-1 / 4)]
     assert limit == pytest.approx(START)
@@ -157,7 +160,7 @@ def test_the_answer_lies_where_the_line_through_the_bracket_meets_the_level(
     settings = RetrainSettings(1, 0.2, 4)
     dense = Objective(trained, digits.batches("train", 1000), penalty=RECIPE.penalty).value()
     level = dense + 0.1
-    limit, trials = search(trained, digits, profile, level, settings)
+    limit, trials = search(trained, digits, level, settings)
     passed = [trial for trial in trials if trial["objective"] <= level]
     failed = [trial for trial in trials if trial["objective"] > level]
     assert len(trials) == 4
@@ -178,7 +181,7 @@ def test_a_trial_is_a_short_training_of_the_kept_weights(
     trained: nn.Module, digits: ImageData, profile: MagnitudeProfile
 ) -> None:
     settings = RetrainSettings(1, 0.2, 1)
-    _, (trial,) = search(trained, digits, profile, 0.0, settings)
+    _, (trial,) = search(trained, digits, 0.0, settings)
     masks = profile.masks(trial["sparsity"])
     assert sparsity_of(masks) == pytest.approx(trial["sparsity"], abs=1 / profile.dimension)
     model = copy.deepcopy(trained)
@@ -268,7 +271,7 @@ def test_csv_and_json_hold_the_same_numbers(out: Path) -> None:
 
 def test_nothing_but_results_is_left_in_the_folders_of_runs(out: Path) -> None:
     left = sorted({file.name for file in out.rglob("*") if file.is_file() and file.parent.name != "little"})
-    assert left == ["limit.json", "row.json", "settings.json", "training.json", "weights.pt"]
+    assert left == ["limit.json", "row.json", "settings.json", "training.json", "trial.json", "weights.pt"]
 
 
 def test_finished_cells_are_not_computed_again(out: Path, tiny_suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from torch import nn
@@ -12,10 +12,11 @@ from torch import nn
 from estimators import Objective
 from pruning_limits import MagnitudeProfile
 from validation.data import ImageData
-from validation.masks import Masks
+from validation.masks import Masks, prunable
 from validation.suite import RetrainSettings
 from validation.training import Recipe, accuracy, apply_masks, train
 
+Trial = dict[str, float]
 KEPT_GRID = tuple(float(kept) for kept in np.geomspace(1.0, 0.004, 48))
 
 
@@ -75,16 +76,37 @@ def retraining_recipe(recipe: Recipe, settings: RetrainSettings) -> Recipe:
     )
 
 
-def retrained_limit(
+def retrained(
     model: nn.Module,
     data: ImageData,
     recipe: Recipe,
     seed: int,
-    profile: MagnitudeProfile,
-    level: float,
-    start: float,
+    sparsity: float,
     settings: RetrainSettings,
-) -> tuple[float, list[dict[str, float]]]:
+) -> Trial:
+    """Prune by global magnitude, re-train what is kept, and measure.
+
+    Args:
+        model: Trained dense network; it is not changed.
+        data: Training data.
+        recipe: Recipe that trained the network.
+        seed: Seed of the data order.
+        sparsity: Removed fraction; 0 gives the dense network the same further training.
+        settings: Budget.
+
+    Returns:
+        ``sparsity``, ``objective`` on all training data and held-out ``accuracy``.
+    """
+    trial = copy.deepcopy(model)
+    masks = MagnitudeProfile(prunable(model)).masks(sparsity)
+    train(trial, data, retraining_recipe(recipe, settings), seed, masks=masks)
+    value = Objective(trial, data.batches("train", 1000), penalty=recipe.penalty).value()
+    return {"sparsity": sparsity, "objective": value, "accuracy": accuracy(trial, data)}
+
+
+def retrained_limit(
+    retrain: Callable[[float], Trial], level: float, start: float, evaluations: int, known: Sequence[Trial] = ()
+) -> tuple[float, list[Trial]]:
     r"""Largest sparsity at which re-training the kept weights brings the objective to a level.
 
     The search runs over the logarithm of the kept fraction: thirds of the starting point until one fails, then halving
@@ -92,31 +114,26 @@ def retrained_limit(
     the level.
 
     Args:
-        model: Trained dense network; it is not changed.
-        data: Training data.
-        recipe: Recipe that trained the network.
-        seed: Seed of the data order.
-        profile: Magnitude profile; masks are global magnitude masks of the trained weights.
-        level: :math:`F(w^*) + \varepsilon`.
-        start: A sparsity that passes without re-training.
-        settings: Budget.
+        retrain: From a sparsity to what re-training made of it.
+        level: Largest objective that passes.
+        start: A sparsity < 1 that passes.
+        evaluations: Number of sparsities to try.
+        known: Trials made before.
 
     Returns:
-        The sparsity, and every trial with sparsity, objective and held-out accuracy.
+        The sparsity, and every new trial.
     """
-    short = retraining_recipe(recipe, settings)
-    trials: list[dict[str, float]] = []
-    passed, passed_value = math.log(max(1 - start, 1 / profile.dimension)), -math.inf
-    failed: float | None = None
-    failed_value = math.inf
-    for _ in range(settings.evaluations):
+    passing = [trial for trial in known if trial["objective"] <= level and trial["sparsity"] >= start]
+    last = max(passing, key=_removed, default=None)
+    passed, passed_value = (math.log(1 - start), -math.inf) if last is None else _point(last)
+    failing = [trial for trial in known if trial["objective"] > level and math.log(1 - trial["sparsity"]) < passed]
+    first = min(failing, key=_removed, default=None)
+    failed, failed_value = (None, math.inf) if first is None else _point(first)
+    trials = []
+    for _ in range(evaluations):
         where = passed - math.log(3) if failed is None else (passed + failed) / 2
-        sparsity = 1 - math.exp(where)
-        masks = profile.masks(sparsity)
-        trial = copy.deepcopy(model)
-        train(trial, data, short, seed, masks=masks)
-        value = Objective(trial, data.batches("train", 1000), penalty=recipe.penalty).value()
-        trials.append({"sparsity": sparsity, "objective": value, "accuracy": accuracy(trial, data)})
+        trials.append(retrain(1 - math.exp(where)))
+        value = trials[-1]["objective"]
         if value <= level:
             passed, passed_value = where, value
         else:
@@ -125,3 +142,11 @@ def retrained_limit(
         return 1 - math.exp(passed), trials
     share = (level - passed_value) / (failed_value - passed_value)
     return 1 - math.exp(passed + share * (failed - passed)), trials
+
+
+def _removed(trial: Trial) -> float:
+    return trial["sparsity"]
+
+
+def _point(trial: Trial) -> tuple[float, float]:
+    return math.log(1 - trial["sparsity"]), trial["objective"]

@@ -15,7 +15,8 @@ import validation.experiments
 from estimators import UserError
 from pruning_limits import PruningLimit, predict_limit
 from validation.data import ImageData
-from validation.storage import run_folder
+from validation.experiments.actual import Trial, retrained
+from validation.storage import read_json, run_folder, write_json
 from validation.suite import Suite
 from validation.tables import Row
 from validation.training import Network, trained_network
@@ -92,6 +93,18 @@ class Bench:
             return PruningLimit.from_json(folder / "limit.json")
         except UserError as error:
             raise UserError(f"{error}; results are not mixed: delete {folder}, or start afresh with --out") from None
+
+    def retrained(self, network: Network, sparsity: float) -> Trial:
+        """Return what re-training at a sparsity makes of the network, trained once for all tables."""
+        settings = self.suite.retrain
+        budget = {"epochs": settings.epochs, "lr_factor": settings.lr_factor}
+        named = {"network": network.settings(), "retrain": budget, "sparsity": sparsity}
+        file = run_folder(self.out, "retrained", named) / "trial.json"
+        found: Trial | None = read_json(file)
+        if found is None:
+            found = retrained(self.model(network), self.data, network.recipe, network.seed, sparsity, settings)
+            write_json(file, found)
+        return found
 
 
 def _present(value: Value | None) -> Value:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 
@@ -59,10 +60,8 @@ def run(cell: Cell, bench: Bench) -> Row:
     profile = MagnitudeProfile(prunable(model))
     dense = accuracy(model, data)
     curve = one_shot_accuracies(model, data, profile)
-    level = limit.objective + limit.epsilon
-    actual_c, trials = retrained_limit(
-        model, data, network.recipe, network.seed, profile, level, limit.lower, bench.suite.retrain
-    )
+    level, start = limit.objective + limit.epsilon, min(limit.lower, 1 - 1 / limit.parameters)
+    actual_c, trials = retrained_limit(partial(bench.retrained, network), level, start, bench.suite.retrain.evaluations)
     return _row(network, data, limit, dense, curve, actual_c) | {
         "trials": trials,
         "rises": [list(point) for point in limit.rises],
