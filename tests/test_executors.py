@@ -23,6 +23,17 @@ def die_once(folder: Path, item: int) -> None:
     note(folder, item)
 
 
+def release(item: int) -> list[int]:
+    return [10 * item + digit for digit in (1, 2)] if item < 10 else []
+
+
+def note_in_order(folder: Path, item: int) -> None:
+    """Fail where an item comes before the one that releases it."""
+    if item >= 10 and not (folder / str(item // 10)).exists():
+        raise UserError(f"item: {item} is too early")
+    die_once(folder, item)
+
+
 def die_always(item: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -40,6 +51,14 @@ def test_every_item_is_called(tmp_path: Path, jobs: int) -> None:
 def test_the_call_of_a_dead_worker_is_repeated(tmp_path: Path) -> None:
     run_all(partial(die_once, tmp_path), range(4), 2, "process", "test")
     assert {path.name for path in tmp_path.iterdir()} == {"0", "1", "2", "3", "died"}
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_items_that_wait_for_another_come_after_it(tmp_path: Path, jobs: int) -> None:
+    (tmp_path / "died").touch() if jobs == 1 else None
+    run_all(partial(note_in_order, tmp_path), [1, 2, 3], jobs, "process", "test", release)
+    wanted = {str(item) for item in (1, 2, 3, 11, 12, 21, 22, 31, 32)}
+    assert {path.name for path in tmp_path.iterdir()} == wanted | {"died"}
 
 
 def test_workers_that_always_die_are_given_up() -> None:
@@ -63,8 +82,8 @@ def test_ray_with_two_workers_repeats_the_call_of_a_dead_worker(tmp_path: Path) 
 
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     try:
-        run_all(partial(die_once, tmp_path), range(4), 2, "ray", "test")
-        assert {path.name for path in tmp_path.iterdir()} == {"0", "1", "2", "3", "died"}
+        run_all(partial(note_in_order, tmp_path), [1, 2], 2, "ray", "test", release)
+        assert {path.name for path in tmp_path.iterdir()} == {"1", "2", "11", "12", "21", "22", "died"}
         with pytest.raises(UserError, match="item: 0 is refused"):
             run_all(refuse, [0], 2, "ray", "test")
     finally:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -19,7 +21,19 @@ ATTEMPTS = 3
 Item = TypeVar("Item")
 
 
-def run_all(call: Callable[[Item], None], items: Sequence[Item], jobs: int, executor: str, label: str) -> None:
+def nothing(item: Any) -> Sequence[Any]:
+    """Release no further items."""
+    return ()
+
+
+def run_all(
+    call: Callable[[Item], None],
+    items: Sequence[Item],
+    jobs: int,
+    executor: str,
+    label: str,
+    then: Callable[[Item], Sequence[Item]] = nothing,
+) -> None:
     """Call a function on every item; results are what the calls leave on disk.
 
     Args:
@@ -28,6 +42,7 @@ def run_all(call: Callable[[Item], None], items: Sequence[Item], jobs: int, exec
         jobs: Calls at the same time; 1 runs here, one after another.
         executor: ``"process"`` or ``"ray"``.
         label: Name of the progress bar.
+        then: From a finished item to those that had to wait for it.
 
     Raises:
         UserError: The executor is unknown or not installed, or workers died three times in a row.
@@ -35,28 +50,43 @@ def run_all(call: Callable[[Item], None], items: Sequence[Item], jobs: int, exec
     if executor not in EXECUTORS:
         raise UserError(f"executor: expected one of {', '.join(EXECUTORS)}, got {executor!r}")
     with tqdm(total=len(items), desc=label, unit="cell", disable=None) as bar:
+        released = partial(_release, then, bar)
         if jobs == 1:
-            for item in items:
-                call(item)
-                bar.update()
+            queue = deque(items)
+            while queue:
+                call(queue[0])
+                queue.extend(released(queue.popleft()))
         elif executor == "ray":
-            _on_ray(call, items, jobs, bar)
+            _on_ray(call, items, jobs, released)
         else:
-            _in_processes(call, items, jobs, bar)
+            _in_processes(call, items, jobs, released)
 
 
-def _in_processes(call: Callable[[Item], None], items: Sequence[Item], jobs: int, bar: Any) -> None:
+def _release(then: Callable[[Item], Sequence[Item]], bar: Any, item: Item) -> Sequence[Item]:
+    more = then(item)
+    bar.total += len(more)
+    bar.update()
+    return more
+
+
+def _in_processes(
+    call: Callable[[Item], None], items: Sequence[Item], jobs: int, released: Callable[[Item], Sequence[Item]]
+) -> None:
     waiting, deaths = list(items), 0
     context = multiprocessing.get_context("spawn")
     while waiting:
         with ProcessPoolExecutor(jobs, context, torch.set_num_threads, (_threads(jobs),)) as pool:
             futures = {pool.submit(call, item): item for item in waiting}
             try:
-                for future in as_completed(futures):
-                    future.result()
-                    waiting.remove(futures[future])
-                    deaths = 0
-                    bar.update()
+                while futures:
+                    for future in wait(futures, return_when=FIRST_COMPLETED).done:
+                        item = futures.pop(future)
+                        future.result()
+                        waiting.remove(item)
+                        deaths = 0
+                        more = released(item)
+                        waiting += more
+                        futures |= {pool.submit(call, one): one for one in more}
             except BrokenProcessPool:
                 deaths += 1
                 if deaths == ATTEMPTS:
@@ -69,7 +99,9 @@ def _in_processes(call: Callable[[Item], None], items: Sequence[Item], jobs: int
                 raise
 
 
-def _on_ray(call: Callable[[Item], None], items: Sequence[Item], jobs: int, bar: Any) -> None:
+def _on_ray(
+    call: Callable[[Item], None], items: Sequence[Item], jobs: int, released: Callable[[Item], Sequence[Item]]
+) -> None:
     try:
         import ray
     except ImportError:
@@ -83,14 +115,14 @@ def _on_ray(call: Callable[[Item], None], items: Sequence[Item], jobs: int, bar:
         call(item)
 
     remote = ray.remote(num_cpus=1, max_retries=ATTEMPTS)(work)
-    waiting = [remote.remote(item) for item in items]
+    waiting = {remote.remote(item): item for item in items}
     while waiting:
-        done, waiting = ray.wait(waiting)
+        (done,), _ = ray.wait(list(waiting))
         try:
             ray.get(done)
         except ray.exceptions.RayTaskError as error:
             raise error.cause from None
-        bar.update(len(done))
+        waiting |= {remote.remote(one): one for one in released(waiting.pop(done))}
 
 
 def _threads(jobs: int) -> int:

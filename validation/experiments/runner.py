@@ -61,11 +61,16 @@ def run_table(
         for cell in cells:
             (_folder(table, suite, out, cell) / "row.json").unlink(missing_ok=True)
     missing = [cell for cell in cells if read_json(_folder(table, suite, out, cell) / "row.json") is None]
-    networks = list(dict.fromkeys(cell.start for cell in missing if cell.start is not None))
-    prepare = partial(_prepare, name, suite, data_dir, out, jobs == 1)
-    if jobs > 1:
-        run_all(prepare, networks, jobs, executor, f"{name}: networks")
-    run_all(partial(_compute, name, suite, data_dir, out, jobs == 1), missing, jobs, executor, name)
+    work = partial(_work, name, suite, data_dir, out, jobs == 1)
+    if jobs == 1:
+        run_all(work, missing, jobs, executor, name)
+    else:
+        first: dict[Network | Cell, list[Cell]] = {}
+        for cell in missing:
+            first.setdefault(cell.start or cell, [])
+            if cell.start is not None:
+                first[cell.start].append(cell)
+        run_all(work, list(first), jobs, executor, name, then=lambda task: first.get(task, ()))
     rows = [read_json(_folder(table, suite, out, cell) / "row.json") for cell in cells]
     folder = out / suite.name
     table.write(rows, suite, folder, command)
@@ -86,18 +91,17 @@ def _folder(table: Table, suite: Suite, out: Path, cell: Cell) -> Path:
     return run_folder(out, table.rows_of or table.name, settings_of(table, suite, cell))
 
 
-def _prepare(name: str, suite: Suite, data_dir: Path | None, out: Path, progress: bool, network: Network) -> None:
-    """Train a network, and predict its limit where the table uses it, before several cells want it at once."""
-    bench = Bench(suite, load_data(network.dataset, data_dir), out, out, progress)
-    if tables()[name].limits:
-        bench.limit(network)
-    else:
-        bench.model(network)
-
-
-def _compute(name: str, suite: Suite, data_dir: Path | None, out: Path, progress: bool, cell: Cell) -> None:
+def _work(name: str, suite: Suite, data_dir: Path | None, out: Path, progress: bool, task: Network | Cell) -> None:
+    """Compute a cell; or train a network, and predict its limit where the table uses it, before its cells want it."""
     table = tables()[name]
-    folder = _folder(table, suite, out, cell)
-    data = None if cell.start is None else load_data(cell.start.dataset, data_dir)
-    row: Row = table.run(cell, Bench(suite, data, out, folder, progress))
+    if isinstance(task, Network):
+        bench = Bench(suite, load_data(task.dataset, data_dir), out, out, progress)
+        if table.limits:
+            bench.limit(task)
+        else:
+            bench.model(task)
+        return
+    folder = _folder(table, suite, out, task)
+    data = None if task.start is None else load_data(task.start.dataset, data_dir)
+    row: Row = table.run(task, Bench(suite, data, out, folder, progress))
     write_json(folder / "row.json", row)
