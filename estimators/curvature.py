@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
 
 from estimators.errors import UserError
+from estimators.forwards import Forward, Forwards, SavedBytes
 from estimators.objective import Objective
 from estimators.parameters import flatten, unflatten
 
@@ -42,11 +42,13 @@ class _Curvature(ABC):
     Args:
         objective: The objective; its penalty's curvature is included.
         memory: Bytes that kept graphs may take; 0 rebuilds every graph in every product.
+        forwards: Forward passes to share with other curvatures of the same objective; None makes its own.
     """
 
-    def __init__(self, objective: Objective, memory: int = 2 << 30) -> None:
+    def __init__(self, objective: Objective, memory: int = 2 << 30, forwards: Forwards | None = None) -> None:
         self.objective = objective
         self.memory = memory
+        self.forwards = Forwards(objective, memory) if forwards is None else forwards
         self.products = 0
         self.passes = 0
         self._kept: list[Product] | None = None
@@ -102,11 +104,8 @@ class _Curvature(ABC):
         return self.matvec(other) if other.dim() == 1 else self.matmat(other)
 
     @abstractmethod
-    def _differentiate(self, batch: Any, size: int) -> Product:
+    def _differentiate(self, forward: Forward) -> Product:
         """Differentiate the summed losses of one batch and return the product with a vector ``[D]``."""
-
-    def _weights(self) -> dict[str, Tensor]:
-        return {name: tensor.detach().requires_grad_() for name, tensor in self.objective.chosen.items()}
 
     def _batch_products(self) -> Iterator[Product]:
         versions = self.objective.versions()
@@ -116,11 +115,11 @@ class _Curvature(ABC):
         self._kept, self._kept_at = None, versions
         keep: list[Product] | None = [] if self.memory else None
         used = 0
-        for batch, size in self.objective.batches():
-            counter = _SavedBytes()
-            with torch.enable_grad(), saved_tensors_hooks(counter.pack, counter.unpack):
-                product = self._differentiate(batch, size)
-            used += counter.bytes
+        for forward in self.forwards:
+            counter = SavedBytes(forward.seen)
+            with torch.enable_grad(), counter.counting():
+                product = self._differentiate(forward)
+            used += forward.bytes + counter.bytes
             if used > self.memory:
                 keep = None
             if keep is not None:
@@ -135,6 +134,7 @@ class Hessian(_Curvature):
     Args:
         objective: The objective; its penalty's curvature is included.
         memory: Bytes that kept gradient graphs may take; 0 rebuilds every graph in every product.
+        forwards: Forward passes to share with a GGN of the same objective; None makes its own.
 
     Source: Pearlmutter, Fast exact multiplication by the Hessian, Neural Computation 6, 1994.
 
@@ -146,13 +146,11 @@ class Hessian(_Curvature):
         tensor([1., 0.])
     """
 
-    def _differentiate(self, batch: Any, size: int) -> Product:
-        weights = self._weights()
-        inputs = list(weights.values())
-        loss = _total(self.objective.losses(weights, batch), size)
-        if not loss.requires_grad:
+    def _differentiate(self, forward: Forward) -> Product:
+        inputs = forward.weights
+        if not forward.loss.requires_grad:
             return torch.zeros_like
-        gradient = flatten(torch.autograd.grad(loss, inputs, create_graph=True, materialize_grads=True))
+        gradient = flatten(torch.autograd.grad(forward.loss, inputs, create_graph=True, materialize_grads=True))
 
         def product(vector: Tensor) -> Tensor:
             if not gradient.requires_grad:
@@ -173,6 +171,7 @@ class GGN(_Curvature):
         objective: The objective; its penalty's curvature is included. The loss function must call the model once, and
             the model must return one tensor.
         memory: Bytes that kept graphs may take; 0 rebuilds every graph in every product.
+        forwards: Forward passes to share with a Hessian of the same objective; None makes its own.
 
     Source: Schraudolph, Fast curvature matrix-vector products, Neural Computation 14, 2002.
 
@@ -184,14 +183,15 @@ class GGN(_Curvature):
         tensor([1., 0.])
     """
 
-    def _differentiate(self, batch: Any, size: int) -> Product:
-        weights = self._weights()
-        inputs = list(weights.values())
-        outputs, losses = self.objective.outputs_and_losses(weights, batch)
+    def _differentiate(self, forward: Forward) -> Product:
+        inputs, found = forward.weights, forward.outputs
+        if len(found) != 1 or not isinstance(found[0], Tensor):
+            got = f"{len(found)} calls" if len(found) != 1 else type(found[0]).__name__
+            raise UserError(f"loss_fn: the GGN needs one call of the model that returns one tensor, got {got}")
+        (outputs,) = found
         if not outputs.requires_grad:
             return torch.zeros_like
-        loss = _total(losses, size)
-        (slope,) = torch.autograd.grad(loss, outputs, create_graph=True, materialize_grads=True)
+        (slope,) = torch.autograd.grad(forward.loss, outputs, create_graph=True, materialize_grads=True)
         dual = torch.zeros_like(outputs, requires_grad=True)
         pulled = torch.autograd.grad(outputs, inputs, dual, create_graph=True, materialize_grads=True)
 
@@ -204,27 +204,3 @@ class GGN(_Curvature):
             return flatten(rows)
 
         return product
-
-
-def _total(losses: Tensor, size: int) -> Tensor:
-    """Return the sum over the samples of a batch."""
-    return losses.sum() if losses.dim() else losses * size
-
-
-class _SavedBytes:
-    """Count the memory that a graph keeps alive, each storage once."""
-
-    def __init__(self) -> None:
-        self.bytes = 0
-        self._seen: set[int] = set()
-
-    def pack(self, tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self._seen:
-            self._seen.add(storage.data_ptr())
-            self.bytes += storage.nbytes()
-        return tensor
-
-    @staticmethod
-    def unpack(tensor: Tensor) -> Tensor:
-        return tensor

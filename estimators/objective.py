@@ -121,18 +121,14 @@ class Objective:
         """Evaluate the loss function on one batch at substituted weights; differentiable in ``weights``."""
         return self._evaluate(self._call, weights, batch)
 
-    def outputs_and_losses(self, weights: Mapping[str, Tensor], batch: Any) -> tuple[Tensor, Tensor]:
-        """Evaluate one batch and also return what the model put out, for Gauss-Newton products."""
+    def outputs_and_losses(self, weights: Mapping[str, Tensor], batch: Any) -> tuple[list[Any], Tensor]:
+        """Evaluate one batch and also return what every call of the model put out."""
         outputs: list[Any] = []
         handle = self.model.register_forward_hook(lambda module, arguments, output: outputs.append(output))
         try:
-            losses = self.losses(weights, batch)
+            return outputs, self.losses(weights, batch)
         finally:
             handle.remove()
-        if len(outputs) != 1 or not isinstance(outputs[0], Tensor):
-            found = f"{len(outputs)} calls" if len(outputs) != 1 else type(outputs[0]).__name__
-            raise UserError(f"loss_fn: the GGN needs one call of the model that returns one tensor, got {found}")
-        return outputs[0], losses
 
     @torch.no_grad()
     def value(self, weights: Tensor | None = None) -> float:
@@ -171,19 +167,26 @@ class Objective:
             return 0.0
         return float(self.penalty.value([*self.fixed.values(), *weights.values()]))
 
-    @torch.enable_grad()
     def gradient(self) -> Tensor:
         """Return the gradient of F with respect to the chosen weights, ``[D]``."""
+        return self.losses_and_gradient()[1]
+
+    @torch.enable_grad()
+    def losses_and_gradient(self) -> tuple[Tensor, Tensor]:
+        """Return the losses as ``sample_losses`` does, without their sizes, and the gradient of F, in one pass."""
         weights = {name: tensor.clone().requires_grad_() for name, tensor in self.chosen.items()}
         total = torch.zeros(self.dimension, dtype=self.dtype, device=self.device)
+        found = []
         for batch, size in self.batches():
-            loss = _sum(self.losses(weights, batch), size)
+            losses = self.losses(weights, batch)
+            found.append(losses.detach().double().cpu().reshape(-1))
+            loss = _sum(losses, size)
             if loss.requires_grad:
                 total += flatten(torch.autograd.grad(loss, list(weights.values()), materialize_grads=True))
         total /= self.samples
         if self.penalty is not None:
             total += self.penalty.gradient(self.vector())
-        return total
+        return torch.cat(found), total
 
     def subset(self, samples: int, seed: int = 0) -> Objective:
         """Freeze a random sub-sample of the data in memory.

@@ -103,7 +103,8 @@ def predict_limit(
         objective = Objective(model, loader, loss_fn, penalty, parameters)
         profile = MagnitudeProfile(objective.chosen)
         losses, sizes = objective.sample_losses()
-        _check_repeatable(objective, losses)
+        again, gradient = objective.losses_and_gradient()
+        _check_repeatable(losses, again)
         dense = float((losses * sizes).sum() / sizes.sum()) + objective.penalty_value(objective.chosen)
         allowed = batch_deviation(losses, sizes) if epsilon == "batch-std" else _positive(epsilon)
         settings = {
@@ -124,7 +125,6 @@ def predict_limit(
         error = isotropic_limit(hessian.measure, spectra.curve, allowed, negative).standard_error
         sparsity = isotropic(hessian, spectra.curve, allowed, negative)
         retrained = isotropic(ggn, spectra.curve, allowed, "clip")
-        gradient = objective.gradient()
         directions = spectra.directions(ggn, profile, None if isinstance(penalty, L1) else gradient)
         directional = ggn.limit(lambda one: directions.limit(one, spectra.curve, allowed).sparsity)
         if measure:
@@ -164,7 +164,7 @@ def predict_limit(
         cost=Cost(
             products=spectra.products(),
             samples=spectra.samples_seen(),
-            forward_samples=objective.samples * (3 + sum(sparsity > 0 for sparsity, _ in measured.points)),
+            forward_samples=objective.samples * (2 + sum(sparsity > 0 for sparsity, _ in measured.points)),
             seconds=time.perf_counter() - started,
             peak_memory=_peak_memory(objective.device),
         ),
@@ -253,8 +253,7 @@ def _layers(operator: Operator, profile: MagnitudeProfile, sparsity: float, seed
     ]
 
 
-def _check_repeatable(objective: Objective, losses: Tensor) -> None:
-    again = objective.sample_losses()[0]
+def _check_repeatable(losses: Tensor, again: Tensor) -> None:
     same = len(again) == len(losses)
     if not same or not torch.allclose(again.sort().values, losses.sort().values, rtol=1e-3, atol=1e-5):
         raise UserError(

@@ -31,6 +31,7 @@ from estimators import (
     sphere_probes,
 )
 from estimators.files import load_tensors, save_tensors
+from estimators.forwards import Forwards
 from estimators.lanczos import Reorthogonalise
 from estimators.quadrature import Rule
 from pruning_limits.bounds import isotropic_limit
@@ -69,6 +70,7 @@ class Spectra:
         self.objective, self.curve, self.epsilon = objective, curve, epsilon
         self.settings, self.progress = settings, progress
         self._subsets: dict[int, Objective] = {}
+        self._forwards: dict[int, Forwards] = {}
         self._operators: dict[tuple[str, int], Hessian | GGN] = {}
         self._store = _Store(checkpoint, _fingerprint(objective, losses, settings))
 
@@ -92,8 +94,16 @@ class Spectra:
         part = self.subset(samples)
         key = kind, part.samples
         if key not in self._operators:
-            self._operators[key] = (Hessian if kind == "hessian" else GGN)(part)
+            forwards = self._forwards.setdefault(part.samples, Forwards(part))
+            self._operators[key] = (Hessian if kind == "hessian" else GGN)(part, forwards=forwards)
         return self._operators[key]
+
+    def _forget(self, kind: str, samples: int) -> None:
+        """Drop the graphs of an operator, and the forward passes beneath when the GGN, which comes last, is done."""
+        operator = self.operator(kind, samples)
+        operator.forget()
+        if kind == "ggn":
+            operator.forwards.forget()
 
     def estimate(self, kind: str) -> Estimate:
         """Estimate one spectrum; its sample error compares the sub-sample with half of it."""
@@ -102,7 +112,7 @@ class Spectra:
             count = min(wanted, total)
             before = None if count == total or count < 2 else self._run(kind, count // 2)
             if before is not None:
-                self.operator(kind, count // 2).forget()
+                self._forget(kind, count // 2)
             return self._compared(kind, self._run(kind, count), before)
         count = min(LEAST_SAMPLES, total)
         before = None
@@ -111,7 +121,7 @@ class Spectra:
             settled = before is not None and current.sample_error <= self.settings["tolerance"] / 2
             if count == total or settled or count >= MOST_SAMPLES:
                 return current
-            self.operator(kind, count).forget()
+            self._forget(kind, count)
             before, count = current, min(2 * count, total)
 
     def _basis(self, steps: int, probes: int) -> Reorthogonalise:

@@ -6,6 +6,7 @@ from helpers import CASES, Idle, Loader, assert_close, mlp, random, reference, s
 from torch import nn
 
 from estimators import GGN, L1, L2, Hessian, Objective, UserError
+from estimators.forwards import Forwards
 
 OPERATORS = {"hessian": Hessian, "ggn": GGN}
 kinds = pytest.mark.parametrize("kind", OPERATORS)
@@ -89,6 +90,32 @@ def test_kept_graphs_need_no_further_pass(kind):
             operator.matmat(random(operator.shape[0], 2))
         assert loader.passes == passes
         assert (operator.passes, operator.products) == (3, 6)
+
+
+@pytest.mark.parametrize("first", ["hessian", "ggn"])
+@pytest.mark.parametrize("name", ["ragged", "scalar mean", "batch norm", "tied"])
+def test_two_curvatures_share_their_forward_passes(name, first):
+    case = CASES[name]
+    loader = Loader(case.loader())
+    objective = Objective(case.model(), loader, case.loss_fn)
+    forwards = Forwards(objective)
+    for kind in (first, "ggn" if first == "hessian" else "hessian"):
+        v = random(objective.dimension, 2)
+        assert torch.equal(OPERATORS[kind](objective, forwards=forwards) @ v, make(name, kind) @ v)
+    assert loader.passes == 1
+
+
+@kinds
+def test_forward_passes_are_kept_where_the_products_do_not_fit(kind):
+    loader = Loader(CASES["ragged"].loader())
+    objective = Objective(CASES["ragged"].model(), loader)
+    room = sum(forward.bytes for forward in Forwards(objective))
+    operator = OPERATORS[kind](objective, room)
+    v, expected = random(objective.dimension), make("ragged", kind)
+    for _ in range(3):
+        assert torch.equal(operator @ v, expected @ v)
+    assert operator._kept is None
+    assert loader.passes == 2  # the first one measured the room
 
 
 @kinds
