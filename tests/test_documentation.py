@@ -3,10 +3,13 @@
 import doctest
 import importlib
 import pkgutil
+import re
+from pathlib import Path
 
 import pytest
 import torch
 
+ROOT = Path(__file__).parent.parent
 PACKAGES = ("estimators", "pruning_limits", "validation")
 
 
@@ -46,3 +49,21 @@ def test_there_are_examples_of_what_users_call():
         "validation.models.build_model",
     }
     assert wanted <= found
+
+
+TOP = {"README.md", "CHANGELOG.md", "docs"}
+PAGES = sorted(path for path in ROOT.rglob("*.md") if path.parts[len(ROOT.parts)] in TOP)
+    path for path in ROOT.rglob("*.md") if path.parts[len(ROOT.parts)] in {"README.md", "CHANGELOG.md", "docs"}
+)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if not re.match(r"[a-z]+:", target):
+            file, _, anchor = target.partition("#")
+            there = page.parent / file if file else page
+            assert there.exists(), target
+            if anchor:
+                headings = re.findall(r"^#+ (.+)$", there.read_text(), re.MULTILINE)
+                assert anchor in {re.sub(r"[^\w\- ]", "", one.lower()).replace(" ", "-") for one in headings}, target
