@@ -53,8 +53,6 @@ def test_there_are_examples_of_what_users_call():
 
 TOP = {"README.md", "CHANGELOG.md", "docs"}
 PAGES = sorted(path for path in ROOT.rglob("*.md") if path.parts[len(ROOT.parts)] in TOP)
-    path for path in ROOT.rglob("*.md") if path.parts[len(ROOT.parts)] in {"README.md", "CHANGELOG.md", "docs"}
-)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
