@@ -59,6 +59,21 @@ def test_directional_dimension_is_the_monte_carlo_crossing_where_isotropic_is_lo
         assert np.abs(curve.probability - share).max() <= 0.25
 
 
+def test_the_window_covers_the_monte_carlo_transition_of_random_problems() -> None:
+    generator, covered = np.random.default_rng(4), []
+    for seed in range(60):
+        dimension = int(generator.integers(20, 80))
+        eigenvalues = 10 ** generator.uniform(-4, 2, dimension)
+        d = generator.standard_normal(dimension) * eigenvalues ** -generator.uniform(0, 0.5)
+        rise = 0.5 * float(eigenvalues @ d**2)
+        epsilon = rise * float(generator.uniform(0.001, 0.9))
+        seen = directional_dimension(exact(eigenvalues), Direction.dense(eigenvalues, d), epsilon)
+        low, high = crossing_window(seen, eta=0.05)
+        found = sublevel_crossings(eigenvalues, d, epsilon, trials=60, seed=seed)
+        covered.append(((found > low) & (found <= high)).mean() >= 0.95)
+    assert np.mean(covered) >= 0.95
+
+
 def dimension_by_two_loops(eigenvalues: np.ndarray, d: np.ndarray, epsilon: float) -> float:
     """D - delta as min over t of the distance at multiplier mu(t): the form of the theory, before duality."""
 
