@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pruning_limits import predict_limit
 from pruning_limits.plotting import BLUE, GREEN, new_figure, save
 from validation.experiments.table import Bench, Cell, Table
@@ -66,7 +68,7 @@ def run(cell: Cell, bench: Bench) -> Row:
 
 
 def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None:
-    """Write the table and draw the limit against the number of steps."""
+    """Write the table and draw the limit against every setting."""
     varied = "; ".join(f"{key} {', '.join(map(str, getattr(suite.slq, key)))}" for key in VARIED)
     notes = [
         f"Made by `{command}`.",
@@ -77,30 +79,40 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
     write_table(
         folder, NAME, f"The limit against the settings of the estimate, suite {suite.name}", notes, COLUMNS, rows
     )
-    kinds = list(dict.fromkeys((row["model"], row["dataset"], row["penalty"]) for row in rows))
-    figure, axes = new_figure(1, len(kinds), size=(5.0 * len(kinds), 3.8), squeeze=False)
-    for panel, kind in zip(axes[0], kinds, strict=True):
-        own = [row for row in rows if (row["model"], row["dataset"], row["penalty"]) == kind]
-        for key, error, colour, label in (
-            ("sparsity", "half_width", BLUE, "Hessian"),
-            ("retrained", "ggn_half_width", GREEN, "GGN"),
-        ):
-            ordered: list[dict[str, Any]] = sorted(own, key=lambda row: row["products"])
-            panel.errorbar(
-                [row["products"] for row in ordered],
-                [100 * row[key] for row in ordered],
-                [row[error] for row in ordered],
-                fmt="o",
-                markersize=4,
-                capsize=2,
-                color=colour,
-                label=label,
+    _figure(rows, [key for key in VARIED for _ in getattr(suite.slq, key)], folder / f"{NAME}.png")
+
+
+def _figure(rows: Sequence[Row], varied: Sequence[str], path: Path) -> None:
+    """Draw one row of panels per kind of network; ``varied`` names the setting of each of its rows in turn."""
+    networks = [rows[start : start + len(varied)] for start in range(0, len(rows), len(varied))]
+    keys = list(dict.fromkeys(varied))
+    figure, panels = new_figure(len(networks), len(keys), size=(4.0 * len(keys), 3.2 * len(networks)), squeeze=False)
+    for line, network in zip(panels, networks, strict=True):
+        for panel, key in zip(line, keys, strict=True):
+            own = sorted(
+                (row for row, one in zip(network, varied, strict=True) if one == key), key=lambda row: row[key]
             )
-        panel.set(xscale="log", xlabel="products", ylabel="predicted limit, %")
-        panel.set_title(f"{kind[0]}, {kind[1]}, penalty {kind[2]}", loc="left", fontsize=10)
-        panel.grid(alpha=0.25)
-        panel.legend(fontsize=7)
-    save(figure, folder / f"{NAME}.png")
+            _panel(panel, own, key)
+        line[0].set_ylabel("predicted limit (sparsity), %")
+        first = network[0]
+        line[0].set_title(f"{first['model']}, {first['dataset']}, penalty {first['penalty']}", loc="left", fontsize=10)
+    panels[0][-1].legend(fontsize=7, loc="lower right")
+    save(figure, path)
+
+
+def _panel(panel: Any, rows: Sequence[Row], key: str) -> None:
+    across = [row[key] for row in rows]
+    for name, error, colour, label in (
+        ("sparsity", "half_width", BLUE, "one-shot (Hessian)"),
+        ("retrained", "ggn_half_width", GREEN, "re-trained (GGN)"),
+    ):
+        values = np.array([100 * row[name] for row in rows])
+        errors = np.array([row[error] for row in rows])
+        inside = [np.minimum(errors, values), np.minimum(errors, 100 - values)]
+        panel.errorbar(across, values, inside, fmt="o-", markersize=4, capsize=2, color=colour, label=label)
+    panel.set(xscale="log", xlabel=key, xticks=across, xticklabels=across, ylim=(0, 102))
+    panel.minorticks_off()
+    panel.grid(alpha=0.25)
 
 
 def _recipes() -> list[str]:
