@@ -5,7 +5,7 @@ from estimators.errors import UserError
 from estimators.lanczos import Lanczos, Tridiagonal, lanczos
 from estimators.objective import Objective
 from estimators.penalty import L1, L2, Penalty
-from estimators.quadrature import averaged_gauss, gauss, gauss_radau
+from estimators.quadrature import averaged_gauss, even_bracket, gauss, gauss_radau
 from estimators.spectrum import SpectralMeasure, dense_measure, measure_of, spectral_measure, sphere_probes
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "UserError",
     "averaged_gauss",
     "dense_measure",
+    "even_bracket",
     "gauss",
     "gauss_radau",
     "lanczos",

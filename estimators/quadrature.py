@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.linalg import eigh_tridiagonal, solve_banded
+from torch import Tensor
 
 from estimators.errors import UserError
-from estimators.lanczos import Tridiagonal
+from estimators.lanczos import Tridiagonal, lanczos
 
 Rule = tuple[NDArray[np.float64], NDArray[np.float64]]
 
@@ -85,6 +87,54 @@ def averaged_gauss(tridiagonal: Tridiagonal) -> Rule:
         return gauss(tridiagonal)
     alpha, beta = tridiagonal.alpha, tridiagonal.beta
     return _rule(np.concatenate([alpha, alpha[-2::-1]]), np.concatenate([beta, [tridiagonal.residual], beta[-2::-1]]))
+
+
+def even_bracket(tridiagonal: Tridiagonal) -> tuple[Rule, Rule]:
+    r"""Rules that bound an even function of an indefinite matrix, such as :math:`c/(c+|x|)`, from both sides.
+
+    Of a function :math:`g(x^2)` only the even moments matter. They are those of the squared matrix, which is positive
+    semidefinite, and the first m of them follow from m Lanczos steps with the matrix itself. Where g is completely
+    monotone, as :math:`c/(c+\sqrt y)` is (the square root is a Bernstein function), the Gauss rule of the squared
+    matrix is a lower bound and its Gauss-Radau rule with a node at 0 an upper bound.
+
+    Args:
+        tridiagonal: Lanczos matrix of m steps.
+
+    Returns:
+        The rule below and the rule above, in terms of :math:`|x|`: nodes ascending ``[m // 2]`` and ``[m // 2 + 1]``
+        and their weights.
+
+    Source: Golub and Meurant 2010, chapter 6; Schilling, Song and Vondracek, Bernstein functions, 2012, theorem 3.7.
+
+    Example:
+        >>> matrix = Tridiagonal(np.array([0.0, 0.0]), np.array([1.0]), 1.0, exhausted=False)
+        >>> below, above = even_bracket(matrix)
+        >>> below[0].round(3).tolist(), above[0].round(3).tolist()
+        ([1.0], [0.0, 1.414])
+    """
+    if tridiagonal.exhausted:
+        nodes, weights = gauss(tridiagonal)
+        order = np.argsort(np.abs(nodes))
+        return ((np.abs(nodes)[order], weights[order]),) * 2
+    longer = np.append(tridiagonal.alpha, 0.0), np.append(tridiagonal.beta, tridiagonal.residual)
+    nodes, weights = _rule(*longer)  # the last diagonal entry enters no moment up to 2m
+    squares, start = torch.from_numpy(nodes**2), torch.from_numpy(np.sqrt(weights))
+    squared = lanczos(_Diagonal(squares), start, max(1, tridiagonal.steps // 2))
+    below = gauss(squared)
+    above = gauss_radau(squared, 0.0) if tridiagonal.steps > 1 else (np.zeros(1), np.ones(1))
+    lower, upper = ((np.sqrt(np.maximum(nodes, 0.0)), weights) for nodes, weights in (below, above))
+    return lower, upper
+
+
+class _Diagonal:
+    """A diagonal matrix as an operator."""
+
+    def __init__(self, values: Tensor) -> None:
+        self.values = values
+        self.shape, self.dtype, self.device = (len(values), len(values)), values.dtype, values.device
+
+    def matmat(self, vectors: Tensor) -> Tensor:
+        return self.values[:, None] * vectors
 
 
 def _rule(diagonal: NDArray[np.float64], off_diagonal: NDArray[np.float64]) -> Rule:

@@ -83,6 +83,9 @@ class Cost:
     peak_memory: int
 
 
+CERTAIN_SHARE = 1 / 3
+
+
 @dataclass(frozen=True)
 class Estimate:
     """One spectrum and the error of the limit read off it.
@@ -95,6 +98,7 @@ class Estimate:
         sample_error: Half-width from the data sub-sample, in sparsity; zero for all data.
         growth: Factor by which the kept fraction grows from the sub-sample to all data, extrapolated; at least 1.
         above: The GGN's measure by the Gauss-Radau rule, which errs to higher sparsity; None where one measure does.
+        bracket: Measures of the Hessian's absolute value that err to lower and to higher sparsity, or None.
     """
 
     measure: SpectralMeasure
@@ -104,6 +108,7 @@ class Estimate:
     sample_error: float
     growth: float = 1.0
     above: SpectralMeasure | None = None
+    bracket: tuple[SpectralMeasure, SpectralMeasure] | None = None
 
     @property
     def measures(self) -> list[SpectralMeasure]:
@@ -126,10 +131,32 @@ class Estimate:
         """Return the limit on the sub-sample that ``limit`` carries to this one."""
         return 1 - (1 - sparsity) / self.growth
 
+    def certified(self, solve: Callable[[SpectralMeasure], float]) -> Estimate:
+        """Return the estimate with the step error of one limit, as far as measures enclose it.
+
+        The GGN's limit lies at the geometric mean of its ends. That of the Hessian comes from a rule of its own, and
+        the error is ``CERTAIN_SHARE`` of the width of its bracket.
+
+        Args:
+            solve: From a measure to a limit, in sparsity.
+
+        Returns:
+            The estimate; unchanged where no measures enclose the limit.
+        """
+        if self.bracket is not None:
+            low, high = (solve(measure) for measure in self.bracket)
+            return replace(self, step_error=self.growth * CERTAIN_SHARE * abs(high - low))
+        if self.above is not None:
+            middle = self.limit(solve)
+            ends = [1 - self.growth * (1 - solve(measure)) for measure in self.measures]
+            return replace(self, step_error=max(abs(end - middle) for end in ends))
+        return self
+
     def scaled(self, factor: float) -> Estimate:
         """Return the estimate of ``factor`` times the matrix."""
         above = None if self.above is None else self.above.scaled(factor)
-        return replace(self, measure=self.measure.scaled(factor), above=above)
+        bracket = None if self.bracket is None else (self.bracket[0].scaled(factor), self.bracket[1].scaled(factor))
+        return replace(self, measure=self.measure.scaled(factor), above=above, bracket=bracket)
 
     def half_width(self, standard_error: float) -> float:
         """Sum of two standard errors over probes, the step error and the sample error."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from scipy.optimize import brentq
 from torch import Tensor
 
-from estimators import UserError
+from estimators import SpectralMeasure, UserError
 from estimators.files import write_bytes
 from pruning_limits.bounds import Negative, isotropic_limit
 from pruning_limits.directions import Directions
@@ -26,7 +26,7 @@ from pruning_limits.serial import fields_of, to_plain
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FORMAT = "pruning-limit/2"
+FORMAT = "pruning-limit/3"
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,8 +125,12 @@ class PruningLimit:
                 raise UserError(f"{name}: expected a positive number, got {value}")
         allowed = self.epsilon if epsilon is None else epsilon
         curve = self.curve.scaled(weight_scale)
-        hessian, ggn = (one.scaled(curvature_scale) for one in (self.hessian, self.ggn))
         negative: Negative = self.settings["negative"]
+
+        def solve(measure: SpectralMeasure) -> float:
+            return isotropic_limit(measure, curve, allowed, negative).sparsity
+
+        hessian, ggn = (one.scaled(curvature_scale).certified(solve) for one in (self.hessian, self.ggn))
         error = isotropic_limit(hessian.measure, curve, allowed, negative).standard_error
         sparsity = isotropic(hessian, curve, allowed, negative)
         retrained = isotropic(ggn, curve, allowed, "clip")

@@ -110,7 +110,12 @@ def _estimate(plain: dict[str, Any]) -> Estimate:
         sample_error=float(plain["sample_error"]),
         growth=growth,
         above=None if plain["above"] is None else _measure(plain["above"]),
+        bracket=None if plain["bracket"] is None else _pair(*plain["bracket"]),
     )
+
+
+def _pair(low: dict[str, Any], high: dict[str, Any]) -> tuple[SpectralMeasure, SpectralMeasure]:
+    return _measure(low), _measure(high)
 
 
 def _measure(plain: dict[str, Any]) -> SpectralMeasure:

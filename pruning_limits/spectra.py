@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from estimators import (
     UserError,
     averaged_gauss,
     dense_measure,
+    even_bracket,
     gauss,
     gauss_radau,
     measure_of,
@@ -34,7 +35,7 @@ from estimators.files import load_tensors, save_tensors
 from estimators.forwards import Forwards
 from estimators.lanczos import Reorthogonalise
 from estimators.quadrature import Rule
-from pruning_limits.bounds import isotropic_limit
+from pruning_limits.bounds import Negative, isotropic_limit
 from pruning_limits.directions import Directions, Slope, slopes
 from pruning_limits.magnitude import MagnitudeCurve, MagnitudeProfile
 from pruning_limits.parts import Estimate
@@ -45,13 +46,6 @@ BASIS_MEMORY = 4 << 30
 DENSE = 512
 MOST_KNOTS, KNOT_DISTANCE = 4, 0.1
 Progress = bool | Callable[[str, int, int], None] | None
-
-
-@dataclass(frozen=True)
-class _Reading:
-    steps: int
-    sparsity: float
-    half_width: float
 
 
 class Spectra:
@@ -157,22 +151,16 @@ class Spectra:
         run = Lanczos(operator, sphere_probes(operator, probes, self.settings["seed"]), self._basis(most, probes))
         key = f"{kind}-{samples}"
         self._store.restore(key, run)
-        matrices = _matrices(run)
-        earlier = range(STEPS_AT_ONCE, run.steps, STEPS_AT_ONCE)  # a resumed run reads again what it has passed
-        readings = [self._read(kind, [one.head(steps) for one in matrices], samples, steps) for steps in earlier]
-        if run.steps:
-            readings.append(self._read(kind, matrices, samples, run.steps))
         with _bar(self.progress, f"{kind} spectrum, {samples} samples", most) as tell:
-            tell(run.steps)
-            while not self._finished(kind, readings, matrices, most):
+            while True:
+                tell(run.steps)
+                if run.steps:
+                    found = self._read(kind, _matrices(run), samples)
+                    if self._finished(found, run, most):
+                        self._store.save(key, run, finished=True)
+                        return found
                 run.advance(min(STEPS_AT_ONCE, most - run.steps))
                 self._store.save(key, run)
-                matrices = _matrices(run)
-                readings.append(self._read(kind, matrices, samples, run.steps))
-                tell(run.steps)
-        self._store.save(key, run, finished=True)
-        estimate = estimate_of(kind, matrices, dimension, operator.objective.samples, self._floor)
-        return replace(estimate, step_error=_step_error(kind, readings))
 
     def directions(self, estimate: Estimate, profile: MagnitudeProfile, gradient: Tensor | None) -> Directions:
         """Measure where the removed weights point: knots from the isotropic root on, the last at the limit itself.
@@ -263,26 +251,38 @@ class Spectra:
         """Lower bound of the GGN's eigenvalues."""
         return self.objective.penalty.curvature if self.objective.penalty else 0.0
 
-    def _read(self, kind: str, matrices: list[Tridiagonal], samples: int, steps: int) -> _Reading:
-        estimate = estimate_of(kind, matrices, self.objective.dimension, samples, self._floor)
-        sparsity = self._root(estimate)
+    def _read(self, kind: str, matrices: list[Tridiagonal], samples: int) -> Estimate:
+        """Read the limit and its step error off the matrices as far as they go."""
+        dimension, negative = self.objective.dimension, self.settings["negative"]
+        found = estimate_of(kind, matrices, dimension, samples, self._floor, negative).certified(self._isotropic)
         if all(matrix.exhausted for matrix in matrices):
-            return _Reading(steps, sparsity, 0.0)
-        if estimate.above is None:
-            return _Reading(steps, sparsity, math.inf)
-        ends = [self._isotropic(measure) for measure in (estimate.measure, estimate.above)]
-        return _Reading(steps, sparsity, max(abs(end - sparsity) for end in ends))
+            return replace(found, step_error=0.0)
+        if kind == "hessian" and negative == "clip":
+            return replace(found, step_error=self._change(matrices, found))
+        return found
 
-    def _finished(self, kind: str, readings: list[_Reading], matrices: list[Tridiagonal], most: int) -> bool:
-        if not readings:
-            return False
-        if readings[-1].steps >= most or all(matrix.exhausted for matrix in matrices):
+    def _change(self, matrices: list[Tridiagonal], last: Estimate) -> float:
+        """Twice the largest change of the limit since a third of the steps: no certificate."""
+        first = -(-last.steps // (3 * STEPS_AT_ONCE)) * STEPS_AT_ONCE
+        heads = [[one.head(steps) for one in matrices] for steps in range(first, last.steps, STEPS_AT_ONCE)]
+        earlier = [estimate_of("hessian", head, self.objective.dimension, last.samples) for head in heads]
+        return 2 * max((abs(self._root(one) - self._root(last)) for one in earlier), default=0.5)
+
+    def _finished(self, found: Estimate, run: Lanczos, most: int) -> bool:
+        if run.steps >= most or all(matrix.exhausted for matrix in run.tridiagonals()):
             return True
-        settled = _step_error(kind, readings) <= self.settings["tolerance"] / 4
-        return self.settings["steps"] is None and readings[-1].steps >= LEAST_STEPS and settled
+        settled = found.step_error <= self.settings["tolerance"] / 4
+        return self.settings["steps"] is None and run.steps >= LEAST_STEPS and settled
 
 
-def estimate_of(kind: str, matrices: list[Tridiagonal], dimension: int, samples: int, floor: float = 0.0) -> Estimate:
+def estimate_of(
+    kind: str,
+    matrices: list[Tridiagonal],
+    dimension: int,
+    samples: int,
+    floor: float = 0.0,
+    negative: Negative = "abs",
+) -> Estimate:
     """Read a spectrum off Lanczos matrices: averaged Gauss rule for the Hessian, Gauss and Gauss-Radau for the GGN.
 
     The geometric mean of the two kept fractions moves far less from step to step than either, because the small
@@ -294,13 +294,18 @@ def estimate_of(kind: str, matrices: list[Tridiagonal], dimension: int, samples:
         dimension: D.
         samples: Data samples behind the curvature.
         floor: Lower bound of the GGN's eigenvalues.
+        negative: What a negative eigenvalue of the Hessian counts as; its absolute value can be enclosed.
 
     Returns:
         The estimate, its errors not yet known.
     """
     steps = max(matrix.steps for matrix in matrices)
     if kind == "hessian":
-        return Estimate(measure_of(matrices, dimension, averaged_gauss), samples, steps, math.inf, 0.0)
+        measure, bracket = measure_of(matrices, dimension, averaged_gauss), None
+        if negative == "abs":
+            low, high = zip(*(even_bracket(matrix) for matrix in matrices), strict=True)
+            bracket = SpectralMeasure(low, dimension), SpectralMeasure(high, dimension)
+        return Estimate(measure, samples, steps, math.inf, 0.0, bracket=bracket)
     below, above = (measure_of(matrices, dimension, rule) for rule in (gauss, partial(gauss_radau, node=floor)))
     return Estimate(below, samples, steps, math.inf, 0.0, above=above)
 
@@ -308,15 +313,6 @@ def estimate_of(kind: str, matrices: list[Tridiagonal], dimension: int, samples:
 def _matrices(run: Lanczos) -> list[Tridiagonal]:
     """Return the matrices of a run without its basis, which may be large."""
     return [replace(matrix, basis=None) for matrix in run.tridiagonals()]
-
-
-def _step_error(kind: str, readings: list[_Reading]) -> float:
-    """Certificate of the GGN (Gauss against Radau); for the Hessian the largest change since a third of the steps."""
-    last = readings[-1]
-    if kind == "ggn" or last.half_width == 0:
-        return last.half_width
-    recent = [abs(one.sparsity - last.sparsity) for one in readings[:-1] if 3 * one.steps >= last.steps]
-    return max(recent, default=1.0)
 
 
 class _Store:
