@@ -83,7 +83,7 @@ class Cost:
     peak_memory: int
 
 
-CERTAIN_SHARE = 1 / 3
+CERTAIN_SHARE = 0.4
 
 
 @dataclass(frozen=True)

@@ -65,8 +65,9 @@ def predict_limit(
             limit settles within ``tolerance`` or 16,384 samples are reached.
         tolerance: Wanted numerical half-width of the limit, in sparsity.
         probes: Random vectors; None takes 1 for large models and more for small ones.
-        steps: Lanczos steps; None advances until the limit settles, at most 96. With D steps or more, and for models of
-            at most 512 weights, the whole matrix is built and its eigenvalues are exact.
+        steps: Lanczos steps; None advances until the limit settles, at most 96, for small models up to 512. With D
+            steps or more, and for models of at most 512 weights, the whole matrix is built and its eigenvalues are
+            exact.
         measure: Also measure what one-shot magnitude pruning reaches, with forward passes over all data.
         seed: Seed of probes and sub-sample.
         progress: None shows progress bars on a terminal, False none, True always; or a callback

@@ -40,7 +40,8 @@ from pruning_limits.directions import Directions, Slope, slopes
 from pruning_limits.magnitude import MagnitudeCurve, MagnitudeProfile
 from pruning_limits.parts import Estimate
 
-LEAST_STEPS, MOST_STEPS, STEPS_AT_ONCE = 24, 96, 4
+LEAST_STEPS, STEPS_AT_ONCE = 24, 4
+FEWEST_AT_MOST, MOST_AT_MOST, MOST_NUMBERS = 96, 512, 2_000_000
 LEAST_SAMPLES, MOST_SAMPLES, DIAGNOSTIC_SAMPLES = 1024, 16384, 8192
 BASIS_MEMORY = 4 << 30
 DENSE = 512
@@ -118,6 +119,11 @@ class Spectra:
             self._forget(kind, count)
             before, count = current, min(2 * count, total)
 
+    def _most(self, dimension: int) -> int:
+        """Largest number of steps: more for a small model, whose products cost little."""
+        affordable = min(max(FEWEST_AT_MOST, MOST_NUMBERS // dimension), MOST_AT_MOST)
+        return self.settings["steps"] or affordable
+
     def _basis(self, steps: int, probes: int) -> Reorthogonalise:
         """Reorthogonalise where the basis fits."""
         size = self.objective.dimension * steps * probes * torch.finfo(self.objective.dtype).bits // 8
@@ -146,7 +152,7 @@ class Spectra:
         dimension = operator.shape[0]
         if dimension <= max(DENSE, self.settings["steps"] or 0):
             return Estimate(dense_measure(operator), operator.objective.samples, dimension, 0.0, 0.0)
-        most = self.settings["steps"] or MOST_STEPS
+        most = self._most(dimension)
         probes = self.settings["probes"] or min(8, max(1, 200_000 // dimension))
         run = Lanczos(operator, sphere_probes(operator, probes, self.settings["seed"]), self._basis(most, probes))
         key = f"{kind}-{samples}"
@@ -154,12 +160,13 @@ class Spectra:
         with _bar(self.progress, f"{kind} spectrum, {samples} samples", most) as tell:
             while True:
                 tell(run.steps)
-                if run.steps:
+                ended = run.steps >= most or (run.steps > 0 and all(one.exhausted for one in run.tridiagonals()))
+                if ended or (self.settings["steps"] is None and run.steps >= LEAST_STEPS):
                     found = self._read(kind, _matrices(run), samples)
-                    if self._finished(found, run, most):
+                    if ended or found.step_error <= self.settings["tolerance"] / 4:
                         self._store.save(key, run, finished=True)
                         return found
-                run.advance(min(STEPS_AT_ONCE, most - run.steps))
+                run.advance(min(max(STEPS_AT_ONCE, run.steps // 8), most - run.steps))
                 self._store.save(key, run)
 
     def directions(self, estimate: Estimate, profile: MagnitudeProfile, gradient: Tensor | None) -> Directions:
@@ -196,7 +203,7 @@ class Spectra:
         """Run Lanczos from the gradients at pruned weights until Gauss and Gauss-Radau give the same limit."""
         operator = self.operator("ggn", min(estimate.samples, DIAGNOSTIC_SAMPLES))
         seen = slopes(operator, profile, knots, gradient)
-        most = min(self.settings["steps"] or MOST_STEPS, operator.shape[0])
+        most = min(self._most(operator.shape[0]), operator.shape[0])
         starts = [one.vector if one.vector.any() else torch.ones_like(one.vector) for one in seen]
         run = Lanczos(operator, torch.stack(starts, dim=1), self._basis(most, len(starts)))
         key = f"directions-{operator.objective.samples}-{knots}"
@@ -267,12 +274,6 @@ class Spectra:
         heads = [[one.head(steps) for one in matrices] for steps in range(first, last.steps, STEPS_AT_ONCE)]
         earlier = [estimate_of("hessian", head, self.objective.dimension, last.samples) for head in heads]
         return 2 * max((abs(self._root(one) - self._root(last)) for one in earlier), default=0.5)
-
-    def _finished(self, found: Estimate, run: Lanczos, most: int) -> bool:
-        if run.steps >= most or all(matrix.exhausted for matrix in run.tridiagonals()):
-            return True
-        settled = found.step_error <= self.settings["tolerance"] / 4
-        return self.settings["steps"] is None and run.steps >= LEAST_STEPS and settled
 
 
 def estimate_of(
