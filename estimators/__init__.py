@@ -1,6 +1,7 @@
 """Matrix-free curvature of a training objective and its spectrum."""
 
 from estimators.curvature import GGN, Hessian, Operator
+from estimators.distributed import Shard
 from estimators.errors import UserError
 from estimators.lanczos import Lanczos, Tridiagonal, lanczos
 from estimators.objective import Objective
@@ -17,6 +18,7 @@ __all__ = [
     "Objective",
     "Operator",
     "Penalty",
+    "Shard",
     "SpectralMeasure",
     "Tridiagonal",
     "UserError",

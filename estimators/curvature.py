@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from estimators import distributed
 from estimators.errors import UserError
 from estimators.forwards import Forward, Forwards, SavedBytes
 from estimators.objective import Objective
@@ -76,18 +77,23 @@ class _Curvature(ABC):
         return self.matmat(vector[:, None])[:, 0]
 
     def matmat(self, vectors: Tensor) -> Tensor:
-        """Multiply with the columns of ``vectors`` ``[D, K]`` in one pass over the data; returns ``[D, K]``."""
+        """Multiply with the columns of ``vectors`` ``[D, K]`` in one pass over the data; returns ``[D, K]``.
+
+        Every rank passes over its share; the sum over ranks has the same bits on each.
+        """
         if vectors.dim() != 2 or vectors.shape[0] != self.shape[1]:
             raise UserError(f"vectors: expected shape ({self.shape[1]}, K), got {tuple(vectors.shape)}")
         columns = [column.contiguous() for column in vectors.detach().to(self.device, self.dtype).unbind(1)]
         results = [torch.zeros_like(column) for column in columns]
-        for product in self._batch_products():
-            for column, result in zip(columns, results, strict=True):
-                result += product(column)
+        with self.objective.one_pass(*columns):
+            for product in self._batch_products():
+                for column, result in zip(columns, results, strict=True):
+                    result += product(column)
         self.products += len(columns)
         self.passes += 1
         shift = self.objective.penalty.curvature if self.objective.penalty else 0.0
-        total = torch.stack(results, dim=1) / self.objective.samples + shift * torch.stack(columns, dim=1)
+        total = distributed.total(torch.stack(results, dim=1)) / self.objective.samples
+        total += shift * torch.stack(columns, dim=1)
         if not total.isfinite().all():
             raise UserError(
                 f"{type(self).__name__}: a product is NaN or infinite; look for infinite losses or layers whose second "

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from itertools import chain
+from contextlib import AbstractContextManager, contextmanager
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -13,11 +13,20 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from estimators import distributed
+from estimators.batches import batch_size, leaves, map_leaves, move, pick_rows, rebatched
+from estimators.distributed import Shard
 from estimators.errors import UserError
 from estimators.parameters import choose_parameters, flatten, named
 from estimators.penalty import Penalty
 
 LossFunction = Callable[[nn.Module, Any], Tensor]
+DIFFERENT_BATCHES = (
+    "loader: the ranks see different batches; turn off shuffling, random augmentation and DistributedSampler, "
+    "or wrap every rank's own part in estimators.Shard"
+)
+DIFFERENT_MODELS = "model: the ranks hold different weights or buffers; load the same checkpoint on every rank"
+DIFFERENT_VECTORS = "distributed: the ranks computed different vectors; give all the same arguments and like machines"
 
 
 def cross_entropy(model: nn.Module, batch: Any) -> Tensor:
@@ -40,10 +49,14 @@ class Objective:
     The sum runs over the samples of the loader, whatever its batch sizes. The model is evaluated in evaluation mode
     by substitution of weights: its parameters, buffers, gradients and mode flags are never written.
 
+    Where ``torch.distributed`` is initialised, every rank evaluates its share of the batches; sums run over all ranks
+    and have the same bits on each.
+
     Args:
         model: Any module; all parameters on one device.
         loader: Iterable of batches that yields the same samples on every pass. A batch is a tensor or a tuple, list,
-            dictionary or object of tensors whose first dimension counts samples.
+            dictionary or object of tensors whose first dimension counts samples. Of several ranks all get the same
+            loader, or each its own part as a ``Shard``.
         loss_fn: ``(model, batch) -> losses``, per sample ``[n]`` or the scalar mean over the batch; default
             cross-entropy on ``(x, y)``.
         penalty: ``L1``, ``L2`` or None; a penalty over all parameters of the model.
@@ -68,6 +81,8 @@ class Objective:
         penalty: Penalty | None = None,
         parameters: str | Sequence[str] | None = None,
     ) -> None:
+        if distributed.world() > 1 and isinstance(model, nn.parallel.DistributedDataParallel):
+            raise UserError("model: expected a plain module, got DistributedDataParallel; give model.module")
         chosen = choose_parameters(model, parameters)
         self.model, self.loader = model, loader
         self.loss_fn = loss_fn or cross_entropy
@@ -81,6 +96,8 @@ class Objective:
         self.device, self.dtype = first.device, first.dtype
         self._call = _Loss(model, self.loss_fn)
         self._samples: int | None = None
+        self._own_samples: int | None = None
+        self._batches_seen = ""
 
     def vector(self) -> Tensor:
         """Return a copy of the chosen weights as one vector ``[D]``."""
@@ -93,29 +110,66 @@ class Objective:
 
     @property
     def samples(self) -> int:
-        """Number of samples in one pass over the loader."""
+        """Number of samples in one pass over the loader, of all ranks together."""
         if self._samples is None:
-            self._samples = sum(batch_size(batch) for batch in self.loader)
+            if self._own_samples is None:
+                with self.one_pass():
+                    for _ in self._numbered():
+                        pass
+            own = self._own_samples or 0
+            self._samples = sum(distributed.gathered(own)) if isinstance(self.loader, Shard) else own
         if self._samples == 0:
             raise UserError("loader: yields no samples; give a loader with at least one batch")
         return self._samples
 
+    def one_pass(self, *vectors: Tensor) -> AbstractContextManager[None]:
+        """Return a context for a pass over this rank's share, which all ranks come through with equal inputs, or none.
+
+        Args:
+            vectors: What the pass multiplies or evaluates; must be equal on all ranks.
+        """
+        tensors = (*self.chosen.values(), *self.fixed.values(), *self.buffers.values())
+        return distributed.together(
+            lambda: {
+                DIFFERENT_BATCHES: self._batches_seen,
+                DIFFERENT_MODELS: distributed.fingerprint(tensors),
+                DIFFERENT_VECTORS: distributed.fingerprint(vectors),
+            }
+        )
+
     def batches(self) -> Iterator[tuple[Any, int]]:
-        """Yield every batch on the model's device together with its number of samples."""
-        seen = 0
+        """Yield every batch of this rank's share on the model's device together with its number of samples."""
+        every = 1 if isinstance(self.loader, Shard) else distributed.world()
+        for number, batch, size in self._numbered():
+            if number % every == distributed.rank() % every:
+                yield move(batch, self.device), size
+
+    def _numbered(self) -> Iterator[tuple[int, Any, int]]:
+        """Yield every batch of the loader with its number and size, and check that passes and ranks see the same."""
+        common = distributed.world() > 1 and not isinstance(self.loader, Shard)
+        seen, count, digest = 0, 0, hashlib.blake2b(digest_size=16)
         for batch in self.loader:
             size = batch_size(batch)
-            seen += size
-            yield move(batch, self.device), size
-        if self._samples is None:
-            self._samples = seen
-        if seen != self._samples:
+            if common:
+                tensors = (leaf for leaf in leaves(batch) if isinstance(leaf, Tensor))
+                digest.update(distributed.fingerprint(tensors).encode())
+            yield count, batch, size
+            seen, count = seen + size, count + 1
+        if self._own_samples is None:
+            self._own_samples = seen
+        if seen != self._own_samples:
             raise UserError(
-                f"loader: this pass yielded {seen} samples, an earlier one {self._samples}; "
+                f"loader: this pass yielded {seen} samples, an earlier one {self._own_samples}; "
                 "give a loader that yields the same samples every time"
             )
-        if seen == 0:
+        if seen == 0 and not self._samples:
             raise UserError("loader: yields no samples; give a loader with at least one batch")
+        if common and count < distributed.world():
+            raise UserError(
+                f"loader: yields {count} batches for {distributed.world()} ranks; "
+                "start no more processes than batches, or make the batches smaller"
+            )
+        self._batches_seen = digest.hexdigest()
 
     def losses(self, weights: Mapping[str, Tensor], batch: Any) -> Tensor:
         """Evaluate the loss function on one batch at substituted weights; differentiable in ``weights``."""
@@ -135,13 +189,14 @@ class Objective:
         """Return F at the model's weights or at the given ones, ``[D]``."""
         at = self.chosen if weights is None else named(weights, self.chosen)
         total = torch.zeros((), dtype=torch.float64)
-        for batch, size in self.batches():
-            total += _sum(self.losses(at, batch), size).cpu()
-        return float(total / self.samples) + self.penalty_value(at)
+        with self.one_pass(*at.values()):
+            for batch, size in self.batches():
+                total += _sum(self.losses(at, batch), size).cpu()
+        return sum(distributed.gathered(float(total))) / self.samples + self.penalty_value(at)
 
     @torch.no_grad()
     def sample_losses(self) -> tuple[Tensor, Tensor]:
-        """Return the data losses at the model's weights, without penalty, in loader order.
+        """Return the data losses at the model's weights, without penalty, in loader order; of all ranks together.
 
         Returns:
             Losses, float64 ``[m]``, and the number of samples ``[m]`` each of them is the mean of: all ones where
@@ -151,15 +206,16 @@ class Objective:
             UserError: A loss is NaN or infinite.
         """
         losses, sizes = [], []
-        for batch, size in self.batches():
-            loss = self.losses(self.chosen, batch).double().cpu()
-            losses.append(loss.reshape(-1))
-            sizes.append(torch.full((loss.numel(),), size if loss.dim() == 0 else 1))
-        result = torch.cat(losses)
+        with self.one_pass():
+            for batch, size in self.batches():
+                loss = self.losses(self.chosen, batch).double().cpu()
+                losses.append(loss.reshape(-1))
+                sizes.append(torch.full((loss.numel(),), size if loss.dim() == 0 else 1))
+        result = _in_loader_order(losses)
         bad = int((~result.isfinite()).sum())
         if bad:
             raise UserError(f"loss_fn: {bad} of {len(result)} losses are NaN or infinite; check the model and the data")
-        return result, torch.cat(sizes)
+        return result, _in_loader_order(sizes)
 
     def penalty_value(self, weights: Mapping[str, Tensor]) -> float:
         """Return the penalty over all parameters, the chosen ones substituted."""
@@ -177,16 +233,18 @@ class Objective:
         weights = {name: tensor.clone().requires_grad_() for name, tensor in self.chosen.items()}
         total = torch.zeros(self.dimension, dtype=self.dtype, device=self.device)
         found = []
-        for batch, size in self.batches():
-            losses = self.losses(weights, batch)
-            found.append(losses.detach().double().cpu().reshape(-1))
-            loss = _sum(losses, size)
-            if loss.requires_grad:
-                total += flatten(torch.autograd.grad(loss, list(weights.values()), materialize_grads=True))
+        with self.one_pass():
+            for batch, size in self.batches():
+                losses = self.losses(weights, batch)
+                found.append(losses.detach().double().cpu().reshape(-1))
+                loss = _sum(losses, size)
+                if loss.requires_grad:
+                    total += flatten(torch.autograd.grad(loss, list(weights.values()), materialize_grads=True))
+        total = distributed.total(total)
         total /= self.samples
         if self.penalty is not None:
             total += self.penalty.gradient(self.vector())
-        return torch.cat(found), total
+        return _in_loader_order(found), total
 
     def subset(self, samples: int, seed: int = 0) -> Objective:
         """Freeze a random sub-sample of the data in memory.
@@ -196,7 +254,7 @@ class Objective:
             seed: Seed of the draw; the global random state is not used.
 
         Returns:
-            The same objective on the sub-sample, or this one when it asks for everything.
+            The same objective on the sub-sample, a part of it on every rank, or this one when it asks for everything.
         """
         total = self.samples
         if samples >= total:
@@ -204,23 +262,31 @@ class Objective:
         if samples < 1:
             raise UserError(f"samples: expected at least 1, got {samples}")
         order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
-        wanted = torch.zeros(total, dtype=torch.bool)
-        wanted[order[:samples]] = True
+        wanted = self._own_part(order[:samples].sort().values)
         picked, start, largest = [], 0, 1
-        for batch in self.loader:
-            size = batch_size(batch)
-            largest = max(largest, size)
-            rows = wanted[start : start + size].nonzero().squeeze(1)
-            start += size
-            if len(rows):
-                picked.append(_map(lambda leaf, rows=rows, size=size: _rows(leaf, rows, size), batch))
-        whole = _map(lambda *leaves: _joined(leaves, [batch_size(one) for one in picked]), *picked)
-        width = max(largest, 256)
-        parts = [torch.arange(i, min(i + width, samples)) for i in range(0, samples, width)]
-        frozen = [_map(lambda leaf, rows=rows: _rows(leaf, rows, samples), whole) for rows in parts]
-        result = Objective(self.model, frozen, self.loss_fn, self.penalty, self.patterns)
-        result._samples = samples
+        with self.one_pass():
+            for _, batch, size in self._numbered():
+                largest = max(largest, size)
+                rows = wanted[start : start + size].nonzero().squeeze(1)
+                start += size
+                if len(rows):
+                    picked.append(map_leaves(lambda leaf, rows=rows, size=size: pick_rows(leaf, rows, size), batch))
+        result = Objective(
+            self.model, Shard(rebatched(picked, max(largest, 256))), self.loss_fn, self.penalty, self.patterns
+        )
+        result._samples, result._own_samples = samples, int(wanted.sum())
         return result
+
+    def _own_part(self, chosen: Tensor) -> Tensor:
+        """Mark which samples of this rank's loader it takes of the chosen ones, given by their number among all."""
+        seen, start = self._own_samples or 0, 0
+        if isinstance(self.loader, Shard):
+            start = sum(distributed.gathered(seen)[: distributed.rank()])
+        else:
+            chosen = chosen.tensor_split(distributed.world())[distributed.rank()]
+        wanted = torch.zeros(self.samples, dtype=torch.bool)
+        wanted[chosen] = True
+        return wanted[start : start + seen]
 
     def _evaluate(self, call: nn.Module, weights: Mapping[str, Tensor], batch: Any) -> Tensor:
         state = {f"model.{name}": tensor for name, tensor in (*self.fixed.items(), *weights.items())}
@@ -257,80 +323,10 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = flag
 
 
-def batch_size(batch: Any) -> int:
-    """Return the number of samples in a batch: the length of its first tensor."""
-    for leaf in _leaves(batch):
-        if isinstance(leaf, Tensor) and leaf.dim() > 0:
-            return int(leaf.shape[0])
-    raise UserError(f"loader: a batch of type {type(batch).__name__} holds no tensor with a sample dimension")
-
-
-def move(batch: Any, device: torch.device) -> Any:
-    """Move all tensors of a batch to a device."""
-    return _map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, batch)
+def _in_loader_order(parts: Sequence[Tensor]) -> Tensor:
+    """Join one entry per batch and rank, where the ranks take batches in turn."""
+    return torch.cat([part for turn in zip_longest(*distributed.gathered(parts)) for part in turn if part is not None])
 
 
 def _sum(losses: Tensor, size: int) -> Tensor:
     return losses.sum(dtype=torch.float64) if losses.dim() else losses.double() * size
-
-
-def _children(batch: Any) -> dict[Any, Any] | None:
-    if isinstance(batch, Mapping):
-        return dict(batch)
-    if isinstance(batch, tuple | list):  # one of plain values only, such as sample names, is a leaf
-        nested = any(isinstance(child, Tensor) or _children(child) is not None for child in batch)
-        return dict(enumerate(batch)) if nested else None
-    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        return {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
-    if hasattr(batch, "__dict__") and not isinstance(batch, Tensor | nn.Module):
-        return dict(vars(batch))
-    return None
-
-
-def _leaves(batch: Any) -> Iterator[Any]:
-    children = _children(batch)
-    if children is None:
-        yield batch
-    else:
-        for child in children.values():
-            yield from _leaves(child)
-
-
-def _map(function: Callable[..., Any], first: Any, *others: Any) -> Any:
-    """Apply a function to corresponding leaves of equally built batches and build one more like them."""
-    children = _children(first)
-    if children is None:
-        return function(first, *others)
-    rest = [_children(other) or {} for other in others]
-    mapped = {key: _map(function, child, *(one[key] for one in rest)) for key, child in children.items()}
-    if isinstance(first, tuple):
-        values = mapped.values()
-        return type(first)(*values) if hasattr(first, "_fields") else type(first)(values)
-    if isinstance(first, list):
-        return list(mapped.values())
-    if type(first) is dict:
-        return mapped
-    if isinstance(first, Mapping):
-        return type(first)(mapped)  # type: ignore[call-arg]
-    copy = object.__new__(type(first))
-    for key, value in mapped.items():
-        object.__setattr__(copy, key, value)
-    return copy
-
-
-def _rows(leaf: Any, rows: Tensor, size: int) -> Any:
-    """Pick samples of a leaf; whatever does not count samples is shared by all of them."""
-    if not _counts(leaf, size):
-        return leaf
-    return leaf[rows.to(leaf.device)] if isinstance(leaf, Tensor) else type(leaf)(leaf[row] for row in rows.tolist())
-
-
-def _counts(leaf: Any, size: int) -> bool:
-    """Tell whether a leaf has one entry per sample."""
-    return (leaf.dim() > 0 if isinstance(leaf, Tensor) else type(leaf) in (list, tuple)) and len(leaf) == size
-
-
-def _joined(leaves: Sequence[Any], sizes: Sequence[int]) -> Any:
-    if not all(_counts(leaf, size) for leaf, size in zip(leaves, sizes, strict=True)):
-        return leaves[0]
-    return torch.cat(list(leaves)) if isinstance(leaves[0], Tensor) else type(leaves[0])(chain.from_iterable(leaves))

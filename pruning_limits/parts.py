@@ -73,7 +73,7 @@ class Cost:
         samples: Samples seen by them, counted once per product.
         forward_samples: Samples seen by plain forward passes.
         seconds: Wall time.
-        peak_memory: Largest memory of the process in bytes, the caller's share included.
+        peak_memory: Largest memory of a process in bytes, the caller's share included.
     """
 
     products: int

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from estimators import L1, Objective, Operator, Penalty, UserError
+from estimators.distributed import gathered
 from estimators.objective import LossFunction
 from estimators.trace import block_traces
 from pruning_limits.bounds import Measured, Negative, isotropic_limit, measured_limit, quadratic_limit
@@ -51,6 +52,9 @@ def predict_limit(
     The limit is the root s of :math:`s = \frac1D \operatorname{tr} f_s(H)` with :math:`f_s(x) = c/(c+|x|)` and
     :math:`c = 2\varepsilon/R(s)^2`, where R(s) is the norm of the weights that magnitude pruning removes.
 
+    Where ``torch.distributed`` is initialised, all ranks call it with the same arguments, share the data and get the
+    same limit.
+
     Args:
         model: Trained network. It is left bit for bit as it was, and so is the global random state.
         loader: Batches of training data, the same samples on every pass and without random augmentation.
@@ -71,8 +75,9 @@ def predict_limit(
         measure: Also measure what one-shot magnitude pruning reaches, with forward passes over all data.
         seed: Seed of probes and sub-sample.
         progress: None shows progress bars on a terminal, False none, True always; or a callback
-            ``(stage, done, total)``.
-        checkpoint: File that keeps the state of the recurrences; a run that was stopped continues from it.
+            ``(stage, done, total)``, called on every rank.
+        checkpoint: File that keeps the state of the recurrences; a run that was stopped continues from it. Of several
+            ranks the first one writes it and all read it.
 
     Returns:
         The limit, its numerical interval, bounds, and everything needed for further questions.
@@ -142,6 +147,7 @@ def predict_limit(
             notes += (f"one-shot pruning reaches {lower:.2%} ({how}), beyond the upper bound {bound:.2%} of the model",)
         table = _layers(diagnostic, profile, sparsity, seed)
     half = hessian.half_width(error)
+    spent = gathered((time.perf_counter() - started, _peak_memory(objective.device)))
     masses = np.abs(hessian.measure.nodes) * hessian.measure.weights
     return PruningLimit(
         sparsity=sparsity,
@@ -166,8 +172,8 @@ def predict_limit(
             products=spectra.products(),
             samples=spectra.samples_seen(),
             forward_samples=objective.samples * (2 + sum(sparsity > 0 for sparsity, _ in measured.points)),
-            seconds=time.perf_counter() - started,
-            peak_memory=_peak_memory(objective.device),
+            seconds=max(seconds for seconds, _ in spent),
+            peak_memory=max(memory for _, memory in spent),
         ),
         settings=settings,
         hessian=hessian,

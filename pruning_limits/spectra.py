@@ -31,6 +31,7 @@ from estimators import (
     measure_of,
     sphere_probes,
 )
+from estimators.distributed import rank, together
 from estimators.files import load_tensors, save_tensors
 from estimators.forwards import Forwards
 from estimators.lanczos import Reorthogonalise
@@ -323,23 +324,37 @@ class _Store:
         self.path = None if path is None else Path(path)
         self.fingerprint = fingerprint
         self.states: dict[str, Any] = {}
-        if self.path is not None and self.path.exists():
-            stored = load_tensors(self.path)
-            if stored.get("fingerprint") != fingerprint:
-                raise UserError(
-                    f"checkpoint: {self.path} belongs to another model, data or setting; delete it or name another file"
-                )
-            self.states = stored["states"]
+        with together(self._equal_on_all_ranks):
+            if self.path is not None and self.path.exists():
+                self.states = self._read(self.path)
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        stored = load_tensors(path)
+        if stored.get("fingerprint") != self.fingerprint:
+            raise UserError(
+                f"checkpoint: {path} belongs to another model, data or setting; delete it or name another file"
+            )
+        states: dict[str, Any] = stored["states"]
+        return states
+
+    def _equal_on_all_ranks(self) -> dict[str, str]:
+        different = "distributed: the ranks were given different weights, losses or arguments; start all alike"
+        elsewhere = f"checkpoint: the ranks read different states (here {self.path}); name one file that all can read"
+        states = self.path is None, [(key, one["steps"]) for key, one in self.states.items()]
+        return {different: self.fingerprint, elsewhere: repr(states)}
 
     def restore(self, key: str, run: Lanczos) -> None:
         if key in self.states:
             run.load_state(self.states[key])
 
     def save(self, key: str, run: Lanczos, finished: bool = False) -> None:
-        """Write all states; a finished run keeps its matrices only."""
-        if self.path is not None:
-            self.states[key] = run.state(vectors=not finished)
-            save_tensors(self.path, {"fingerprint": self.fingerprint, "states": self.states})
+        """Write all states, on one rank; a finished run keeps its matrices only."""
+        if self.path is None:
+            return
+        with together():
+            if rank() == 0:
+                self.states[key] = run.state(vectors=not finished)
+                save_tensors(self.path, {"fingerprint": self.fingerprint, "states": self.states})
 
 
 def _fingerprint(objective: Objective, losses: Tensor, settings: dict[str, Any]) -> str:
@@ -354,6 +369,6 @@ def _bar(progress: Progress, stage: str, total: int) -> Iterator[Callable[[int],
     if callable(progress):
         yield lambda done: progress(stage, done, total)
         return
-    disable = {None: None, True: False, False: True}[progress]
+    disable = rank() > 0 or {None: None, True: False, False: True}[progress]
     with tqdm(total=total, desc=stage, unit="step", leave=False, disable=disable) as bar:
         yield lambda done: bar.update(done - bar.n) and None

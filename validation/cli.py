@@ -14,14 +14,16 @@ import torch
 from torch import nn
 
 from estimators import GGN, L1, L2, Hessian, Objective, UserError, averaged_gauss, measure_of, sphere_probes
+from estimators.distributed import rank, world
 from estimators.files import load_tensors
 from estimators.lanczos import Lanczos
 from pruning_limits import PruningLimit, predict_limit
 from pruning_limits.cli import main, report_verdict
-from validation.data import DATA_DIR_VARIABLE, ImageData, load_data
+from validation.data import DATA_DIR_VARIABLE, Batches, ImageData, load_data
 from validation.executors import EXECUTORS
 from validation.experiments.runner import run_table
 from validation.experiments.table import tables
+from validation.launch import alone, shared
 from validation.models import MODELS, build_model
 from validation.suite import load_suite
 from validation.training import Network, Recipe, accuracy, trained_network
@@ -38,6 +40,10 @@ class Task:
     model: nn.Module
     data: ImageData
     penalty: L1 | L2 | None
+
+    def batches(self) -> Batches:
+        """Return the training data, in batches small enough that every rank has one."""
+        return self.data.batches("train", min(1000, -(-len(self.data.train_y) // world())))
 
 
 def _task_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -78,7 +84,8 @@ def _load_task(
     data = load_data(dataset, data_dir)
     model = build_model(model_name, data.shape, data.classes)
     if checkpoint is None:
-        click.echo("note: no --checkpoint, so the limit is that of untrained weights", err=True)
+        if rank() == 0:
+            click.echo("note: no --checkpoint, so the limit is that of untrained weights", err=True)
     else:
         load_weights(model, checkpoint)
     try:
@@ -126,6 +133,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
 @click.option("--no-measure", is_flag=True, help="Do not measure what one-shot pruning achieves.")
 @click.option("--json", "json_path", type=PATH, help="Write the limit as JSON.")
 @click.option("--plot", "plot_path", type=PATH, help="Write the figure.")
+@shared
 def predict(json_path: Path | None, plot_path: Path | None, **options: Any) -> None:
     """Predict the pruning limit of a trained network."""
     limit = _predicted(**options)
@@ -147,7 +155,7 @@ def _predicted(
     task = _load_task(**task_options)
     return predict_limit(
         task.model,
-        task.data.batches("train", 1000),
+        task.batches(),
         penalty=task.penalty,
         epsilon="batch-std" if epsilon is None else epsilon,
         curvature=curvature,
@@ -161,6 +169,8 @@ def _predicted(
 
 
 def _written(limit: PruningLimit, json_path: Path | None, plot_path: Path | None) -> None:
+    if rank() > 0:
+        return
     if json_path is not None:
         limit.to_json(json_path)
         click.echo(f"wrote {json_path}")
@@ -173,6 +183,7 @@ def _written(limit: PruningLimit, json_path: Path | None, plot_path: Path | None
 @_task_options
 @click.option("--curvature", type=click.Choice(["hessian", "ggn"]), default="hessian", show_default=True)
 @click.option("--plot", "plot_path", type=PATH, default=Path("spectrum.png"), show_default=True)
+@shared
 def spectrum(
     curvature: str,
     samples: int | None,
@@ -189,9 +200,7 @@ def spectrum(
         if count is not None and count < 1:
             raise UserError(f"{name}: expected at least 1, got {count}")
     task = _load_task(**task_options)
-    objective = Objective(task.model, task.data.batches("train", 1000), penalty=task.penalty).subset(
-        samples or 4096, seed
-    )
+    objective = Objective(task.model, task.batches(), penalty=task.penalty).subset(samples or 4096, seed)
     operator = (Hessian if curvature == "hessian" else GGN)(objective)
     run = Lanczos(operator, sphere_probes(operator, probes or 2, seed))
     run.advance(min(steps or 64, objective.dimension))
@@ -206,8 +215,9 @@ def spectrum(
     click.echo(f"trace           {d * mean:.6g} +- {d * error:.2g} (standard error)")
     click.echo(f"top Ritz values {', '.join(f'{value:.5g}' for value in ritz)} (lower bounds of the eigenvalues)")
     click.echo(f"smallest        {measure.nodes.min():.5g}")
-    save(spectrum_figure(measure, f"{curvature}, {d:,} weights"), plot_path)
-    click.echo(f"wrote {plot_path}")
+    if rank() == 0:
+        save(spectrum_figure(measure, f"{curvature}, {d:,} weights"), plot_path)
+        click.echo(f"wrote {plot_path}")
 
 
 @main.command()
@@ -215,6 +225,7 @@ def spectrum(
 @click.option("--limit", "limit_path", type=PATH, help="A limit written by predict --json.")
 @click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON.")
 @_task_options
+@alone
 def check(sparsity: float, limit_path: Path | None, as_json: bool, **options: Any) -> None:
     """Judge a sparsity: exit code 0 achievable, 3 open, 4 infeasible."""
     if not 0 <= sparsity < 1:
@@ -234,6 +245,7 @@ def check(sparsity: float, limit_path: Path | None, as_json: bool, **options: An
 @click.option("--resume/--fresh", default=True, show_default=True, help="Keep finished cells, or compute all anew.")
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Cells computed at the same time.")
 @click.option("--executor", type=click.Choice(EXECUTORS), default="process", show_default=True, help="Where jobs run.")
+@alone
 def validate(
     suite_name: str,
     names: tuple[str, ...],
@@ -255,6 +267,7 @@ def validate(
 
 @main.command()
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("demo"), show_default=True)
+@alone
 def demo(out: Path) -> None:
     """Train a small network on embedded digits, predict its limit and measure it, in under two minutes."""
     torch.manual_seed(0)
@@ -267,3 +280,7 @@ def demo(out: Path) -> None:
     for sparsity in (0.5, 0.8, 0.99):
         click.echo(f"{sparsity:.0%} sparsity: {limit.check(sparsity).status}")
     _written(limit, out / "limit.json", out / "limit.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""What one rank of two does; ``test_distributed.py`` starts both and compares what they write with one process."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from helpers import CASES, classification, mlp, random, seeded
+from test_predict import Stop, batched, wide_problem
+from torch import distributed as dist
+from torch import nn
+
+from estimators import GGN, L1, L2, Hessian, Objective, Shard, UserError
+from pruning_limits import predict_limit
+
+NAMES = ("ragged", "scalar mean", "dict", "batch norm")
+FIVE = classification(4, sizes=(5, 3, 1, 4, 2))()
+LIMIT = {"epsilon": 0.02, "steps": 8, "probes": 2, "samples": 41, "penalty": L1(1e-4)}
+
+
+def measured(objective: Objective) -> dict[str, Any]:
+    """Everything that is summed over the data."""
+    part = objective.subset(7, seed=1)
+    vectors = random(objective.dimension, 2)
+    losses, sizes = objective.sample_losses()
+    return {
+        "samples": objective.samples,
+        "value": objective.value(),
+        "value elsewhere": objective.value(objective.vector() + 0.1 * vectors[:, 0]),
+        "losses": losses,
+        "sizes": sizes,
+        "losses again": objective.losses_and_gradient()[0],
+        "gradient": objective.gradient(),
+        "hessian": Hessian(objective) @ vectors,
+        "rebuilt hessian": Hessian(objective, memory=0) @ vectors,
+        "ggn": GGN(objective) @ vectors,
+        "part": part.samples,
+        "value of part": part.value(),
+        "hessian of part": Hessian(part) @ vectors,
+        "ggn of part of part": GGN(part.subset(3)) @ vectors,
+        "hessian of one sample": Hessian(objective.subset(1)) @ vectors,
+    }
+
+
+def objectives() -> dict[str, Objective]:
+    built = {
+        name: Objective(CASES[name].model(), CASES[name].loader(), CASES[name].loss_fn, L2(0.3), **CASES[name].options)
+        for name in NAMES
+    }
+    return built | {"five batches": Objective(seeded(mlp), FIVE)}
+
+
+def limits() -> dict[str, str]:
+    model, x, y = wide_problem()
+    loader = batched(x, y, 20)
+    return {
+        "measured": predict_limit(model, loader, **LIMIT).to_json(),
+        "quadratic": predict_limit(model, loader, **LIMIT, measure=False, curvature="ggn").to_json(),
+        "dense": predict_limit(model, loader, parameters="2.weight").to_json(),
+    }
+
+
+def resumed(checkpoint: Path) -> dict[str, str]:
+    model, x, y = wide_problem()
+    loader = batched(x, y, 20)
+    try:
+        predict_limit(model, loader, **LIMIT, checkpoint=checkpoint, progress=Stop("ggn", 4))
+    except KeyboardInterrupt:
+        found = predict_limit(model, loader, **LIMIT, checkpoint=checkpoint)
+    return {"resumed": found.to_json()}
+
+
+def failures(rank: int, folder: Path) -> dict[str, str]:
+    """What every rank is told; none may wait for another, and what comes after must not be disturbed."""
+    model, x, y = wide_problem()
+    loader = batched(x, y, 20)
+    other, scaled = seeded(mlp, seed=rank), random(35) * (1 + rank)
+
+    def failing(model: nn.Module, batch: Any) -> Any:
+        if rank == 1:
+            raise RuntimeError("boom\nand more")
+        return model(batch[0]).square().sum(1)
+
+    calls = {
+        "few batches": lambda: predict_limit(model, loader[:1]),
+        "no batches": lambda: predict_limit(model, []),
+        "shuffled": lambda: predict_limit(model, loader[::-1] if rank else loader),
+        "weights": lambda: Hessian(Objective(other, FIVE)) @ random(35),
+        "vectors": lambda: Hessian(Objective(seeded(mlp), FIVE)) @ scaled,
+        "arguments": lambda: predict_limit(model, loader, **LIMIT | {"epsilon": 0.02 + rank}),
+        "checkpoints": lambda: predict_limit(model, loader, **LIMIT, checkpoint=folder / ("none.pt", "run.pt")[rank]),
+        "one fails": lambda: GGN(Objective(seeded(mlp), FIVE, failing)) @ random(35),
+        "wrapped": lambda: Objective(nn.parallel.DistributedDataParallel(seeded(mlp)), FIVE),
+    }
+    told = {}
+    for name, call in calls.items():
+        try:
+            call()
+        except (UserError, RuntimeError) as error:
+            told[name] = str(error)
+    return told
+
+
+def dies(rank: int) -> tuple[str, float]:
+    """Rank 1 is killed in its second pass; rank 0 tells what it hears of that, and after how many seconds."""
+    batches = []
+
+    def loss(model: nn.Module, batch: Any) -> Any:
+        batches.append(batch)
+        if rank == 1 and len(batches) > 2:
+            os._exit(9)
+        return nn.functional.cross_entropy(model(batch[0]), batch[1], reduction="none")
+
+    objective = Objective(seeded(mlp), FIVE, loss)
+    objective.value()
+    started = time.perf_counter()
+    try:
+        objective.value()
+    except UserError as error:
+        return str(error), time.perf_counter() - started
+    return "nothing", 0.0
+
+
+def main(rank: int, folder: Path) -> None:
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2, timeout=timedelta(minutes=10)
+    )
+    result: dict[str, Any] = {name: measured(one) for name, one in objectives().items()}
+    result["limits"] = limits() | resumed(folder / "run.pt")
+    result["failures"] = failures(rank, folder)
+    result["shards"] = measured(Objective(seeded(mlp), Shard(FIVE[3:] if rank else FIVE[:3])))
+    torch.save(result, folder / f"{rank}.pt")
+    result["death"] = dies(rank)
+    torch.save(result, folder / f"{rank}.pt")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), Path(sys.argv[2]))

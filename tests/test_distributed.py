@@ -1,0 +1,197 @@
+"""Two processes that share the data against one, and what each of them hears when something is wrong."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import distributed_program as program
+import pytest
+import torch
+from click.testing import CliRunner
+
+from estimators import Objective, Shard, distributed
+from pruning_limits import PruningLimit
+from validation import cli
+
+HERE = Path(__file__).parent
+CLOSE = {"rtol": 1e-12, "atol": 1e-14}
+PREDICT = ("predict", "--model", "fc5-mini", "--dataset", "digits", "--samples", "64", "--steps", "4", "--probes", "1")
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def environment(**more):
+    path = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
+    return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"} | more
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    """What the two ranks found; the second one is killed at the end."""
+    folder = tmp_path_factory.mktemp("ranks")
+    commands = [[sys.executable, str(HERE / "distributed_program.py"), str(rank), str(folder)] for rank in (0, 1)]
+    processes = [subprocess.Popen(one, env=environment(), stderr=subprocess.PIPE, text=True) for one in commands]
+    try:
+        errors = [process.communicate(timeout=600)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 9], "\n".join(errors)
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def one_process():
+    return {name: program.measured(one) for name, one in program.objectives().items()}
+
+
+def assert_equal_bits(a, b):
+    assert a.keys() == b.keys()
+    for key, value in a.items():
+        assert torch.equal(torch.as_tensor(value), torch.as_tensor(b[key])), key
+
+
+@pytest.mark.parametrize("name", [*program.NAMES, "five batches"])
+def test_two_ranks_sum_what_one_process_sums(ranks, one_process, name):
+    assert_equal_bits(ranks[0][name], ranks[1][name])
+    for key, value in one_process[name].items():
+        torch.testing.assert_close(torch.as_tensor(ranks[0][name][key]), torch.as_tensor(value), **CLOSE, msg=key)
+
+
+@pytest.mark.parametrize("name", [*program.NAMES, "five batches"])
+def test_losses_come_in_loader_order_with_equal_bits(ranks, one_process, name):
+    for key in ("losses", "losses again", "sizes"):
+        assert torch.equal(ranks[0][name][key], one_process[name][key])
+
+
+def test_ranks_that_hold_their_own_parts(ranks, one_process):
+    assert_equal_bits(ranks[0]["shards"], ranks[1]["shards"])
+    for key, value in one_process["five batches"].items():
+        found, expected = (torch.as_tensor(one) for one in (ranks[0]["shards"][key], value))
+        if "losses" in key:
+            found, expected = found.sort().values, expected.sort().values
+        torch.testing.assert_close(found, expected, **CLOSE, msg=key)
+
+
+def flat(value):
+    """Numbers and texts of nested JSON."""
+    if isinstance(value, dict):
+        return [one for key in sorted(value) for one in flat(value[key])]
+    return [one for item in value for one in flat(item)] if isinstance(value, list) else [value]
+
+
+def test_all_ranks_return_the_same_limit(ranks):
+    assert ranks[0]["limits"] == ranks[1]["limits"]
+
+
+def without_time(text):
+    fields = json.loads(text)
+    for key in ("seconds", "peak_memory"):
+        del fields["cost"][key]
+    return fields
+
+
+def test_two_ranks_predict_what_one_process_predicts(ranks):
+    for name, text in program.limits().items():
+        found, expected = flat(without_time(ranks[0]["limits"][name])), flat(without_time(text))
+        assert len(found) == len(expected)
+        for a, b in zip(found, expected, strict=True):
+            assert a == (pytest.approx(b, rel=1e-7, abs=1e-9) if isinstance(b, float) else b)
+
+
+def test_two_ranks_resume_to_the_same_bits(ranks):
+    resumed, whole = (json.loads(ranks[0]["limits"][name]) for name in ("resumed", "measured"))
+    assert resumed.pop("cost")["products"] < whole.pop("cost")["products"]
+    assert resumed == whole
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("few batches", "loader: yields 1 batches for 2 ranks; start no more processes than batches"),
+        ("no batches", "loader: yields no samples"),
+        ("shuffled", "loader: the ranks see different batches; turn off shuffling"),
+        ("weights", "model: the ranks hold different weights or buffers; load the same checkpoint"),
+        ("vectors", "distributed: the ranks computed different vectors"),
+        ("arguments", "distributed: the ranks were given different weights, losses or arguments"),
+        ("checkpoints", "checkpoint: the ranks read different states (here "),
+        ("wrapped", "model: expected a plain module, got DistributedDataParallel; give model.module"),
+    ],
+)
+def test_every_rank_is_told_in_one_line(ranks, name, told):
+    for one in ranks:
+        assert one["failures"][name].startswith(told)
+        assert "\n" not in one["failures"][name]
+
+
+def test_an_error_on_one_rank_stops_the_others_with_its_reason(ranks):
+    assert ranks[0]["failures"]["one fails"] == "distributed: rank 1 stopped: boom"
+    assert ranks[1]["failures"]["one fails"] == "boom\nand more"
+
+
+def test_a_rank_that_dies_stops_the_others(ranks):
+    message, seconds = ranks[0]["death"]
+    assert message.startswith("distributed: rank 0 lost the other ranks (")
+    assert message.endswith("); one of them stopped or hangs, look at its output")
+    assert "\n" not in message
+    assert seconds < 60
+    assert "death" not in ranks[1]
+
+
+# ---------------------------------------------------------------------------------------------- one process
+
+
+def test_one_process_is_the_only_rank():
+    assert (distributed.rank(), distributed.world()) == (0, 1)
+    assert distributed.gathered("a") == ["a"]
+    tensor = torch.ones(2)
+    assert distributed.total(tensor) is tensor
+
+
+def test_the_shard_of_one_process_is_everything(one_process):
+    whole = program.measured(Objective(program.seeded(program.mlp), Shard(program.FIVE)))
+    assert_equal_bits(whole, one_process["five batches"])
+
+
+# ------------------------------------------------------------------------------------------- command line
+
+
+@pytest.fixture
+def torchrun(monkeypatch):
+    """The environment of the first of two ranks."""
+    for name, value in (("RANK", 0), ("WORLD_SIZE", 2), ("LOCAL_RANK", 0), ("MASTER_ADDR", "::1"), ("MASTER_PORT", 1)):
+        monkeypatch.setenv(name, str(value))
+
+
+def refused(*arguments):
+    result = CliRunner().invoke(cli.main, arguments)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: ")
+    assert result.stderr.count("\n") == 1
+    return result.stderr.removeprefix("Error: ")
+
+
+@pytest.mark.parametrize("arguments", [("demo",), ("validate",), ("check", "--sparsity", "0.5", "--limit", "l.json")])
+def test_commands_for_one_process(torchrun, arguments):
+    assert refused(*arguments) == f"{arguments[0]}: runs in one process; start it without torchrun\n"
+
+
+def test_every_rank_has_a_gpu_of_its_own(torchrun, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "99")
+    assert refused(*PREDICT, "--device", "cuda").startswith("device: local rank 99 needs its own GPU")
+    assert refused(*PREDICT, "--device", "cuda:1").endswith("got 'cuda:1'\n")
+
+
+def test_predict_under_torchrun(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    launch = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m")
+    command = [*launch, "validation.cli", *PREDICT, "--no-measure", "--json", "two.json"]
+    result = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("wrote two.json") == 1
+    assert result.stderr.count("note: no --checkpoint") == 1
+    assert CliRunner().invoke(cli.main, [*PREDICT, "--no-measure", "--json", "one.json"]).exit_code == 0
+    two, one = (PruningLimit.from_json(Path(f"{name}.json")) for name in ("two", "one"))
+    assert two.sparsity == pytest.approx(one.sparsity, abs=1e-3)
+    assert result.stdout.count("isotropic") == one.summary().count("isotropic")
