@@ -92,13 +92,20 @@ def without_time(text):
     return fields
 
 
+def compared(text):
+    fields = without_time(text)
+    for key in ("hessian", "ggn"):
+        del fields[key]["bracket"]
+    return fields
+
+
 def test_two_ranks_predict_what_one_process_predicts(ranks):
-    """Nodes of the bracket near zero are square roots of rounding errors."""
+    """Nodes of the bracket whose weight is nil are rounding errors; the half-width read off them is compared."""
     for name, text in program.limits().items():
-        found, expected = flat(without_time(ranks[0]["limits"][name])), flat(without_time(text))
+        found, expected = (flat(compared(one)) for one in (ranks[0]["limits"][name], text))
         assert len(found) == len(expected)
         for a, b in zip(found, expected, strict=True):
-            assert a == (pytest.approx(b, rel=1e-7, abs=1e-8) if isinstance(b, float) else b)
+            assert a == (pytest.approx(b, rel=1e-7, abs=1e-9) if isinstance(b, float) else b)
 
 
 def test_two_ranks_resume_to_the_same_bits(ranks):
