@@ -42,12 +42,15 @@ def cifar_resnet_parameters(blocks: int) -> int:
         ("fc5", MNIST, 10),
         ("fc12", CIFAR, 10),
         ("fc5-mini", DIGITS, 10),
+        ("fc3-tiny", DIGITS, 10),
         ("lenet-300-100", MNIST, 10),
         ("mnistnet", MNIST, 10),
         ("mnistnet", CIFAR, 10),
         ("mnistnet", (1, 16, 16), 3),
         ("small-cnn", DIGITS, 10),
         ("small-cnn", CIFAR, 10),
+        ("cnn-tiny", DIGITS, 10),
+        ("cnn-tiny", (3, 9, 30), 4),
         ("resnet8", DIGITS, 10),
         ("resnet8", CIFAR, 100),
         ("resnet20", CIFAR, 10),
@@ -76,8 +79,9 @@ def test_a_large_network_maps_its_images_to_logits(name: str, shape: Shape, clas
 
 
 def test_every_name_is_tested_here() -> None:
-    small = {"fc5", "fc12", "fc5-mini", "lenet-300-100", "mnistnet", "small-cnn", "resnet8", "resnet20"}
-    assert set(MODELS) == small | set(HEAVY)
+    fully_connected = {"fc5", "fc12", "fc5-mini", "fc3-tiny", "lenet-300-100"}
+    convolutional = {"mnistnet", "small-cnn", "cnn-tiny", "resnet8", "resnet20"}
+    assert set(MODELS) == fully_connected | convolutional | set(HEAVY)
 
 
 def test_a_large_network_runs_on_one_image() -> None:
@@ -109,6 +113,8 @@ def test_fc5_and_fc12_have_the_weights_of_the_paper() -> None:
         ("lenet-300-100", MNIST, 784 * 300 + 300 + 300 * 100 + 100 + 100 * 10 + 10),
         ("mnistnet", MNIST, 431_080),
         ("fc5-mini", DIGITS, 15_220),
+        ("fc3-tiny", DIGITS, 2352 + 24 + 24 + 10),
+        ("cnn-tiny", DIGITS, 644 + 4 + 8 + 10),
         ("resnet8", CIFAR, cifar_resnet_parameters(1)),
         ("resnet20", CIFAR, cifar_resnet_parameters(3)),
     ],

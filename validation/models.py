@@ -72,6 +72,22 @@ class SmallCNN(nn.Sequential):
         _kaiming(self)
 
 
+class TinyCNN(nn.Sequential):
+    """Two 3x3 convolutions of stride 2 (4 and 8 channels) and one linear layer; 644 weights for 8x8 images."""
+
+    def __init__(self, shape: Shape, classes: int) -> None:
+        height, width = (-(-side // 4) for side in shape[1:])
+        super().__init__(
+            nn.Conv2d(shape[0], 4, 3, 2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(4, 8, 3, 2, padding=1),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(8 * height * width, classes),
+        )
+        _kaiming(self)
+
+
 class _Block(nn.Module):
     """Residual block of two 3x3 convolutions with a parameter-free shortcut (ResNet paper, option A)."""
 
@@ -204,9 +220,11 @@ MODELS: dict[str, Callable[[Shape, int], nn.Module]] = {
     "fc5": _mlp(FC5),
     "fc12": _mlp(FC12),
     "fc5-mini": _mlp((100, 60, 30, 20)),
+    "fc3-tiny": _mlp((24, 24)),
     "lenet-300-100": _mlp((300, 100)),
     "mnistnet": MnistNet,
     "small-cnn": SmallCNN,
+    "cnn-tiny": TinyCNN,
     "resnet8": _cifar_resnet(1),
     "resnet20": _cifar_resnet(3),
     "alexnet": _alexnet,
