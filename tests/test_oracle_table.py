@@ -238,6 +238,22 @@ def test_the_crossing_is_the_last_one() -> None:
     assert truths.crossing([(0.0, -3.0), (0.5, 5.0)], -3.0) == 0.0
 
 
+def test_the_bracket_is_halved_in_the_logarithm_of_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(truths, "REFINEMENTS", 3)
+    asked: list[float] = []
+
+    def rise(sparsity: float) -> float:
+        asked.append(sparsity)
+        return float(-np.log2(1 - sparsity)) ** 2
+
+    found = truths.refined_crossing(rise, {0.0: 0.0, 1 - 2**-8: 64.0}, 20.25, dimension=10**9)
+    assert -np.log2(1 - np.array(asked)) == pytest.approx([4, 6, 5], abs=1e-5)
+    assert -np.log2(1 - found) == pytest.approx(4 + 4.25 / 9, abs=1e-5)
+    asked.clear()
+    assert truths.refined_crossing(rise, {0.0: 0.0, 0.5: 1.0}, 2.0, dimension=100) == 0.5
+    assert not asked
+
+
 # -------------------------------------------------------------------------------------------------------------- table
 
 
@@ -274,6 +290,8 @@ def test_the_table_of_one_network_holds_together(suite: Suite, tmp_path: Path, m
     assert row["isotropic_ggn"] <= row["directional"] + 1e-6
     assert row["retrained"] >= row["retrained_control"]
     assert row["control_fall"] > 0
+    assert row["runs"][0]["rise"] == pytest.approx(-row["control_fall"] * row["epsilon"])
+    assert len(row["runs"]) > len(row["points"]) + 1
     for point in row["points"]:
         assert point["retrained"] <= point["one_shot"] + 1e-12
         assert point["schur"] >= -1e-9

@@ -95,7 +95,8 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
         "on the objective itself; only the kept weights move, biases and removed weights stay. F* is the objective of "
         "the trained network; the control is L-BFGS with nothing removed, because mere further optimisation lowers F, "
         f"too. The grid has {len(truths.KEPT)} kept fractions from {max(truths.KEPT):.2g} to {min(truths.KEPT):.2g}; "
-        "between two of them the re-trained rise is a straight line in log(1 - s).",
+        f"the bracket of a re-trained limit is halved {truths.REFINEMENTS} times, and within it the rise is a straight "
+        "line in log(1 - s).",
         "Subspaces: each starts at the same pruned point w* - d and has as many dimensions as weights are kept; "
         "compared is the lowest rise of the GGN's quadratic model on it. *Schur optimum*: the kept coordinates. "
         "*Random subspace*: Gaussian directions. *Random coordinates*: coordinates drawn at random, removed ones "
@@ -221,7 +222,13 @@ def _panel(axes: Any, rows: Sequence[Row]) -> None:
 
 def settings(suite: Suite) -> dict[str, Any]:
     """Return what every cell depends on besides its network; nothing of the suite."""
-    return {"kept": list(truths.KEPT), "fine": truths.FINE, "trials": truths.TRIALS, "iterations": truths.ITERATIONS}
+    return {
+        "kept": list(truths.KEPT),
+        "fine": truths.FINE,
+        "trials": truths.TRIALS,
+        "iterations": truths.ITERATIONS,
+        "refinements": truths.REFINEMENTS,
+    }
 
 
 TABLE = Table(NAME, settings, run, write, cells, limits=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -16,7 +16,7 @@ from pruning_limits.bounds import isotropic_limit, largest_passing, measured_lim
 from pruning_limits.directional import directional_limit
 from pruning_limits.magnitude import removed_count
 from pruning_limits.predict import batch_deviation
-from validation.experiments.masked_optimum import masked_optimum
+from validation.experiments.masked_optimum import Optimum, masked_optimum
 from validation.experiments.subspaces import Quadratic
 from validation.tables import Row
 
@@ -27,6 +27,7 @@ KEPT = tuple(float(kept) for kept in np.geomspace(0.9, 0.015, 13))
 FINE = 200
 TRIALS = 3
 ITERATIONS = 400
+REFINEMENTS = 2
 
 
 def crossing(points: Sequence[tuple[float, float]], allowed: float) -> float:
@@ -49,6 +50,36 @@ def crossing(points: Sequence[tuple[float, float]], allowed: float) -> float:
     (low, passed), (high, failed) = points[last : last + 2]
     share = float(np.clip((allowed - passed) / (failed - passed), 0.0, 1.0))
     return 1 - float((1 - low) ** (1 - share) * (1 - high) ** share)
+
+
+def refined_crossing(
+    rise: Callable[[float], float], curve: Mapping[float, float], allowed: float, dimension: int
+) -> float:
+    """Halve the bracket of the last crossing a few times, in log(1 - s), and read it off with ``crossing``.
+
+    Args:
+        rise: Rise at a sparsity, costly.
+        curve: Rises at sparsities below 1 that are known already; the first one passes.
+        allowed: Largest rise that passes.
+        dimension: Number D of weights; sparsities are multiples of 1/D.
+
+    Returns:
+        The sparsity.
+
+    Example:
+        >>> round(refined_crossing(lambda s: 1 / (1 - s), {0.0: 1.0, 0.99: 100.0}, allowed=20.0, dimension=10**6), 3)
+        0.941
+    """
+    known = dict(curve)
+    for _ in range(REFINEMENTS):
+        low, *later = sorted(known)
+        low = max((s for s in later if known[s] <= allowed), default=low)
+        high = min((s for s in later if s > low), default=None)
+        if high is None:
+            break
+        middle = removed_count(1 - ((1 - low) * (1 - high)) ** 0.5, dimension) / dimension
+        known[middle] = rise(middle)
+    return crossing(sorted(known.items()), allowed)
 
 
 def removed_part(profile: MagnitudeProfile, sparsity: float) -> Floats:
@@ -167,23 +198,26 @@ def _middle(sparsities: Sequence[float]) -> float:
 
 def _retrained(objective: Objective, profile: MagnitudeProfile, epsilon: float, dense: float, points: list[Row]) -> Row:
     """Minimise the objective over the kept weights of every mask, and over all weights as a control."""
-    control = masked_optimum(objective, profile.vector, torch.ones(profile.dimension, dtype=torch.bool), ITERATIONS)
-    ends = [control]
+    ends: dict[float, Optimum] = {}
+
+    def rise(sparsity: float) -> float:
+        if sparsity not in ends:
+            kept = torch.zeros(profile.dimension, dtype=torch.bool)
+            kept[kept_positions(profile, sparsity)] = True
+            ends[sparsity] = masked_optimum(objective, profile.vector, kept, ITERATIONS)
+        return ends[sparsity].objective - dense
+
+    curve = {0.0: rise(0.0)}
     for point in points:
-        kept = torch.zeros(profile.dimension, dtype=torch.bool)
-        kept[kept_positions(profile, point["sparsity"])] = True
-        end = masked_optimum(objective, profile.vector, kept, ITERATIONS)
-        ends.append(end)
-        point |= {"retrained": end.objective - dense, "iterations": end.iterations}
-        point |= {"slope": end.slope, "converged": end.converged}
-    fall = dense - control.objective
-    curve = [(0.0, -fall), *((point["sparsity"], point["retrained"]) for point in points)]
-    return {
-        "retrained": crossing(curve, epsilon),
-        "retrained_control": crossing(curve, epsilon - fall),
-        "control_fall": fall / epsilon,
-        "converged": sum(end.converged for end in ends) / len(ends),
-    }
+        curve[point["sparsity"]] = point["retrained"] = rise(point["sparsity"])
+    levels = {"retrained": epsilon, "retrained_control": epsilon + curve[0.0]}
+    limits = {key: refined_crossing(rise, curve, allowed, profile.dimension) for key, allowed in levels.items()}
+    runs = [
+        {"sparsity": s, "rise": rise(s), "iterations": end.iterations, "slope": end.slope, "converged": end.converged}
+        for s, end in sorted(ends.items())
+    ]
+    converged = sum(end.converged for end in ends.values()) / len(ends)
+    return limits | {"control_fall": -curve[0.0] / epsilon, "converged": converged, "runs": runs}
 
 
 def _definite_from(points: Sequence[Row]) -> float | None:
