@@ -321,6 +321,7 @@ def synthetic(penalty: str, **values: float) -> dict[str, Any]:
     network = {"model": "m", "dataset": "d", "penalty": penalty, "seed": 0, "parameters": 1000, "accuracy": 0.9}
     point = {"sparsity": 0.5} | dict.fromkeys(oracle.CURVES, 0.01)
     rest = {"epsilon": 0.01, "control_fall": 2.0, "converged": 0.5, "definite_from": None, "points": [point]}
+    rest["runs"] = [{"sparsity": 0.5, "rise": -0.02}]
     return network | dict.fromkeys(keys, 0.5) | rest | values
 
 

@@ -96,7 +96,8 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
         "the trained network; the control is L-BFGS with nothing removed, because mere further optimisation lowers F, "
         f"too. The grid has {len(truths.KEPT)} kept fractions from {max(truths.KEPT):.2g} to {min(truths.KEPT):.2g}; "
         f"the bracket of a re-trained limit is halved {truths.REFINEMENTS} times, and within it the rise is a straight "
-        "line in log(1 - s).",
+        "line in log(1 - s). A run that the budget ended lies above the optimum: the limit at F* + epsilon may "
+        "in truth be higher, that at the control's level is uncertain both ways, most of all where the rise is flat.",
         "Subspaces: each starts at the same pruned point w* - d and has as many dimensions as weights are kept; "
         "compared is the lowest rise of the GGN's quadratic model on it. *Schur optimum*: the kept coordinates. "
         "*Random subspace*: Gaussian directions. *Random coordinates*: coordinates drawn at random, removed ones "
@@ -124,7 +125,14 @@ def _words(rows: Sequence[Row]) -> list[str]:
     for penalty in dict.fromkeys(row["penalty"] for row in rows):
         own = [row for row in rows if row["penalty"] == penalty]
         title = "**Without penalty.**" if penalty == "none" else f"**With {penalty}.**"
-        lines += [f"{title} {_control(own)} {_subspaces(own)}", "\n".join(_closest(own, truth) for truth in TRUTHS)]
+        parts = {
+            model: [row for row in own if row["model"] == model] for model in dict.fromkeys(r["model"] for r in own)
+        }
+        lines += [
+            f"{title} {_control(own)}",
+            "\n".join(f"* {model}: {_subspaces(part)}" for model, part in parts.items()),
+            "\n".join(_closest(own, truth) for truth in TRUTHS),
+        ]
     return lines
 
 
@@ -156,7 +164,7 @@ def _subspaces(rows: Sequence[Row]) -> str:
     same = 0.95 <= typical <= 1.05
     verdict = "are as good as" if same else "reach further than" if typical > 1 else "fall short of"
     return (
-        f"The kept coordinates of the mask {verdict} a random subspace of the same dimension: the latter needs "
+        f"the kept coordinates of the mask {verdict} a random subspace of the same dimension: the latter needs "
         f"{typical:.2f} times as many dimensions ({subspace.min():.2f} to {subspace.max():.2f}), and coordinates drawn "
         f"at random need {np.exp(np.log(coordinates).mean()):.2f} times as many ({coordinates.min():.2f} to "
         f"{coordinates.max():.2f}). As a check, random subspaces and the directional prediction, which speaks of them, "
@@ -169,7 +177,6 @@ CURVES = {
     "schur": (GREEN, "Schur optimum, GGN: kept coordinates move"),
     "random_subspace": (COLOURS[3], "random subspace of the same dimension, GGN"),
     "random_coordinates": (COLOURS[4], "random coordinates of the same number, GGN"),
-    "retrained": ("black", "re-trained by L-BFGS"),
 }
 LINES = {"isotropic_hessian": BLUE, "isotropic_ggn": ORANGE, "directional": COLOURS[3]}
 
@@ -193,6 +200,7 @@ def _draw(rows: Sequence[Row], path: Path) -> None:
         fontsize=11,
     )
     handles = [Line2D([], [], color=colour, label=label) for colour, label in CURVES.values()]
+    handles.append(Line2D([], [], color="black", marker=".", label="re-trained by L-BFGS, a dot per run"))
     handles += [
         Line2D([], [], color=colour, linestyle="--", linewidth=1.8, label=f"predicted: {PREDICTIONS[key]}")
         for key, colour in LINES.items()
@@ -207,12 +215,14 @@ def _panel(axes: Any, rows: Sequence[Row]) -> None:
         kept = [1 - point["sparsity"] for point in row["points"]]
         for key, (colour, _) in CURVES.items():
             axes.plot(kept, [p[key] / row["epsilon"] for p in row["points"]], color=colour, linewidth=0.9)
+        runs = [(1 - one["sparsity"], one["rise"] / row["epsilon"]) for one in row["runs"]]
+        axes.plot(*zip(*runs, strict=True), ".-", color="black", linewidth=0.9, markersize=4)
     for key, colour in LINES.items():
         middle = np.exp(np.mean([np.log(max(1 - row[key], 1 / row["parameters"])) for row in rows]))
         axes.axvline(middle, color=colour, linestyle="--", linewidth=1.8)
     axes.axhline(1.0, color=GREY, linewidth=1.5)
     axes.set_yscale("symlog", linthresh=2.0)
-    lowest = min(p["retrained"] / row["epsilon"] for row in rows for p in row["points"])
+    lowest = min(one["rise"] / row["epsilon"] for row in rows for one in row["runs"])
     axes.set_ylim(min(-1.0, 1.5 * lowest), 1e3)
     sparsity_axis(axes.xaxis, 0.01)
     axes.set(xlabel="sparsity (removed fraction)", ylabel="rise / epsilon")
