@@ -2,17 +2,21 @@
 
 from estimators.curvature import GGN, Hessian, Operator
 from estimators.distributed import Shard
+from estimators.eigenpairs import Eigenpairs, eigenpairs
 from estimators.errors import UserError
 from estimators.lanczos import Lanczos, Tridiagonal, lanczos
 from estimators.objective import Objective
 from estimators.penalty import L1, L2, Penalty
 from estimators.quadrature import averaged_gauss, even_bracket, gauss, gauss_radau
 from estimators.spectrum import SpectralMeasure, dense_measure, measure_of, spectral_measure, sphere_probes
+from estimators.symmetry import check_symmetric
+from estimators.trace import TraceEstimate, block_traces, diagonal, hutch_plus_plus, hutchinson, row_norms, xtrace
 
 __all__ = [
     "GGN",
     "L1",
     "L2",
+    "Eigenpairs",
     "Hessian",
     "Lanczos",
     "Objective",
@@ -20,15 +24,24 @@ __all__ = [
     "Penalty",
     "Shard",
     "SpectralMeasure",
+    "TraceEstimate",
     "Tridiagonal",
     "UserError",
     "averaged_gauss",
+    "block_traces",
+    "check_symmetric",
     "dense_measure",
+    "diagonal",
+    "eigenpairs",
     "even_bracket",
     "gauss",
     "gauss_radau",
+    "hutch_plus_plus",
+    "hutchinson",
     "lanczos",
     "measure_of",
+    "row_norms",
     "spectral_measure",
     "sphere_probes",
+    "xtrace",
 ]

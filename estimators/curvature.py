@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from estimators import distributed
+from estimators.double_backward import check_twice_differentiable, second_derivatives
 from estimators.errors import UserError
 from estimators.forwards import Forward, Forwards, SavedBytes
 from estimators.objective import Objective
@@ -85,7 +86,7 @@ class _Curvature(ABC):
             raise UserError(f"vectors: expected shape ({self.shape[1]}, K), got {tuple(vectors.shape)}")
         columns = [column.contiguous() for column in vectors.detach().to(self.device, self.dtype).unbind(1)]
         results = [torch.zeros_like(column) for column in columns]
-        with self.objective.one_pass(*columns):
+        with self.objective.one_pass(*columns), second_derivatives(self.objective):
             for product in self._batch_products():
                 for column, result in zip(columns, results, strict=True):
                     result += product(column)
@@ -122,6 +123,7 @@ class _Curvature(ABC):
         keep: list[Product] | None = [] if self.memory else None
         used = 0
         for forward in self.forwards:
+            check_twice_differentiable(self.objective, forward)
             counter = SavedBytes(forward.seen)
             with torch.enable_grad(), counter.counting():
                 product = self._differentiate(forward)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
 from estimators.curvature import Operator
@@ -47,6 +48,18 @@ class Tridiagonal:
             return self
         basis = None if self.basis is None else self.basis[:steps]
         return Tridiagonal(self.alpha[:steps], self.beta[: steps - 1], float(self.beta[steps - 1]), False, basis)
+
+    def ritz(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        r"""Return Ritz values and the residual norms :math:`\|A v - \theta v\| = \beta_m |s_m|` of their vectors.
+
+        Returns:
+            Values ascending ``[m]`` and norms ``[m]``; within its norm of every value, plus rounding, lies an
+            eigenvalue.
+
+        Source: Paige 1971; Parlett, The Symmetric Eigenvalue Problem, 1998, section 13.2.
+        """
+        values, vectors = eigh_tridiagonal(self.alpha, self.beta)
+        return values, self.residual * np.abs(vectors[-1])
 
 
 class Lanczos:

@@ -1,8 +1,9 @@
-"""Stochastic traces from a few products."""
+"""Stochastic traces, diagonals and row norms from a few products."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,6 +12,163 @@ from torch import Tensor
 
 from estimators.curvature import Operator
 from estimators.errors import UserError
+
+
+@dataclass(frozen=True)
+class TraceEstimate:
+    """An estimate of a trace.
+
+    Attributes:
+        value: The estimate.
+        standard_error: Its standard error over the choice of random vectors.
+        products: Number of products that it took.
+    """
+
+    value: float
+    standard_error: float
+    products: int
+
+
+def hutchinson(operator: Operator, probes: int = 32, seed: int = 0) -> TraceEstimate:
+    r"""Estimate the trace by Hutchinson's estimator, the mean of :math:`v^\top A v` over random signs v.
+
+    Args:
+        operator: Symmetric operator with ``matmat``. Any object with ``shape``, ``dtype``, ``device`` and ``matmat``
+            will do, so the trace of f(A) needs no more than a class whose ``matmat`` applies f(A).
+        probes: Number of products, at least 2; D x probes numbers are stored.
+        seed: Seed of the signs; the global random state is not used.
+
+    Returns:
+        The estimate; one probe has variance :math:`2 \sum_{i \ne j} A_{ij}^2`.
+
+    Raises:
+        UserError: Fewer than two probes.
+
+    Source: Hutchinson, Communications in Statistics 18, 1989.
+
+    Example:
+        >>> class Twice:
+        ...     shape, dtype, device = (3, 3), torch.float64, torch.device("cpu")
+        ...     def matmat(self, vectors):
+        ...         return 2 * vectors
+        >>> hutchinson(Twice(), probes=4)
+        TraceEstimate(value=6.0, standard_error=0.0, products=4)
+    """
+    traces, errors = block_traces(operator, [operator.shape[0]], probes, seed)
+    return TraceEstimate(float(traces[0]), float(errors[0]), probes)
+
+
+def hutch_plus_plus(operator: Operator, products: int = 33, seed: int = 0) -> TraceEstimate:
+    r"""Estimate the trace exactly on a random low-rank range and by Hutchinson's estimator on the rest.
+
+    With Q an orthonormal basis of :math:`A S` for random signs S, the estimate is
+    :math:`\operatorname{tr} Q^\top A Q` plus the mean of :math:`g^\top A g` with :math:`g = (I - Q Q^\top) v`. A third
+    of the products goes into each of S, Q and v. Given Q the mean is unbiased, which the standard error rests on.
+
+    Args:
+        operator: Symmetric operator with ``matmat``.
+        products: Number of products, at least 6; D x products / 3 float64 numbers are stored a few times.
+        seed: Seed of the signs; the global random state is not used.
+
+    Returns:
+        The estimate; exact for matrices of rank up to a third of the products.
+
+    Raises:
+        UserError: Fewer than six products.
+
+    Source: Meyer, Musco, Musco and Woodruff, Hutch++: optimal stochastic trace estimation, SOSA 2021, algorithm 1.
+
+    Example:
+        >>> class Corner:
+        ...     shape, dtype, device = (3, 3), torch.float64, torch.device("cpu")
+        ...     def matmat(self, vectors):
+        ...         return torch.tensor([[5.0], [0.0], [0.0]], dtype=torch.float64) * vectors
+        >>> round(hutch_plus_plus(Corner(), products=6).value, 9)
+        5.0
+    """
+    if products < 6:
+        raise UserError(f"products: expected at least 6 for a standard error, got {products}")
+    generator = torch.Generator().manual_seed(seed)
+    rank = min(products // 3, operator.shape[0])
+    basis = torch.linalg.qr(_times(operator, _signs(operator, rank, generator))).Q
+    inside = (basis * _times(operator, basis)).sum()
+    signs = _signs(operator, products - 2 * rank, generator)
+    rest = signs - basis @ (basis.T @ signs)
+    samples = (rest * _times(operator, rest)).sum(0)
+    return TraceEstimate(float(inside + samples.mean()), float(samples.std()) / len(samples) ** 0.5, products)
+
+
+def xtrace(operator: Operator, products: int = 32, seed: int = 0) -> TraceEstimate:
+    r"""Estimate the trace with every random vector used for the low-rank range of all others and for its own rest.
+
+    For k Gaussian vectors :math:`\omega_i` let :math:`P_i` project onto the range of :math:`A \omega_j, j \ne i`. The
+    estimate is the mean over i of :math:`\operatorname{tr} P_i A P_i + (D - k + 1)\, e_i^\top A e_i / \|e_i\|^2` with
+    :math:`e_i = (I - P_i) \omega_i`, whose length carries no information and is therefore divided out.
+
+    Args:
+        operator: Symmetric operator with ``matmat``.
+        products: Number of products, at least 4, of which an even number is used; D x products / 2 float64 numbers are
+            stored a few times.
+        seed: Seed of the vectors; the global random state is not used.
+
+    Returns:
+        The estimate; exact for matrices of rank below half the products. Its standard error is that of the k
+        leave-one-out estimates, which share their vectors, so it is on the low side: over 200 seeds on matrices of
+        120 rows the error was 1.1 to 1.7 times it, root mean square.
+
+    Raises:
+        UserError: Fewer than four products.
+
+    Source: Epperly, Tropp and Webber, XTrace: making the most of every sample in stochastic trace estimation, SIAM J.
+    Matrix Anal. Appl. 45, 2024, section 2.3.
+
+    Example:
+        >>> class Corner:
+        ...     shape, dtype, device = (3, 3), torch.float64, torch.device("cpu")
+        ...     def matmat(self, vectors):
+        ...         return torch.tensor([[5.0], [0.0], [0.0]], dtype=torch.float64) * vectors
+        >>> round(xtrace(Corner(), products=4).value, 9)
+        5.0
+    """
+    if products < 4:
+        raise UserError(f"products: expected at least 4 for a standard error, got {products}")
+    dimension = operator.shape[0]
+    count = min(products // 2, dimension)
+    generator = torch.Generator().manual_seed(seed)
+    vectors = torch.randn(dimension, count, generator=generator, dtype=torch.float64).to(operator.device)
+    images = _times(operator, vectors)
+    basis, triangle = torch.linalg.qr(images)
+    basis_images = _times(operator, basis)
+    inner = basis.T @ basis_images
+    left_out = _left_out(triangle)
+    parts = basis.T @ vectors
+    parts -= left_out * (left_out * parts).sum(0)
+    rest = vectors - basis @ parts
+    outside = (rest * (images - basis_images @ parts)).sum(0) / rest.square().sum(0)
+    values = inner.trace() - (left_out * (inner @ left_out)).sum(0) + (dimension - count + 1) * outside
+    error = float(values.std()) / count**0.5 if count > 1 else 0.0
+    return TraceEstimate(float(values.mean()), error, 2 * count)
+
+
+def _left_out(triangle: Tensor) -> Tensor:
+    """Return, for every column of R, the unit vector orthogonal to all other columns: the normalised rows of 1/R."""
+    diagonal = triangle.diag()
+    floor = torch.finfo(triangle.dtype).eps * (float(diagonal.abs().max()) or 1.0)
+    full_rank = triangle + torch.diag(torch.where(diagonal.abs() < floor, floor, 0.0))
+    identity = torch.eye(len(triangle), dtype=triangle.dtype, device=triangle.device)
+    rows: Tensor = torch.linalg.solve_triangular(full_rank.T, identity, upper=False)
+    lengths: Tensor = torch.linalg.vector_norm(rows, dim=0)
+    return rows / lengths
+
+
+def _signs(operator: Operator, count: int, generator: torch.Generator) -> Tensor:
+    signs = torch.randint(0, 2, (operator.shape[0], count), generator=generator) * 2 - 1
+    return signs.to(operator.device, torch.float64)
+
+
+def _times(operator: Operator, vectors: Tensor) -> Tensor:
+    """Multiply in the operator's own type; vectors and result are float64."""
+    return operator.matmat(vectors.to(operator.dtype)).double()
 
 
 def block_traces(
@@ -37,8 +195,7 @@ def block_traces(
     if probes < 2:
         raise UserError(f"probes: expected at least 2 for a standard error, got {probes}")
     generator = torch.Generator().manual_seed(seed)
-    signs = torch.randint(0, 2, (operator.shape[0], probes), generator=generator) * 2 - 1
-    vectors = signs.to(operator.device, operator.dtype)
+    vectors = _signs(operator, probes, generator).to(operator.dtype)
     terms = (vectors * operator.matmat(vectors)).double().cpu()
     samples = np.stack([part.sum(0).numpy() for part in torch.split(terms, list(sizes))])
     return samples.mean(1), samples.std(1, ddof=1) / np.sqrt(probes)
@@ -77,8 +234,7 @@ def diagonal(operator: Operator, probes: int = 32, seed: int = 0) -> tuple[Tenso
     mean = torch.zeros(operator.shape[0], dtype=torch.float64, device=operator.device)
     squares = torch.zeros_like(mean)
     for done in range(1, probes + 1):
-        signs = torch.randint(0, 2, (operator.shape[0], 1), generator=generator) * 2 - 1
-        vector = signs.to(operator.device, operator.dtype)
+        vector = _signs(operator, 1, generator).to(operator.dtype)
         sample = (vector * operator.matmat(vector))[:, 0].double()
         step = sample - mean
         mean += step / done

@@ -1,0 +1,146 @@
+"""Name the layer whose second derivative is missing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from estimators.errors import UserError
+from estimators.forwards import Forward
+from estimators.objective import Objective
+
+MISSING = re.compile(r"once_differentiable|derivative.*not implemented|double backward", re.IGNORECASE)
+
+
+@contextmanager
+def second_derivatives(objective: Objective) -> Iterator[None]:
+    """Turn torch's complaint about a missing second derivative into one that names the layer.
+
+    Args:
+        objective: The objective that is differentiated inside the context.
+
+    Raises:
+        UserError: A second derivative is missing; any other error passes through.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not MISSING.search(str(error)):
+            raise
+        raise _refusal(objective, str(error).splitlines()[0]) from error
+
+
+def check_twice_differentiable(objective: Objective, forward: Forward) -> None:
+    """Refuse functions that are marked once-differentiable, whose second derivative torch may silently take as zero.
+
+    Args:
+        objective: The objective.
+        forward: One batch of it, passed through the model.
+
+    Raises:
+        UserError: There is such a function between the chosen weights and the loss.
+    """
+    name = _once_differentiable([forward.loss])
+    if name:
+        raise _refusal(objective, f"{name} is marked once_differentiable")
+
+
+def _refusal(objective: Objective, reason: str) -> UserError:
+    return UserError(
+        f"model: no second derivative of {_culprit(objective)} ({reason}); write it with operations that torch "
+        "differentiates twice, or choose only weights behind it with parameters="
+    )
+
+
+def _once_differentiable(tensors: Sequence[Tensor]) -> str | None:
+    """Find a function marked once-differentiable in the graph behind some tensors."""
+    nodes = [tensor.grad_fn for tensor in tensors]
+    seen = set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        function: Any = getattr(node, "_forward_cls", None)
+        code = getattr(getattr(function, "backward", None), "__code__", None)
+        if code and code in once_differentiable.__code__.co_consts:  # the wrapper that the decorator returns
+            return str(function.__name__)
+        nodes += [parent for parent, _ in node.next_functions]
+    return None
+
+
+def _culprit(objective: Objective) -> str:
+    """Pass one batch and differentiate every module by itself, the innermost first."""
+    found: list[nn.Module] = []
+    inside = False
+
+    def probe(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
+        nonlocal inside
+        if found or inside:
+            return
+        inside = True
+        if not _twice_differentiable(module, arguments, keywords):
+            found.append(module)
+        inside = False
+
+    modules = {module: name for name, module in objective.model.named_modules()}
+    handles = [module.register_forward_hook(probe, with_kwargs=True) for module in modules]
+    try:
+        batch, _ = next(objective.batches())
+        objective.losses({name: w.clone().requires_grad_() for name, w in objective.chosen.items()}, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not found:
+        return "the loss function"
+    kind, name = type(found[0]).__name__, modules[found[0]]
+    return f"layer '{name}' ({kind})" if name else f"what the forward of {kind} does outside of its layers"
+
+
+def _twice_differentiable(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> bool:
+    with torch.enable_grad():
+        positional, named = [_leaf(one) for one in arguments], {key: _leaf(one) for key, one in keywords.items()}
+        try:
+            outputs = module.forward(*map(_copy, positional), **{key: _copy(one) for key, one in named.items()})
+            sources = [one for one in (*positional, *named.values(), *module.parameters()) if _differentiable(one)]
+            targets = [one for one in _tensors(outputs) if _differentiable(one)]
+            if _once_differentiable(targets):
+                return False
+            duals = [torch.ones_like(one, requires_grad=True) for one in targets]
+            slopes = torch.autograd.grad(targets, sources, duals, create_graph=True, allow_unused=True)
+            slopes = tuple(one for one in slopes if _differentiable(one))
+            torch.autograd.grad(slopes, [*duals, *sources], [one.detach() for one in slopes], allow_unused=True)
+        except RuntimeError as error:
+            return not MISSING.search(str(error))
+    return True
+
+
+def _differentiable(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.requires_grad
+
+
+def _leaf(value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    return value.detach().clone().requires_grad_(value.is_floating_point())
+
+
+def _copy(value: Any) -> Any:
+    """Copy a tensor inside the graph, so that a layer may write to its input."""
+    return value.clone() if isinstance(value, Tensor) else value
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _tensors(list(value.values()))
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _tensors(one)
