@@ -106,6 +106,27 @@ class SpectralMeasure:
         r"""Estimate :math:`\frac1D \operatorname{tr} A^k` and its standard error."""
         return self.integrate(lambda x: x**order)
 
+    def cumulative(self, grid: ArrayLike) -> tuple[Floats, Floats]:
+        r"""Estimate the cumulative spectrum :math:`F(x) = \frac1D \#\{i : \lambda_i \le x\}`.
+
+        The estimate jumps by a node's weight at the node. Like ``integrate``, the standard error holds the choice of
+        probes and not the resolution of the quadrature, which the size of the jumps near x tells.
+
+        Args:
+            grid: Points x ``[g]``.
+
+        Returns:
+            Fractions ``[g]`` in [0, 1] and their standard errors ``[g]``.
+
+        Example:
+            >>> SpectralMeasure.from_eigenvalues([1.0, 2.0, 2.0, 5.0]).cumulative([0.0, 2.0, 9.0])[0].tolist()
+            [0.0, 0.75, 1.0]
+        """
+        points = np.asarray(grid, dtype=np.float64).reshape(-1)
+        pairs = [self.integrate(lambda nodes, x=x: (nodes <= x).astype(np.float64)) for x in points]  # type: ignore[misc]
+        fractions, errors = np.array(pairs, dtype=np.float64).reshape(-1, 2).T
+        return fractions, errors
+
     def density(self, grid: ArrayLike, width: float) -> Floats:
         """Evaluate the measure smoothed by a Gaussian, for plots.
 

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from numpy.typing import NDArray
 
 from estimators import SpectralMeasure, UserError
 from pruning_limits.bounds import Negative, removable_fraction
@@ -121,28 +122,93 @@ def _lines(axes: Any, limit: PruningLimit) -> None:
 
 
 def spectrum_figure(measure: SpectralMeasure, title: str) -> Figure:
-    """Draw the spectral density on a linear axis and the cumulative weight over the absolute value beneath.
+    """Draw the density on a linear and on a logarithmic axis, the cumulative spectrum, and the tails.
+
+    The logarithmic axis is linear within the median absolute eigenvalue around zero and shows both signs.
 
     Args:
         measure: Spectral measure of a curvature matrix.
         title: Title of the figure.
+
+    Returns:
+        A Matplotlib figure of four panels.
     """
-    figure, (top, bottom) = new_figure(2, size=(7.0, 6.5))
-    nodes, weights = measure.nodes, measure.weights
+    figure, axes = new_figure(2, 2, size=(12.0, 8.0))
+    figure.suptitle(title)
+    nodes = measure.nodes
     spread = float(nodes.max() - nodes.min()) or 1.0
-    grid = np.linspace(nodes.min() - 0.05 * spread, nodes.max() + 0.05 * spread, 1200)
-    top.semilogy(grid, np.maximum(measure.density(grid, 0.01 * spread), 1e-12), color=BLUE)
-    top.set(xlabel="eigenvalue", ylabel="density (Gaussian, 1 % of the range)", title=title)
-    top.set_ylim(bottom=0.1 / measure.dimension / spread)
+    _linear_density(axes[0, 0], measure, spread)
+    largest = float(np.abs(nodes).max()) or 1.0
+    unit = float(np.clip(_median_size(measure), 1e-6 * largest, 1e-1 * largest))
+    ends = [np.arcsinh(float(end) / unit) for end in (nodes.min(), nodes.max())]
+    grid = np.linspace(ends[0] - 1, ends[1] + 1, 800)
+    _logarithmic_density(axes[0, 1], measure, unit, grid)
+    _cumulative(axes[1, 1], measure, unit, grid)
+    _tails(axes[1, 0], measure)
+    for one in axes.flat:
+        one.grid(alpha=0.25)
+    return figure
+
+
+def _median_size(measure: SpectralMeasure) -> float:
+    order = np.argsort(np.abs(measure.nodes))
+    middle = int(np.searchsorted(np.cumsum(measure.weights[order]), 0.5))
+    return float(np.abs(measure.nodes[order[min(middle, len(order) - 1)]]))
+
+
+def _linear_density(axes: Any, measure: SpectralMeasure, spread: float) -> None:
+    low, high = float(measure.nodes.min()), float(measure.nodes.max())
+    grid = np.linspace(low - 0.05 * spread, high + 0.05 * spread, 1200)
+    axes.semilogy(grid, np.maximum(measure.density(grid, 0.01 * spread), 1e-12), color=BLUE)
+    axes.set(xlabel="eigenvalue", ylabel="density per unit", title="Density, linear axis (smoothed by 1 %)")
+    axes.set_ylim(bottom=0.1 / measure.dimension / spread)
+
+
+def _logarithmic_density(axes: Any, measure: SpectralMeasure, unit: float, grid: NDArray[np.float64]) -> None:
+    bent = SpectralMeasure(tuple((np.arcsinh(n / unit), w) for n, w in measure.rules), measure.dimension)
+    density = np.log(10) * bent.density(grid, 0.15)
+    axes.semilogy(unit * np.sinh(grid), np.maximum(density, 1e-12), color=BLUE)
+    axes.set_ylim(bottom=0.1 / measure.dimension, top=3 * density.max())
+    axes.set(
+        ylabel="share of eigenvalues per decade", title="Density, logarithmic axis (a hump may be one quadrature node)"
+    )
+    _bent_axis(axes, unit, grid)
+
+
+def _cumulative(axes: Any, measure: SpectralMeasure, unit: float, grid: NDArray[np.float64]) -> None:
+    points = unit * np.sinh(grid)
+    fractions, errors = measure.cumulative(points)
+    axes.step(points, fractions, where="post", color=BLUE)
+    low, high = (np.clip(fractions + sign * 2 * errors, 0, 1) for sign in (-1, 1))
+    axes.fill_between(points, low, high, step="post", color=BLUE, alpha=0.2, label="2 standard errors (probes)")
+    axes.set(ylabel="share of eigenvalues up to x", title="Cumulative spectrum", ylim=(-0.02, 1.02))
+    axes.legend(loc="lower right", fontsize=8)
+    _bent_axis(axes, unit, grid)
+
+
+def _bent_axis(axes: Any, unit: float, grid: NDArray[np.float64]) -> None:
+    """Make the x axis linear within ``unit`` of zero and logarithmic beyond."""
+    axes.set_xscale("asinh", linear_width=unit)
+    low, high = unit * np.sinh(grid[[0, -1]])
+    axes.set_xlim(low, high)
+    powers = range(int(np.ceil(np.log10(unit))), int(np.floor(np.log10(max(-low, high)))) + 1)
+    ticks = [sign * 10.0**power for power in powers[:: 1 + len(powers) // 8] for sign in (-1, 1)]
+    axes.xaxis.set_major_locator(FixedLocator([0.0, *(tick for tick in ticks if low <= tick <= high)]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.axvline(0, color=GREY, linewidth=0.8)
+    axes.set_xlabel(f"eigenvalue x (linear within {unit:.1g} of zero, logarithmic beyond)")
+
+
+def _tails(axes: Any, measure: SpectralMeasure) -> None:
+    nodes, weights = measure.nodes, measure.weights
     for sign, colour, label in ((1, BLUE, "positive"), (-1, ORANGE, "negative")):
         side = np.flatnonzero(sign * nodes > 0)
         if len(side):
             order = side[np.argsort(np.abs(nodes[side]))[::-1]]
             count = measure.dimension * np.cumsum(weights[order])
-            bottom.step(np.abs(nodes[order]), count, where="post", color=colour, label=label)
-    bottom.set(xscale="log", yscale="log", xlabel="absolute value", ylabel="eigenvalues at least as large")
-    bottom.set_ylim(bottom=0.1)
-    bottom.legend()
-    for axes in (top, bottom):
-        axes.grid(alpha=0.25)
-    return figure
+            axes.step(np.abs(nodes[order]), count, where="post", color=colour, label=label)
+    axes.set(xscale="log", yscale="log", xlabel="absolute value", ylabel="eigenvalues at least as large", title="Tails")
+    axes.set_ylim(bottom=0.1)
+    if axes.get_lines():
+        axes.legend(fontsize=8)

@@ -21,6 +21,7 @@ from estimators import (
     spectral_measure,
     sphere_probes,
 )
+from pruning_limits.plotting import save, spectrum_figure
 
 RAMP = torch.linspace(-1, 2, 30, dtype=torch.float64)
 FUNCTIONS = {
@@ -199,6 +200,58 @@ def test_density_of_one_eigenvalue_is_the_gaussian():
 def test_density_needs_a_width(width):
     with pytest.raises(UserError, match="width: expected a positive number"):
         SpectralMeasure.from_eigenvalues([1.0]).density([0.0], width)
+
+
+# ---------------------------------------------------------------------------------------------- cumulative
+
+
+def test_cumulative_of_known_eigenvalues_counts_them():
+    grid = [-2.0, -1.0, -0.5, 0.0, 1.0, 2.0, 3.0]
+    fractions, errors = SpectralMeasure.from_eigenvalues(RAMP).cumulative(grid)
+    assert_close(fractions, [float((x >= RAMP).double().mean()) for x in grid])
+    assert not errors.any()
+
+
+def test_cumulative_against_dense():
+    eigenvalues = torch.cat([torch.linspace(-1, 2, 60), torch.zeros(40)]).double()
+    grid = np.array([-1.5, -0.8, -0.3, -0.02, 0.02, 0.4, 1.0, 1.7, 2.5])
+    truth = np.array([float((eigenvalues <= x).double().mean()) for x in grid])
+    scores = []
+    for seed in range(12):
+        fractions, errors = spectral_measure(Dense(with_spectrum(eigenvalues)), 4, 100, seed).cumulative(grid)
+        assert (np.diff(fractions) >= -1e-12).all()
+        scores.append((fractions - truth) / np.maximum(errors, 1e-6))
+    assert np.abs(scores).max() < 5
+    inner = np.array(scores)[:, 1:-1]
+    assert 0.6 < np.sqrt((inner**2).mean()) < 1.2
+    assert np.abs(np.array(scores)[:, [0, -1]]).max() < 1e-3
+
+
+def test_cumulative_takes_any_grid():
+    measure = spectral_measure(Dense(RAMP), 2, 5)
+    for grid, size in (([], 0), (0.5, 1), ([3.0], 1), (RAMP, 30)):
+        fractions, errors = measure.cumulative(grid)
+        assert fractions.shape == errors.shape == (size,)
+        assert ((fractions >= 0) & (fractions <= 1 + 1e-12)).all()
+
+
+# -------------------------------------------------------------------------------------------------- figure
+
+
+@pytest.mark.parametrize(
+    "eigenvalues",
+    [[0.0], [0.0, 0.0], [3.0], [-2.0, -1.0], [1e-30, 2e-30], [1e20, -1.0], [0.0, 1e-8, 5.0], RAMP.tolist()],
+    ids=str,
+)
+def test_figure_of_any_spectrum(eigenvalues, tmp_path):
+    figure = spectrum_figure(SpectralMeasure.from_eigenvalues(eigenvalues), "title")
+    save(figure, tmp_path / "spectrum.png")
+    titles = [axes.get_title() for axes in figure.axes]
+    assert [title.split(",")[0] for title in titles] == ["Density", "Density", "Tails", "Cumulative spectrum"]
+    assert [axes.get_xscale() for axes in figure.axes] == ["linear", "asinh", "log", "asinh"]
+    cumulative = figure.axes[3].get_lines()[0].get_ydata()
+    assert cumulative[-1] == pytest.approx(1.0)
+    assert (np.diff(cumulative) >= 0).all()
 
 
 # ------------------------------------------------------------------------------------------------- scaled
