@@ -1,0 +1,104 @@
+"""Time of one Hessian-vector product against PyHessian and curvlinops, all in one run.
+
+Run by hand: ``python benchmarks/products.py --out docs/results/benchmarks``. Takes a few minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from curvlinops import HessianLinearOperator
+from pyhessian import hessian as PyHessian
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from estimators import Hessian, Objective
+from validation.models import build_model
+from validation.tables import Column, Row, write_table
+
+WORK = {
+    "fc5": ((3, 32, 32), 2000, 1000),
+    "mnistnet": ((1, 28, 28), 1000, 500),
+    "resnet20": ((3, 32, 32), 256, 128),
+    "resnet18": ((3, 32, 32), 64, 32),
+}
+REPEATS = 5
+
+
+def median_seconds(call: Callable[[], object]) -> float:
+    """Time a call a few times after one run that does not count."""
+    call()
+    spent = []
+    for _ in range(REPEATS):
+        started = time.perf_counter()
+        call()
+        spent.append(time.perf_counter() - started)
+    return sorted(spent)[REPEATS // 2]
+
+
+def batches(shape: tuple[int, int, int], samples: int, size: int) -> list[tuple[Tensor, Tensor]]:
+    """Draw random images with random labels."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(samples, *shape, generator=generator), torch.arange(samples) % 10
+    return [(x[start : start + size], y[start : start + size]) for start in range(0, samples, size)]
+
+
+def row(name: str) -> Row:
+    """Time one product of every library on the same weights and samples."""
+    shape, samples, size = WORK[name]
+    model, data = build_model(name, shape, 10).eval(), batches(*WORK[name])
+    objective = Objective(model, data)
+    chosen = [model.get_parameter(one) for one in objective.names]
+    for parameter in model.parameters():
+        parameter.requires_grad_(any(parameter is one for one in chosen))
+    vector = torch.randn(objective.dimension, generator=torch.Generator().manual_seed(1))
+    parts = [part.view_as(one) for part, one in zip(vector.split([p.numel() for p in chosen]), chosen, strict=True)]
+    loss = nn.CrossEntropyLoss()
+    kept = Hessian(objective, memory=8 << 30)
+    with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH):
+        warnings.simplefilter("ignore")
+        theirs = PyHessian(model, loss, dataloader=data, cuda=False)
+        linear = HessianLinearOperator(model, loss, chosen, data, check_deterministic=False)
+        seconds = {
+            "rebuilt": median_seconds(lambda: Hessian(objective, memory=0) @ vector),
+            "kept": median_seconds(lambda: kept @ vector),
+            "pyhessian": median_seconds(lambda: theirs.dataloader_hv_product(parts)),
+            "curvlinops": median_seconds(lambda: linear @ parts),
+        }
+    found: Row = {"model": name, "dimension": objective.dimension, "samples": samples, "batch": size} | seconds
+    best = min(seconds["pyhessian"], seconds["curvlinops"])
+    return found | {"ratio_rebuilt": best / seconds["rebuilt"], "ratio_kept": best / seconds["kept"]}
+
+
+def main() -> None:
+    """Write the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks"))
+    arguments = parser.parse_args()
+    columns = [
+        Column("model", "model"),
+        Column("dimension", "D", ",d"),
+        Column("samples", "samples", ",d"),
+        Column("batch", "batch", "d"),
+        Column("rebuilt", "graphs rebuilt, s", ".3f"),
+        Column("kept", "graphs kept, s", ".3f"),
+        Column("pyhessian", "PyHessian, s", ".3f"),
+        Column("curvlinops", "curvlinops, s", ".3f"),
+        Column("ratio_rebuilt", "faster than the better one, rebuilt", ".2f"),
+        Column("ratio_kept", "faster than the better one, kept", ".2f"),
+    ]
+    notes = [
+        f"Made by `python benchmarks/products.py --out {arguments.out}`.",
+        f"Median wall time of one Hessian-vector product over {REPEATS} calls after one that does not count, in one "
+        f"process with {torch.get_num_threads()} thread(s). Random images; all get the same batches and weights.",
+    ]
+    write_table(arguments.out, "products", "Time of one Hessian product", notes, columns, [row(name) for name in WORK])
+
+
+if __name__ == "__main__":
+    main()
