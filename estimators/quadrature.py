@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy.linalg import eigh_tridiagonal, solve_banded
-from torch import Tensor
 
-from estimators.errors import UserError
-from estimators.lanczos import Tridiagonal, lanczos
+from estimators.lanczos import Tridiagonal
 
 Rule = tuple[NDArray[np.float64], NDArray[np.float64]]
 
@@ -42,10 +39,8 @@ def gauss_radau(tridiagonal: Tridiagonal, node: float) -> Rule:
         node: The prescribed node, outside the interior of the spectrum.
 
     Returns:
-        Nodes ascending ``[m + 1]`` and weights ``[m + 1]``; the Gauss rule when the Krylov space was exhausted.
-
-    Raises:
-        UserError: The node is an eigenvalue of T.
+        Nodes ascending ``[m + 1]`` and weights ``[m + 1]``; the Gauss rule when the Krylov space was exhausted or when
+        it has the node already.
 
     Source: Golub 1973; Golub and Meurant 2010, section 6.2.
     """
@@ -64,7 +59,7 @@ def gauss_radau(tridiagonal: Tridiagonal, node: float) -> Rule:
     except np.linalg.LinAlgError:
         last = np.inf
     if not np.isfinite(last):
-        raise UserError(f"node: {node} is an eigenvalue of the Lanczos matrix; prescribe another node")
+        return gauss(tridiagonal)
     return _rule(np.append(alpha, last), np.append(beta, tridiagonal.residual))
 
 
@@ -95,7 +90,8 @@ def even_bracket(tridiagonal: Tridiagonal) -> tuple[Rule, Rule]:
     Of a function :math:`g(x^2)` only the even moments matter. They are those of the squared matrix, which is positive
     semidefinite, and the first m of them follow from m Lanczos steps with the matrix itself. Where g is completely
     monotone, as :math:`c/(c+\sqrt y)` is (the square root is a Bernstein function), the Gauss rule of the squared
-    matrix is a lower bound and its Gauss-Radau rule with a node at 0 an upper bound.
+    matrix is a lower bound and its Gauss-Radau rule with a node at 0 an upper bound. Both are read off the bidiagonal
+    matrices of Golub and Kahan, so that small nodes keep their digits.
 
     Args:
         tridiagonal: Lanczos matrix of m steps.
@@ -104,7 +100,8 @@ def even_bracket(tridiagonal: Tridiagonal) -> tuple[Rule, Rule]:
         The rule below and the rule above, in terms of :math:`|x|`: nodes ascending ``[m // 2]`` and ``[m // 2 + 1]``
         and their weights.
 
-    Source: Golub and Meurant 2010, chapter 6; Schilling, Song and Vondracek, Bernstein functions, 2012, theorem 3.7.
+    Source: Golub and Kahan 1965; Golub and Meurant 2010, chapter 6; Schilling, Song and Vondracek, Bernstein functions,
+    2012, theorem 3.7.
 
     Example:
         >>> matrix = Tridiagonal(np.array([0.0, 0.0]), np.array([1.0]), 1.0, exhausted=False)
@@ -116,25 +113,37 @@ def even_bracket(tridiagonal: Tridiagonal) -> tuple[Rule, Rule]:
         nodes, weights = gauss(tridiagonal)
         order = np.argsort(np.abs(nodes))
         return ((np.abs(nodes)[order], weights[order]),) * 2
-    longer = np.append(tridiagonal.alpha, 0.0), np.append(tridiagonal.beta, tridiagonal.residual)
-    nodes, weights = _rule(*longer)  # the last diagonal entry enters no moment up to 2m
-    squares, start = torch.from_numpy(nodes**2), torch.from_numpy(np.sqrt(weights))
-    squared = lanczos(_Diagonal(squares), start, max(1, tridiagonal.steps // 2))
-    below = gauss(squared)
-    above = gauss_radau(squared, 0.0) if tridiagonal.steps > 1 else (np.zeros(1), np.ones(1))
-    lower, upper = ((np.sqrt(np.maximum(nodes, 0.0)), weights) for nodes, weights in (below, above))
-    return lower, upper
+    wide = _bidiagonal(tridiagonal, max(1, tridiagonal.steps // 2))
+    above = wide if tridiagonal.steps > 1 else wide[:1, :0]
+    return _singular_rule(wide[:-1]), _singular_rule(above)
 
 
-class _Diagonal:
-    """A diagonal matrix as an operator."""
+def _bidiagonal(tridiagonal: Tridiagonal, steps: int) -> NDArray[np.float64]:
+    """Return the bidiagonal B ``[k + 1, k]`` of Golub and Kahan for T and its first unit vector.
 
-    def __init__(self, values: Tensor) -> None:
-        self.values = values
-        self.shape, self.dtype, self.device = (len(values), len(values)), values.dtype, values.device
+    T is continued by the residual and a zero, which enters no moment up to 2m.
+    """
+    off = np.append(tridiagonal.beta, tridiagonal.residual)
+    matrix = np.diag(np.append(tridiagonal.alpha, 0.0)) + np.diag(off, 1) + np.diag(off, -1)
+    left, right = np.zeros((2, len(matrix), steps + 1))
+    result = np.zeros((steps + 1, steps))
+    left[0, 0] = 1.0
+    for k in range(steps):
+        for basis, source, place in ((right, left[:, k], (k, k)), (left, right[:, k], (k + 1, k))):
+            vector = matrix @ source
+            for _ in range(2):
+                vector -= basis @ (basis.T @ vector)
+            result[place] = np.linalg.norm(vector)
+            if result[place] > np.finfo(float).eps * np.abs(off).max():
+                basis[:, place[0]] = vector / result[place]
+    return result
 
-    def matmat(self, vectors: Tensor) -> Tensor:
-        return self.values[:, None] * vectors
+
+def _singular_rule(bidiagonal: NDArray[np.float64]) -> Rule:
+    r"""Nodes and weights of the Gauss rule of :math:`B B^\top`, its nodes as square roots."""
+    vectors, values, _ = np.linalg.svd(bidiagonal)
+    nodes = np.concatenate([values, np.zeros(len(vectors) - len(values))])
+    return nodes[::-1], vectors[0, ::-1] ** 2
 
 
 def _rule(diagonal: NDArray[np.float64], off_diagonal: NDArray[np.float64]) -> Rule:

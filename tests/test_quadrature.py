@@ -1,5 +1,7 @@
 """Gauss and Gauss-Radau rules: exactness, the prescribed node and two-sided bounds."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from helpers import Dense, assert_close, random, tolerance
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from estimators import Tridiagonal, UserError, averaged_gauss, gauss, gauss_radau, lanczos
+from estimators import Tridiagonal, averaged_gauss, even_bracket, gauss, gauss_radau, lanczos
 
 SPECTRA = {
     "signed": torch.linspace(-1, 1, 40, dtype=torch.float64),
@@ -148,9 +150,11 @@ def test_exhausted_runs_need_no_prescribed_node():
     ("alpha", "beta", "node"),
     [([0.5], [], 0.5), ([1.0, 1.0], [1.0], 0.0), ([1.0, 1.0], [1.0], 2.0), ([0.0, 0.0, 0.0], [1.0, 1.0], 0.0)],
 )
-def test_node_is_an_eigenvalue(alpha, beta, node):
-    with pytest.raises(UserError, match=f"node: {node} is an eigenvalue of the Lanczos matrix"):
-        gauss_radau(Tridiagonal(np.array(alpha), np.array(beta), 0.7, False), node)
+def test_the_gauss_rule_that_has_the_node_already_is_the_radau_rule(alpha, beta, node):
+    matrix = Tridiagonal(np.array(alpha), np.array(beta), 1.0, False)
+    nodes, weights = gauss_radau(matrix, node)
+    assert abs(nodes - node).min() <= 1e-15
+    assert np.array_equal(weights, gauss(matrix)[1])
 
 
 @pytest.mark.parametrize("steps", [10, 40])
@@ -198,14 +202,8 @@ def test_gauss_and_radau_enclose_the_truth_and_close_in(values, exponent, seed, 
     for steps in range(1, whole.steps + 1):
         matrix = whole.head(steps)
         bounds = []
-        for rule in (lambda one: gauss(one), lambda one: gauss_radau(one, 0.0)):
-            try:
-                nodes, weights = rule(matrix)
-            except UserError:
-                nodes, weights = gauss(matrix)
-                assert abs(nodes).min() <= slack
-                bounds.append(above)
-                continue
+        for rule in (gauss, partial(gauss_radau, node=0.0)):
+            nodes, weights = rule(matrix)
             assert_close(weights.sum(), 1.0)
             bounds.append(float(weights @ (c / (c + nodes))))
         lower, upper = bounds
@@ -215,6 +213,31 @@ def test_gauss_and_radau_enclose_the_truth_and_close_in(values, exponent, seed, 
     if whole.exhausted:
         assert_close(below, truth)
         assert_close(above, truth)
+
+
+@settings(max_examples=120, deadline=None, derandomize=True, database=None)
+@given(psd_spectra(), st.integers(0, 40), st.floats(-4, 1), st.integers(0, 1000))
+def test_even_moments_enclose_even_functions_of_indefinite_spectra(values, negative, exponent, seed):
+    values = np.where(np.arange(len(values)) % 3 < negative % 3, -values, values)
+    c = 10.0**exponent
+    start = random(len(values), seed=seed)
+    weight = ((start / start.norm()) ** 2).numpy()
+    truth, slack = float(weight @ (c / (c + np.abs(values)))), tolerance(torch.float64)
+    whole = lanczos(Dense(torch.from_numpy(values)), start, len(values))
+    for steps in range(1, whole.steps + 1):
+        below, above = even_bracket(whole.head(steps))
+        for _, weights in (below, above):
+            assert_close(weights.sum(), 1.0)
+        low, high = (float(weights @ (c / (c + nodes))) for nodes, weights in (below, above))
+        assert low - slack <= truth <= high + slack
+    if whole.exhausted:
+        assert_close((low, high), (truth, truth))
+
+
+def test_even_moments_by_hand():
+    (nodes, weights), (wider, shares) = even_bracket(Tridiagonal(np.array([3.0]), np.array([]), 4.0, False))
+    assert (nodes.tolist(), weights.tolist()) == ([5.0], [1.0])
+    assert (wider.tolist(), shares.tolist()) == ([0.0], [1.0])
 
 
 def test_bounds_close_at_the_known_rate():
