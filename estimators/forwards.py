@@ -29,7 +29,7 @@ class SavedBytes:
         if storage.data_ptr() not in self.seen:
             self.seen.add(storage.data_ptr())
             self.bytes += storage.nbytes()
-        return tensor
+        return tensor.detach()  # the tensor itself would keep its graph, and the graph it, alive for ever
 
     @staticmethod
     def _unpack(tensor: Tensor) -> Tensor:
