@@ -12,9 +12,10 @@ from torch import Tensor
 from estimators import distributed
 from estimators.double_backward import check_twice_differentiable, second_derivatives
 from estimators.errors import UserError
-from estimators.forwards import Forward, Forwards, SavedBytes
+from estimators.forwards import Forward, Forwards, Precision, SavedBytes
+from estimators.memory import retried
 from estimators.objective import Objective
-from estimators.parameters import flatten, unflatten
+from estimators.parameters import aligned_rows, columns, flatten, unflatten
 
 Product = Callable[[Tensor], Tensor]
 
@@ -45,12 +46,19 @@ class _Curvature(ABC):
         objective: The objective; its penalty's curvature is included.
         memory: Bytes that kept graphs may take; 0 rebuilds every graph in every product.
         forwards: Forward passes to share with other curvatures of the same objective; None makes its own.
+        precision: See ``Hessian``.
     """
 
-    def __init__(self, objective: Objective, memory: int = 2 << 30, forwards: Forwards | None = None) -> None:
+    def __init__(
+        self,
+        objective: Objective,
+        memory: int = 2 << 30,
+        forwards: Forwards | None = None,
+        precision: Precision = "full",
+    ) -> None:
         self.objective = objective
         self.memory = memory
-        self.forwards = Forwards(objective, memory) if forwards is None else forwards
+        self.forwards = Forwards(objective, memory, precision) if forwards is None else forwards
         self.products = 0
         self.passes = 0
         self._kept: list[Product] | None = None
@@ -63,8 +71,8 @@ class _Curvature(ABC):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the chosen weights."""
-        return self.objective.dtype
+        """Type of vectors and products: that of the chosen weights, at least float32."""
+        return torch.promote_types(self.objective.dtype, torch.float32)
 
     @property
     def device(self) -> torch.device:
@@ -84,23 +92,22 @@ class _Curvature(ABC):
         """
         if vectors.dim() != 2 or vectors.shape[0] != self.shape[1]:
             raise UserError(f"vectors: expected shape ({self.shape[1]}, K), got {tuple(vectors.shape)}")
-        columns = [column.contiguous() for column in vectors.detach().to(self.device, self.dtype).unbind(1)]
-        results = [torch.zeros_like(column) for column in columns]
-        with self.objective.one_pass(*columns), second_derivatives(self.objective):
-            for product in self._batch_products():
-                for column, result in zip(columns, results, strict=True):
-                    result += product(column)
-        self.products += len(columns)
+        rows = columns(vectors.detach().to(self.device, self.dtype))
+        with self.objective.one_pass(*rows), second_derivatives(self.objective):
+            found = retried(lambda: self._summed(rows), self._make_room)
+        total = distributed.total(found)
+        self.products += len(rows)
         self.passes += 1
-        shift = self.objective.penalty.curvature if self.objective.penalty else 0.0
-        total = distributed.total(torch.stack(results, dim=1)) / self.objective.samples
-        total += shift * torch.stack(columns, dim=1)
+        total /= self.objective.samples
+        if self.objective.penalty:
+            for row, result in zip(rows, total, strict=True):
+                result += self.objective.penalty.curvature * row
         if not total.isfinite().all():
             raise UserError(
                 f"{type(self).__name__}: a product is NaN or infinite; look for infinite losses or layers whose second "
                 "derivative is undefined, or use a float64 model"
             )
-        return total
+        return total.T
 
     def forget(self) -> None:
         """Drop the kept graphs; the next product builds them again."""
@@ -113,6 +120,24 @@ class _Curvature(ABC):
     @abstractmethod
     def _differentiate(self, forward: Forward) -> Product:
         """Differentiate the summed losses of one batch and return the product with a vector ``[D]``."""
+
+    def _summed(self, rows: list[Tensor]) -> Tensor:
+        """Sum the products of all batches with K vectors; returns ``[K, D]``."""
+        total = aligned_rows(len(rows), self.shape[0], self.dtype, self.device).zero_()
+        with self.objective.held():
+            for product in self._batch_products():
+                for row, result in zip(rows, total, strict=True):
+                    result += product(row.to(self.objective.dtype))
+        return total
+
+    def _make_room(self) -> None:
+        """Stop keeping graphs; where none were kept, pass smaller batches, whose graphs together are no smaller."""
+        kept = self.memory or self.forwards.memory
+        self.memory = self.forwards.memory = 0
+        self.forget()
+        self.forwards.forget()
+        if not kept:
+            self.objective.shrink()
 
     def _batch_products(self) -> Iterator[Product]:
         versions = self.objective.versions()
@@ -127,7 +152,7 @@ class _Curvature(ABC):
             counter = SavedBytes(forward.seen)
             with torch.enable_grad(), counter.counting():
                 product = self._differentiate(forward)
-            used += forward.bytes + counter.bytes
+            used += forward.bytes + counter.bytes + self.objective.dimension * self.objective.dtype.itemsize
             if used > self.memory:
                 keep = None
             if keep is not None:
@@ -143,6 +168,9 @@ class Hessian(_Curvature):
         objective: The objective; its penalty's curvature is included.
         memory: Bytes that kept gradient graphs may take; 0 rebuilds every graph in every product.
         forwards: Forward passes to share with a GGN of the same objective; None makes its own.
+        precision: ``"full"`` is that of the model; ``"bfloat16"`` takes products of a float32 model in bfloat16 where
+            ``torch.autocast`` holds it safe, and sums them in float32: an error of about a hundredth, which hides
+            eigenvalues that are far smaller than the largest. Shared forward passes bring their own.
 
     Source: Pearlmutter, Fast exact multiplication by the Hessian, Neural Computation 6, 1994.
 
@@ -158,6 +186,7 @@ class Hessian(_Curvature):
         inputs = forward.weights
         if not forward.loss.requires_grad:
             return torch.zeros_like
+        _refuse_weight_norm(forward.loss)
         gradient = flatten(torch.autograd.grad(forward.loss, inputs, create_graph=True, materialize_grads=True))
 
         def product(vector: Tensor) -> Tensor:
@@ -167,6 +196,22 @@ class Hessian(_Curvature):
             return flatten(rows)
 
         return product
+
+
+def _refuse_weight_norm(loss: Tensor) -> None:
+    """PyTorch takes the norm for a constant when it differentiates its fused weight normalisation twice."""
+    seen, waiting = set(), [loss.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node.name().startswith("WeightNormInterface"):
+            raise UserError(
+                "model: PyTorch computes wrong second derivatives of weight normalisation; use the GGN or fix the "
+                "weights with torch.nn.utils.parametrize.remove_parametrizations"
+            )
+        waiting += [before for before, _ in node.next_functions]
 
 
 class GGN(_Curvature):
@@ -180,6 +225,7 @@ class GGN(_Curvature):
             the model must return one tensor.
         memory: Bytes that kept graphs may take; 0 rebuilds every graph in every product.
         forwards: Forward passes to share with a Hessian of the same objective; None makes its own.
+        precision: ``"full"`` or ``"bfloat16"``, see ``Hessian``.
 
     Source: Schraudolph, Fast curvature matrix-vector products, Neural Computation 14, 2002.
 

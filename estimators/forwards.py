@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from estimators.errors import UserError
 from estimators.objective import Objective
+
+Precision = Literal["full", "bfloat16"]
 
 
 class SavedBytes:
-    """Count the memory that a graph keeps alive, each storage once."""
+    """Count the memory that a graph keeps alive, each storage once and those already seen not at all."""
 
     def __init__(self, seen: frozenset[int] = frozenset()) -> None:
         self.bytes = 0
@@ -61,6 +65,10 @@ class Forwards:
     Args:
         objective: The objective.
         memory: Bytes that kept graphs may take; 0 passes every batch anew in every iteration.
+        precision: ``"full"`` is that of the model; ``"bfloat16"`` passes a float32 model under ``torch.autocast``.
+
+    Raises:
+        UserError: The precision is unknown, or the model is not a float32 one.
 
     Example:
         >>> model = torch.nn.Linear(2, 2)
@@ -70,8 +78,12 @@ class Forwards:
         True
     """
 
-    def __init__(self, objective: Objective, memory: int = 2 << 30) -> None:
-        self.objective, self.memory = objective, memory
+    def __init__(self, objective: Objective, memory: int = 2 << 30, precision: Precision = "full") -> None:
+        if precision not in ("full", "bfloat16"):
+            raise UserError(f"precision: expected 'full' or 'bfloat16', got {precision!r}")
+        if precision == "bfloat16" and objective.dtype != torch.float32:
+            raise UserError(f"precision: 'bfloat16' needs a float32 model, got {objective.dtype}; call model.float()")
+        self.objective, self.memory, self.precision = objective, memory, precision
         self._kept: list[Forward] | None = None
         self._kept_at: list[int] = []
 
@@ -100,8 +112,18 @@ class Forwards:
 
     def _pass(self, batch: Any, size: int) -> Forward:
         weights = {name: tensor.detach().requires_grad_() for name, tensor in self.objective.chosen.items()}
-        counter = SavedBytes()
-        with torch.enable_grad(), counter.counting():
+        counter = SavedBytes(self._shared())
+        with torch.enable_grad(), counter.counting(), self._autocast():
             outputs, losses = self.objective.outputs_and_losses(weights, batch)
             loss = losses.sum() if losses.dim() else losses * size
         return Forward(list(weights.values()), outputs, loss, counter.bytes, frozenset(counter.seen))
+
+    def _shared(self) -> frozenset[int]:
+        """Addresses of the model's own storages, which no graph keeps alive."""
+        tensors = (*self.objective.chosen.values(), *self.objective.fixed.values())
+        return frozenset(tensor.untyped_storage().data_ptr() for tensor in tensors)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.precision == "full":
+            return nullcontext()
+        return torch.autocast(self.objective.device.type, torch.bfloat16)

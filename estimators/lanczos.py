@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Any, Literal
 
 import numpy as np
@@ -13,8 +15,11 @@ from torch import Tensor
 
 from estimators.curvature import Operator
 from estimators.errors import UserError
+from estimators.memory import refuse_beyond
+from estimators.parameters import aligned_rows, columns
 
 Reorthogonalise = Literal["full", "none"]
+PIECE = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,8 @@ class Lanczos:
         operator: Symmetric operator with ``matmat``.
         starts: Start vectors as columns ``[D, K]``, each non-zero.
         reorthogonalise: ``"full"`` keeps all basis vectors (D x steps memory) and orthogonalises against them twice;
-            ``"none"`` keeps three vectors: repeated eigenvalues appear in T, but integrals stay accurate.
+            ``"none"`` keeps three vectors: repeated eigenvalues appear in T, but integrals stay accurate. Both per
+            start vector.
 
     Source: Lanczos 1950; Paige 1980 for the recurrence without reorthogonalisation.
     """
@@ -82,40 +88,48 @@ class Lanczos:
             raise UserError(f"reorthogonalise: expected 'full' or 'none', got {reorthogonalise!r}")
         if starts.dim() != 2 or starts.shape[0] != operator.shape[0]:
             raise UserError(f"starts: expected shape ({operator.shape[0]}, K), got {tuple(starts.shape)}")
-        columns = [column.contiguous() for column in starts.unbind(1)]  # equal bits alone and in company
-        norms = [float(torch.linalg.vector_norm(column, dtype=torch.float64)) for column in columns]
+        vectors = columns(starts)
+        norms = [float(torch.linalg.vector_norm(vector, dtype=torch.float64)) for vector in vectors]
         if not all(0 < norm < float("inf") for norm in norms):
             raise UserError("starts: every start vector must be finite and non-zero")
         self.operator, self.reorthogonalise = operator, reorthogonalise
         self._current = [
-            (column.double() / norm).to(operator.device, operator.dtype)
-            for column, norm in zip(columns, norms, strict=True)
+            (vector.double() / norm).to(operator.device, operator.dtype)
+            for vector, norm in zip(vectors, norms, strict=True)
         ]
         self._previous = [torch.zeros_like(vector) for vector in self._current]
-        self._basis: list[list[Tensor]] = [[] for _ in norms]
+        self._blocks: list[list[Tensor]] = [[] for _ in norms]
         self._alpha: list[list[float]] = [[] for _ in norms]
         self._beta: list[list[float]] = [[] for _ in norms]
         self._exhausted = [False] * len(norms)
         self.steps = 0
 
     def advance(self, steps: int) -> None:
-        """Take so many more steps, or fewer when every Krylov space is exhausted."""
+        """Take so many more steps, or fewer when every Krylov space is exhausted.
+
+        Raises:
+            UserError: The basis of these steps would not fit into memory.
+        """
+        self._reserve(steps)
         for _ in range(steps):
-            alive = [k for k, done in enumerate(self._exhausted) if not done]
+            alive = self._alive()
             if not alive:
                 return
-            products = self.operator.matmat(torch.stack([self._current[k] for k in alive], dim=1))
-            for k, product in zip(alive, products.unbind(1), strict=True):
-                self._step(k, product.contiguous())
+            for k, product in zip(alive, columns(self.operator.matmat(self._together(alive))), strict=True):
+                self._step(k, product)
             self.steps += 1
 
-    def tridiagonals(self) -> list[Tridiagonal]:
-        """Return T for every start vector."""
+    def tridiagonals(self, vectors: bool = True) -> list[Tridiagonal]:
+        """Return T for every start vector.
+
+        Args:
+            vectors: Include the basis.
+        """
         result = []
-        for alpha, beta, done, basis in zip(self._alpha, self._beta, self._exhausted, self._basis, strict=True):
-            kept = torch.stack(basis) if basis else None
+        for alpha, beta, done, blocks in zip(self._alpha, self._beta, self._exhausted, self._blocks, strict=True):
+            basis = (blocks[0] if len(blocks) == 1 else torch.cat(blocks))[: len(alpha)] if blocks and vectors else None
             result.append(
-                Tridiagonal(np.array(alpha), np.array(beta[: len(alpha) - 1]), beta[-1] if beta else 0.0, done, kept)
+                Tridiagonal(np.array(alpha), np.array(beta[: len(alpha) - 1]), beta[-1] if beta else 0.0, done, basis)
             )
         return result
 
@@ -127,34 +141,66 @@ class Lanczos:
         """
         return {
             "steps": self.steps,
+            "reorthogonalise": self.reorthogonalise,
             "current": [vector.clone() for vector in self._current] if vectors else [],
             "previous": [vector.clone() for vector in self._previous] if vectors else [],
-            "basis": [list(one) if vectors else [] for one in self._basis],
+            "basis": [list(self._basis(k)) if vectors else [] for k in range(len(self._alpha))],
             "alpha": [list(one) for one in self._alpha],
             "beta": [list(one) for one in self._beta],
             "exhausted": list(self._exhausted),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Continue from what ``state`` returned."""
+        """Continue from what ``state`` returned, reorthogonalised as it was."""
         self.steps = state["steps"]
+        self.reorthogonalise = state.get("reorthogonalise", self.reorthogonalise)
         device = self.operator.device  # a state read from a file lies on the CPU
         self._current, self._previous = ([one.to(device) for one in state[key]] for key in ("current", "previous"))
-        self._basis = [[vector.to(device) for vector in one] for one in state["basis"]]
+        self._blocks = [[vector.to(device)[None] for vector in one] for one in state["basis"]]
         self._alpha = [list(one) for one in state["alpha"]]
         self._beta = [list(one) for one in state["beta"]]
         self._exhausted = list(state["exhausted"])
+
+    def _alive(self) -> list[int]:
+        return [k for k, done in enumerate(self._exhausted) if not done]
+
+    def _together(self, alive: list[int]) -> Tensor:
+        """Current vectors as columns; one alone is not copied."""
+        if len(alive) == 1:
+            return self._current[alive[0]][:, None]
+        rows = aligned_rows(len(alive), self.operator.shape[0], self.operator.dtype, self.operator.device)
+        return torch.stack([self._current[k] for k in alive], out=rows).T
+
+    def _basis(self, k: int) -> Iterator[Tensor]:
+        """Basis vectors so far; the last block may have room for more."""
+        return islice(chain.from_iterable(self._blocks[k]), len(self._alpha[k]))
+
+    def _reserve(self, steps: int) -> None:
+        if self.reorthogonalise == "none":
+            return
+        alive, dimension, type_ = self._alive(), self.operator.shape[0], self.operator.dtype
+        steps = min(steps, dimension - self.steps)
+        refuse_beyond(
+            len(alive) * steps * dimension * type_.itemsize,
+            self.operator.device,
+            f"reorthogonalise: 'full' over {steps} steps of {len(alive)} vectors of {dimension:,}",
+            "use reorthogonalise='none' or fewer steps",
+        )
+        for k in alive if steps else []:
+            self._blocks[k].append(aligned_rows(steps, dimension, type_, self.operator.device))
 
     def _step(self, k: int, product: Tensor) -> None:
         current, previous = self._current[k], self._previous[k]
         alpha = _dot(current, product)
         beta = self._beta[k][-1] if self._beta[k] else 0.0
-        vector = product - alpha * current - beta * previous
+        vector = product - alpha * current
+        vector -= beta * previous
         self._alpha[k].append(alpha)
         if self.reorthogonalise == "full":
-            self._basis[k].append(current)
+            *_, newest = self._basis(k)
+            newest.copy_(current)
             for _ in range(2):
-                for older in self._basis[k]:
+                for older in self._basis(k):
                     vector -= _dot(older, vector) * older
         length = _dot(vector, vector) ** 0.5
         scale = max(map(abs, [*self._alpha[k], *self._beta[k]]), default=0.0)
@@ -194,4 +240,6 @@ def lanczos(operator: Operator, start: Tensor, steps: int, reorthogonalise: Reor
 
 
 def _dot(a: Tensor, b: Tensor) -> float:
-    return float(torch.dot(a.double(), b.double()))
+    """Multiply in float64, piece by piece so that no copy of a large vector is made."""
+    pairs = zip(torch.split(a, PIECE), torch.split(b, PIECE), strict=True)
+    return sum(float(torch.dot(one.double(), other.double())) for one, other in pairs)

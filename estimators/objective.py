@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from itertools import zip_longest
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils import checkpoint
 
 from estimators import distributed
 from estimators.batches import batch_size, leaves, map_leaves, move, pick_rows, rebatched
 from estimators.distributed import Shard
 from estimators.errors import UserError
+from estimators.memory import GIB, available, retried
 from estimators.parameters import choose_parameters, flatten, named
 from estimators.penalty import Penalty
 
@@ -27,6 +30,8 @@ DIFFERENT_BATCHES = (
 )
 DIFFERENT_MODELS = "model: the ranks hold different weights or buffers; load the same checkpoint on every rank"
 DIFFERENT_VECTORS = "distributed: the ranks computed different vectors; give all the same arguments and like machines"
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def cross_entropy(model: nn.Module, batch: Any) -> Tensor:
@@ -43,11 +48,24 @@ def cross_entropy(model: nn.Module, batch: Any) -> Tensor:
     return loss.flatten(1).mean(1) if loss.dim() > 1 else loss
 
 
+def _shrinking(method: Callable[Concatenate[Objective, P], T]) -> Callable[Concatenate[Objective, P], T]:
+    """Repeat a pass over the data with smaller batches when memory runs out; several ranks stop together instead."""
+
+    @functools.wraps(method)
+    def repeated(objective: Objective, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        if distributed.world() > 1:
+            return method(objective, *args, **kwargs)
+        return retried(lambda: method(objective, *args, **kwargs), objective.shrink)
+
+    return repeated
+
+
 class Objective:
     r"""The function :math:`F(w) = \frac1n \sum_j \ell_j(w) + p(w)` of a model's chosen weights.
 
     The sum runs over the samples of the loader, whatever its batch sizes. The model is evaluated in evaluation mode
-    by substitution of weights: its parameters, buffers, gradients and mode flags are never written.
+    by substitution of weights: its parameters, buffers, gradients and mode flags are never written. When memory runs
+    out, batches are split, and stay so for later passes.
 
     Where ``torch.distributed`` is initialised, every rank evaluates its share of the batches; sums run over all ranks
     and have the same bits on each.
@@ -65,6 +83,7 @@ class Objective:
     Attributes:
         names: Names of the chosen parameters, in order.
         dimension: Number D of chosen weights.
+        most: Most samples that are passed at once; None passes batches as they come.
 
     Example:
         >>> model = nn.Linear(2, 2)
@@ -95,9 +114,11 @@ class Objective:
         first = next(iter(self.chosen.values()))
         self.device, self.dtype = first.device, first.dtype
         self._call = _Loss(model, self.loss_fn)
+        self.most: int | None = None
         self._samples: int | None = None
         self._own_samples: int | None = None
         self._batches_seen = ""
+        self._passing = 0
 
     def vector(self) -> Tensor:
         """Return a copy of the chosen weights as one vector ``[D]``."""
@@ -138,11 +159,13 @@ class Objective:
         )
 
     def batches(self) -> Iterator[tuple[Any, int]]:
-        """Yield every batch of this rank's share on the model's device together with its number of samples."""
+        """Yield every batch of this rank's share, or its parts, on the model's device together with its size."""
         every = 1 if isinstance(self.loader, Shard) else distributed.world()
         for number, batch, size in self._numbered():
             if number % every == distributed.rank() % every:
-                yield move(batch, self.device), size
+                for part, count in self._parts(batch, size):
+                    self._passing = count
+                    yield move(part, self.device), count
 
     def _numbered(self) -> Iterator[tuple[int, Any, int]]:
         """Yield every batch of the loader with its number and size, and check that passes and ranks see the same."""
@@ -171,6 +194,21 @@ class Objective:
             )
         self._batches_seen = digest.hexdigest()
 
+    def shrink(self) -> None:
+        """Pass at most half as many samples at once from now on as in the batch that was passed last.
+
+        Raises:
+            UserError: That batch was a single sample, or none was passed.
+        """
+        fewer = min(self._passing, self.most or self._passing) // 2
+        if fewer < 1:
+            free = available(self.device) / GIB
+            raise UserError(
+                f"memory: ran out with a single sample on {self.device}, {free:.3g} GiB free; "
+                "use a smaller model or smaller samples, or a machine with more memory"
+            )
+        self.most = fewer
+
     def losses(self, weights: Mapping[str, Tensor], batch: Any) -> Tensor:
         """Evaluate the loss function on one batch at substituted weights; differentiable in ``weights``."""
         return self._evaluate(self._call, weights, batch)
@@ -184,6 +222,7 @@ class Objective:
         finally:
             handle.remove()
 
+    @_shrinking
     @torch.no_grad()
     def value(self, weights: Tensor | None = None) -> float:
         """Return F at the model's weights or at the given ones, ``[D]``."""
@@ -194,6 +233,7 @@ class Objective:
                 total += _sum(self.losses(at, batch), size).cpu()
         return sum(distributed.gathered(float(total))) / self.samples + self.penalty_value(at)
 
+    @_shrinking
     @torch.no_grad()
     def sample_losses(self) -> tuple[Tensor, Tensor]:
         """Return the data losses at the model's weights, without penalty, in loader order; of all ranks together.
@@ -227,6 +267,7 @@ class Objective:
         """Return the gradient of F with respect to the chosen weights, ``[D]``."""
         return self.losses_and_gradient()[1]
 
+    @_shrinking
     @torch.enable_grad()
     def losses_and_gradient(self) -> tuple[Tensor, Tensor]:
         """Return the losses as ``sample_losses`` does, without their sizes, and the gradient of F, in one pass."""
@@ -239,7 +280,8 @@ class Objective:
                 found.append(losses.detach().double().cpu().reshape(-1))
                 loss = _sum(losses, size)
                 if loss.requires_grad:
-                    total += flatten(torch.autograd.grad(loss, list(weights.values()), materialize_grads=True))
+                    with self.held():
+                        total += flatten(torch.autograd.grad(loss, list(weights.values()), materialize_grads=True))
         total = distributed.total(total)
         total /= self.samples
         if self.penalty is not None:
@@ -274,7 +316,7 @@ class Objective:
         result = Objective(
             self.model, Shard(rebatched(picked, max(largest, 256))), self.loss_fn, self.penalty, self.patterns
         )
-        result._samples, result._own_samples = samples, int(wanted.sum())
+        result._samples, result._own_samples, result.most = samples, int(wanted.sum()), self.most
         return result
 
     def _own_part(self, chosen: Tensor) -> Tensor:
@@ -288,10 +330,31 @@ class Objective:
         wanted[chosen] = True
         return wanted[start : start + seen]
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the model as ``losses`` sees it while a graph is differentiated.
+
+        Activation checkpointing calls the model's layers again then; without this they would be called with the model's
+        own buffers, mode and ``requires_grad`` flags.
+        """
+        substitutes = {id(buffer): buffer.clone() for buffer in self.model.buffers()}
+        for name, parameter in self.model.named_parameters():
+            substitutes[id(parameter)] = parameter.detach().requires_grad_(name in self.chosen)
+        with evaluation_mode(self.model), _substituted(self.model, substitutes), sdpa_kernel(SDPBackend.MATH):
+            yield
+
+    def _parts(self, batch: Any, size: int) -> Iterator[tuple[Any, int]]:
+        """Split a batch into parts of at most ``most`` samples."""
+        if self.most is None or size <= self.most:
+            yield batch, size
+            return
+        for rows in torch.split(torch.arange(size), self.most):
+            yield map_leaves(lambda leaf, rows=rows: pick_rows(leaf, rows, size), batch), len(rows)
+
     def _evaluate(self, call: nn.Module, weights: Mapping[str, Tensor], batch: Any) -> Tensor:
         state = {f"model.{name}": tensor for name, tensor in (*self.fixed.items(), *weights.items())}
         state |= {f"model.{name}": buffer.clone() for name, buffer in self.buffers.items()}
-        with evaluation_mode(self.model), sdpa_kernel(SDPBackend.MATH):
+        with evaluation_mode(self.model), sdpa_kernel(SDPBackend.MATH), _no_reentrant_checkpoints():
             losses: Tensor = functional_call(call, state, (batch,))
         size = batch_size(batch)
         if losses.dim() and losses.shape != (size,):
@@ -312,8 +375,13 @@ class _Loss(nn.Module):
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put every module in evaluation mode and each one back into its own mode afterwards."""
+    """Put every module in evaluation mode and each one back into its own mode afterwards.
+
+    Tensors that are plain attributes are put back too: pruning and weight normalisation compute them in hooks.
+    """
     flags = [(module, module.training) for module in model.modules()]
+    attributes = [(vars(module), key, value) for module, _ in flags for key, value in vars(module).items()]
+    computed = [place for place in attributes if isinstance(place[2], Tensor)]
     try:
         for module, _ in flags:
             module.training = False
@@ -321,6 +389,43 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, flag in flags:
             module.training = flag
+        for store, key, value in computed:
+            store[key] = value
+
+
+@contextmanager
+def _substituted(model: nn.Module, tensors: Mapping[int, Tensor]) -> Iterator[None]:
+    """Put other tensors, by the identity of the old ones, in the place of parameters and buffers for a while."""
+    stores: list[dict[str, Any]] = [s for module in model.modules() for s in (module._parameters, module._buffers)]
+    places = [(store, key, value) for store in stores for key, value in store.items() if value is not None]
+    try:
+        for store, key, value in places:
+            store[key] = tensors[id(value)]
+        yield
+    finally:
+        for store, key, value in places:
+            store[key] = value
+
+
+@contextmanager
+def _no_reentrant_checkpoints() -> Iterator[None]:
+    """Refuse the kind of checkpointing through which ``torch.autograd.grad`` silently finds no gradient."""
+    before = checkpoint.CheckpointFunction
+    if torch.is_grad_enabled():
+        checkpoint.CheckpointFunction = _Refused  # type: ignore[misc, assignment]
+    try:
+        yield
+    finally:
+        checkpoint.CheckpointFunction = before  # type: ignore[misc]
+
+
+class _Refused:
+    @staticmethod
+    def apply(*arguments: Any) -> Any:
+        raise UserError(
+            "model: activation checkpointing with use_reentrant=True cannot be differentiated twice; "
+            "call torch.utils.checkpoint.checkpoint with use_reentrant=False"
+        )
 
 
 def _in_loader_order(parts: Sequence[Tensor]) -> Tensor:

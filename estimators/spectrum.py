@@ -13,6 +13,7 @@ from torch import Tensor
 from estimators.curvature import Operator
 from estimators.errors import UserError
 from estimators.lanczos import Lanczos, Reorthogonalise, Tridiagonal
+from estimators.parameters import aligned_rows
 from estimators.quadrature import Rule, gauss
 
 Floats = NDArray[np.float64]
@@ -192,8 +193,11 @@ def sphere_probes(operator: Operator, probes: int, seed: int = 0) -> Tensor:
     if probes < 1:
         raise UserError(f"probes: expected at least 1, got {probes}")
     generator = torch.Generator().manual_seed(seed)
-    columns = [torch.randn(operator.shape[0], generator=generator, dtype=torch.float64) for _ in range(probes)]
-    return torch.stack([column / column.norm() for column in columns], dim=1).to(operator.device, operator.dtype)
+    rows = aligned_rows(probes, operator.shape[0], operator.dtype, operator.device)
+    for row in rows:
+        vector = torch.randn(operator.shape[0], generator=generator, dtype=torch.float64)
+        row.copy_(vector.div_(vector.norm()))
+    return rows.T
 
 
 def spectral_measure(
@@ -210,7 +214,7 @@ def spectral_measure(
         probes: Number of random unit vectors.
         steps: Lanczos steps per probe; capped at D.
         seed: Seed of the probes.
-        reorthogonalise: ``"full"`` or ``"none"``.
+        reorthogonalise: ``"full"`` (memory D x steps x probes) or ``"none"`` (three vectors per probe).
 
     Returns:
         The measure; ``measure.integrate(f)`` gives :math:`\frac1D \operatorname{tr} f(A)` and its standard error.
@@ -221,4 +225,4 @@ def spectral_measure(
         raise UserError(f"steps: expected at least 1, got {steps}")
     run = Lanczos(operator, sphere_probes(operator, probes, seed), reorthogonalise)
     run.advance(min(steps, operator.shape[0]))
-    return measure_of(run.tridiagonals(), operator.shape[0])
+    return measure_of(run.tridiagonals(vectors=False), operator.shape[0])

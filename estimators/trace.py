@@ -196,8 +196,9 @@ def block_traces(
         raise UserError(f"probes: expected at least 2 for a standard error, got {probes}")
     generator = torch.Generator().manual_seed(seed)
     vectors = _signs(operator, probes, generator).to(operator.dtype)
-    terms = (vectors * operator.matmat(vectors)).double().cpu()
-    samples = np.stack([part.sum(0).numpy() for part in torch.split(terms, list(sizes))])
+    pairs = (torch.split(one, list(sizes)) for one in (vectors, operator.matmat(vectors)))
+    terms = ((block * product).double().cpu().contiguous() for block, product in zip(*pairs, strict=True))
+    samples = np.stack([term.sum(0).numpy() for term in terms])
     return samples.mean(1), samples.std(1, ddof=1) / np.sqrt(probes)
 
 

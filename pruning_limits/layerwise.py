@@ -131,4 +131,4 @@ def _estimate(block: Hessian | GGN, steps: int, probes: int, seed: int) -> Estim
     run.advance(steps)
     penalty = block.objective.penalty
     kind = "hessian" if isinstance(block, Hessian) else "ggn"
-    return estimate_of(kind, run.tridiagonals(), dimension, samples, penalty.curvature if penalty else 0.0)
+    return estimate_of(kind, run.tridiagonals(vectors=False), dimension, samples, penalty.curvature if penalty else 0.0)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from estimators import L1, Objective, Operator, Penalty, UserError
 from estimators.distributed import gathered
+from estimators.forwards import Precision
 from estimators.objective import LossFunction
 from estimators.trace import block_traces
 from pruning_limits.bounds import Measured, Negative, isotropic_limit, measured_limit, quadratic_limit
@@ -46,6 +47,7 @@ def predict_limit(
     seed: int = 0,
     progress: Progress = None,
     checkpoint: str | Path | None = None,
+    precision: Precision = "full",
 ) -> PruningLimit:
     r"""Predict how far a trained network can be pruned before its training objective rises by epsilon.
 
@@ -78,6 +80,9 @@ def predict_limit(
             ``(stage, done, total)``, called on every rank.
         checkpoint: File that keeps the state of the recurrences; a run that was stopped continues from it. Of several
             ranks the first one writes it and all read it.
+        precision: Of the curvature products: ``"full"`` is that of the model, ``"bfloat16"`` the mixed precision of
+            ``torch.autocast`` for a float32 model; the recurrences and all losses keep the model's own. The interval
+            does not contain its rounding error, which can exceed it by far, most of all for ``retrained``.
 
     Returns:
         The limit, its numerical interval, bounds, and everything needed for further questions.
@@ -97,6 +102,7 @@ def predict_limit(
     """
     _check_choice("curvature", curvature, ("hessian", "ggn"))
     _check_choice("negative", negative, ("abs", "clip"))
+    _check_choice("precision", precision, ("full", "bfloat16"))
     for name, count in (("samples", samples), ("probes", probes), ("steps", steps)):
         if count is not None and count < 1:
             raise UserError(f"{name}: expected at least 1 or None, got {count}")
@@ -108,8 +114,8 @@ def predict_limit(
     with _untouched_randomness():
         objective = Objective(model, loader, loss_fn, penalty, parameters)
         profile = MagnitudeProfile(objective.chosen)
+        again, gradient = objective.losses_and_gradient()  # first, because it needs more memory and may split batches
         losses, sizes = objective.sample_losses()
-        again, gradient = objective.losses_and_gradient()
         _check_repeatable(losses, again)
         dense = float((losses * sizes).sum() / sizes.sum()) + objective.penalty_value(objective.chosen)
         allowed = batch_deviation(losses, sizes) if epsilon == "batch-std" else _positive(epsilon)
@@ -125,6 +131,8 @@ def predict_limit(
             "steps": steps,
             "seed": seed,
         }
+        if precision != "full":
+            settings["precision"] = precision
         spectra = Spectra(objective, profile.curve(), allowed, settings, progress, checkpoint, losses)
         hessian = spectra.estimate(curvature)
         ggn = hessian if curvature == "ggn" else spectra.estimate("ggn")

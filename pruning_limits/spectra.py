@@ -35,6 +35,7 @@ from estimators.distributed import rank, together
 from estimators.files import load_tensors, save_tensors
 from estimators.forwards import Forwards
 from estimators.lanczos import Reorthogonalise
+from estimators.memory import available
 from estimators.quadrature import Rule
 from pruning_limits.bounds import Negative, isotropic_limit
 from pruning_limits.directions import Directions, Slope, slopes
@@ -90,7 +91,8 @@ class Spectra:
         part = self.subset(samples)
         key = kind, part.samples
         if key not in self._operators:
-            forwards = self._forwards.setdefault(part.samples, Forwards(part))
+            precision = self.settings.get("precision", "full")
+            forwards = self._forwards.setdefault(part.samples, Forwards(part, precision=precision))
             self._operators[key] = (Hessian if kind == "hessian" else GGN)(part, forwards=forwards)
         return self._operators[key]
 
@@ -126,9 +128,9 @@ class Spectra:
         return self.settings["steps"] or affordable
 
     def _basis(self, steps: int, probes: int) -> Reorthogonalise:
-        """Reorthogonalise where the basis fits."""
-        size = self.objective.dimension * steps * probes * torch.finfo(self.objective.dtype).bits // 8
-        return "full" if size <= BASIS_MEMORY else "none"
+        """Reorthogonalise where the basis fits and leaves as much for everything else."""
+        size = self.objective.dimension * steps * probes * self.objective.dtype.itemsize
+        return "full" if size <= min(BASIS_MEMORY, available(self.objective.device) // 2) else "none"
 
     def _compared(self, kind: str, current: Estimate, before: Estimate | None) -> Estimate:
         """Add the sample error; the GGN, whose rank the samples limit, is extrapolated linearly in log(samples)."""
@@ -218,7 +220,7 @@ class Spectra:
                         for rule in (gauss, partial(gauss_radau, node=self._floor))
                     )
                     gap = self._gap(estimate, low, high)
-                    done = all(matrix.exhausted for matrix in run.tridiagonals())
+                    done = all(matrix.exhausted for matrix in _matrices(run))
                     if done or run.steps >= most or gap <= self.settings["tolerance"] / 4:
                         self._store.save(key, run, finished=True)
                         return replace(high, step_error=max(gap, known.step_error if known else 0.0))
@@ -314,7 +316,7 @@ def estimate_of(
 
 def _matrices(run: Lanczos) -> list[Tridiagonal]:
     """Return the matrices of a run without its basis, which may be large."""
-    return [replace(matrix, basis=None) for matrix in run.tridiagonals()]
+    return run.tridiagonals(vectors=False)
 
 
 class _Store:
