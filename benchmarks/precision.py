@@ -15,7 +15,7 @@ from validation.data import ImageData, load_data
 from validation.models import build_model
 from validation.training import Recipe, train
 
-NETWORKS = ("fc5-mini", "resnet8")
+NETWORKS = ("fc5-mini",)
 RECIPE = Recipe(epochs=10, lr=0.05, l1=1e-3)
 PENALTY = L1(1e-3)
 SEEDS = (0, 1)
