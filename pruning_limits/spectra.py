@@ -31,7 +31,7 @@ from estimators import (
     measure_of,
     sphere_probes,
 )
-from estimators.distributed import rank, together
+from estimators.distributed import gathered, rank, together
 from estimators.files import load_tensors, save_tensors
 from estimators.forwards import Forwards
 from estimators.lanczos import Reorthogonalise
@@ -130,7 +130,8 @@ class Spectra:
     def _basis(self, steps: int, probes: int) -> Reorthogonalise:
         """Reorthogonalise where the basis fits and leaves as much for everything else."""
         size = self.objective.dimension * steps * probes * self.objective.dtype.itemsize
-        return "full" if size <= min(BASIS_MEMORY, available(self.objective.device) // 2) else "none"
+        free = min(gathered(available(self.objective.device)))
+        return "full" if size <= min(BASIS_MEMORY, free // 2) else "none"
 
     def _compared(self, kind: str, current: Estimate, before: Estimate | None) -> Estimate:
         """Add the sample error; the GGN, whose rank the samples limit, is extrapolated linearly in log(samples)."""
