@@ -140,6 +140,37 @@ class EarlySettings:
 
 
 @dataclass(frozen=True)
+class KoopmanSettings:
+    """How the dynamics of training are recorded and what is pruned by them.
+
+    Args:
+        epochs: Epochs of training that are recorded, besides one further epoch of the trained network; a shorter
+            recipe takes the same fractions.
+        compressions: Compressions c, each at least 1; the sparsity is 1 - 1/c.
+        batch_size: Samples per training step of these tables, the learning rate scaled in proportion; a small data set
+            needs small batches for many snapshots. None keeps the recipe's.
+        share: Fraction in (0, 1] of the paper's numbers of parameters that ``koopman-cost`` decomposes.
+        svd_share: The same fraction for the full singular value decomposition, which is slow.
+    """
+
+    epochs: tuple[int, ...] = (1, 5, 10, 20)
+    compressions: tuple[float, ...] = (1, 2, 4, 8, 16, 32, 64)
+    batch_size: int | None = None
+    share: float = 1.0
+    svd_share: float = 0.125
+
+    def __post_init__(self) -> None:
+        if min(self.epochs, default=1) < 1:
+            raise UserError(f"koopman: epochs must be at least 1, got {min(self.epochs)}")
+        if min(self.compressions, default=0) < 1:
+            raise UserError(f"koopman: compressions must be one or more numbers >= 1, got {self.compressions}")
+        if self.batch_size == 0:
+            raise UserError("koopman: batch_size must be at least 1, got 0")
+        if not 0 < min(self.share, self.svd_share) <= max(self.share, self.svd_share) <= 1:
+            raise UserError(f"koopman: share and svd_share must be in (0, 1], got {self.share} and {self.svd_share}")
+
+
+@dataclass(frozen=True)
 class CompareSettings:
     """Which pruners are compared where, and with how much training.
 
@@ -169,7 +200,8 @@ class Suite:
         row_norms: Settings of the table ``row-norms``.
         slq: Settings of the table ``slq-settings``.
         iterative: Settings of the table ``iterative-and-l2``.
-        early: Settings of the table ``early``.
+        early: Settings of the table ``early``; its samples, steps and probes also serve ``koopman-limit``.
+        koopman: Settings of the tables ``koopman-*``.
         compare: Settings of the tables that compare pruners.
     """
 
@@ -182,6 +214,7 @@ class Suite:
     slq: SlqSettings = field(default_factory=SlqSettings)
     iterative: IterativeSettings = field(default_factory=IterativeSettings)
     early: EarlySettings = field(default_factory=EarlySettings)
+    koopman: KoopmanSettings = field(default_factory=KoopmanSettings)
     compare: CompareSettings = field(default_factory=CompareSettings)
 
 
@@ -199,6 +232,7 @@ SECTIONS: dict[str, type[Any]] = {
     "slq": SlqSettings,
     "iterative": IterativeSettings,
     "early": EarlySettings,
+    "koopman": KoopmanSettings,
     "compare": CompareSettings,
 }
 

@@ -51,8 +51,18 @@ def mode_scores(modes: Modes, number: int, model: nn.Module) -> dict[str, Tensor
         number: Number i of the mode.
         model: The network.
     """
-    size = torch.from_numpy(np.abs(modes.mode(number)))
-    every = named(size, recorded_parameters(model))
+    return sizes(torch.from_numpy(modes.mode(number)), model)
+
+
+def sizes(mode: Tensor, model: nn.Module) -> dict[str, Tensor]:
+    """Moduli of a mode at the prunable weights, by name.
+
+    Args:
+        mode: Real or complex, one entry per recorded parameter; those of further observables may follow.
+        model: The network.
+    """
+    recorded = recorded_parameters(model)
+    every = named(mode[: sum(parameter.numel() for parameter in recorded.values())].abs(), recorded)
     return {name: every[name].to(weight.device) for name, weight in prunable(model).items()}
 
 
