@@ -99,8 +99,8 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
     notes = [
         f"Made by `{command}`.",
         "Synthetic snapshots (a fixed point, one decaying mode, noise) with as many recorded weights and biases, and "
-        "as many snapshots, as the paper's networks have in one epoch, in a memory-mapped float32 file; the cost depends "
-        "on the sizes only. Time and memory are those of a process of its own, from the file to the mode whose "
+        "as many snapshots, as the paper's networks have in one epoch, in a memory-mapped float32 file; the cost "
+        "depends on the sizes only. Time and memory are those of a process of its own, from the file to the mode whose "
         "eigenvalue is nearest 1; peak memory counts Python, NumPy and the pages of the mapped file, which the system "
         "may take back at any time. The paper measured on a 2014 laptop with a reduced SVD.",
         f"Fraction of the paper's parameters: {koopman.share:g}; for the comparison with a full SVD, which is slow, "

@@ -66,10 +66,10 @@ PRUNED = (
 def run(cell: Cell, bench: Bench) -> Row:
     """Describe the spectrum at every recorded epoch of one network, and prune by its decaying mode."""
     one = recording(cell.network, bench)
-    early = [point for point in one.points if not point.converged]
+    early = [point.label for point in one.points if not point.converged]
     pruned = []
     for point in one.points:
-        pruned += _pruned(one, bench, point, refine=point is (early or [None])[-1])
+        pruned += _pruned(one, bench, point, refine=point.label in early[-1:])
     return network_row(cell.network) | {
         "points": [_described(one, point) for point in one.points],
         "pruned": pruned,
