@@ -12,7 +12,7 @@ from estimators import UserError
 from estimators.parameters import flatten
 from validation import dmd as module
 from validation.data import ImageData
-from validation.dmd import dmd, gram, record_snapshots, recorded_parameters
+from validation.dmd import dmd, gram, loss_and_gradient, record_snapshots, recorded_parameters
 from validation.masks import overlap, prunable, select
 from validation.models import build_model
 from validation.pruners.koopman import gradient_mode, magnitude_mode, mode_scores
@@ -91,6 +91,45 @@ def test_modes_agree_with_pydmd() -> None:
     assert modes.eigenvalues == pytest.approx(other.eigs[order], abs=1e-8)
     for number, index in enumerate(order):
         assert modes.mode(number) == pytest.approx(other.modes[:, index] * other.amplitudes[index], abs=1e-6)
+
+
+@pytest.mark.parametrize(("dtype", "tol", "error"), [(np.float64, 1e-7, 1e-8), (np.float32, 1e-6, 1e-4)])
+def test_oscillating_and_decaying_modes_are_found_in_either_precision(
+    dtype: type[np.floating], tol: float, error: float
+) -> None:
+    fixed, real, imaginary, decaying = np.random.default_rng(7).standard_normal((4, 500))
+    times = np.arange(15)[:, None]
+    turning = 0.9**times * (np.cos(0.7 * times) * real - np.sin(0.7 * times) * imaginary)
+    snapshots = (fixed + turning + 0.5**times * decaying).astype(dtype)
+    modes = dmd(snapshots, tol)
+    assert len(modes.eigenvalues) == 4
+    pair = 0.9 * np.exp(np.array([0.7j, -0.7j]))
+    for eigenvalue, mode in zip((1, 0.5, *pair), (fixed, decaying, None, None), strict=True):
+        number = int(np.argmin(np.abs(modes.eigenvalues - eigenvalue)))
+        assert abs(modes.eigenvalues[number] - eigenvalue) < error
+        if mode is not None:
+            assert np.linalg.norm(modes.mode(number) - mode) / np.linalg.norm(mode) < 10 * error
+    assert modes.errors().max() < 10 * error
+
+
+def test_the_fixed_point_survives_noise() -> None:
+    snapshots, parts = planted(size=2000, steps=30)
+    noisy = snapshots + 1e-4 * np.random.default_rng(8).standard_normal(snapshots.shape)
+    modes = dmd(noisy, tol=1e-3)
+    assert abs(modes.eigenvalues[0] - 1) < 1e-3
+    assert np.linalg.norm(modes.mode(0) - parts[0]) / np.linalg.norm(parts[0]) < 1e-2
+
+
+def test_errors_and_motion_are_those_of_the_snapshots() -> None:
+    snapshots = walk()
+    modes = dmd(snapshots, tol=0.05)
+    expected = [
+        np.linalg.norm(modes.reconstruction(time) - snapshot) / np.linalg.norm(snapshot)
+        for time, snapshot in enumerate(snapshots)
+    ]
+    assert modes.errors().max() > 1e-3
+    assert modes.errors() == pytest.approx(expected, rel=1e-3, abs=1e-6)
+    assert modes.motion() == pytest.approx(np.linalg.norm(snapshots - snapshots[0], axis=1).max(), rel=1e-6)
 
 
 def test_directions_without_motion_are_truncated() -> None:
@@ -179,6 +218,26 @@ def test_the_recorder_writes_the_weights_before_and_after_every_step(
     assert np.array_equal(snapshots, np.stack(seen))
     if path is not None:
         assert path.stat().st_size >= snapshots.nbytes
+
+
+def test_loss_and_gradient_are_recorded_behind_the_weights_and_leave_the_scores_alone(digits: ImageData) -> None:
+    model = build_model("fc3-tiny", digits.shape, digits.classes)
+    batch = (torch.rand(20, *digits.shape), digits.train_y[:20])
+    snapshots, record = record_snapshots(model, 3, observable=loss_and_gradient([batch]))
+    train(model, digits, Recipe(epochs=1, lr=0.01), seed=0, last_step=3, on_step=record)
+    weights = sum(parameter.numel() for parameter in recorded_parameters(model).values())
+    assert snapshots.shape[1] == weights + 1 + sum(weight.numel() for weight in prunable(model).values())
+    model.zero_grad()
+    loss = nn.functional.cross_entropy(model(batch[0]), batch[1])
+    loss.backward()
+    gradient = flatten([model.get_parameter(name).grad for name in prunable(model)])
+    assert snapshots[-1, weights] == pytest.approx(loss.item(), rel=1e-5)
+    assert snapshots[-1, weights + 1 :] == pytest.approx(gradient.numpy(), abs=1e-6)
+    modes = dmd(snapshots)
+    scores = mode_scores(modes, 0, model)
+    assert list(scores) == list(prunable(model))
+    name = next(iter(scores))
+    assert scores[name].flatten().numpy() == pytest.approx(np.abs(modes.mode(0)[: scores[name].numel()]))
 
 
 # ------------------------------------------------------------------------------------------------- pruning

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,6 +150,14 @@ def _chunks(snapshots: Floats) -> Iterator[NDArray[np.float64]]:
     width = max(1, CHUNK // len(snapshots))
     for start in range(0, snapshots.shape[1], width):
         yield np.asarray(snapshots[:, start : start + width], dtype=np.float64)
+        _release(snapshots)
+
+
+def _release(snapshots: Floats) -> None:
+    """Let the system take back the resident pages of a mapped file, whose content stays in the file."""
+    shared = isinstance(snapshots, np.memmap) and snapshots.mode != "c"
+    if shared and isinstance(snapshots.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        snapshots.base.madvise(mmap.MADV_DONTNEED)
 
 
 def recorded_parameters(model: nn.Module) -> dict[str, Tensor]:

@@ -20,6 +20,7 @@ from estimators import UserError
 from validation.dmd import dmd
 
 METHODS = ("snapshots", "svd")
+STATUS = Path("/proc/self/status")
 
 
 def synthetic(path: Path, parameters: int, snapshots: int, seed: int = 0) -> None:
@@ -69,8 +70,8 @@ def measured(path: Path, method: str) -> dict[str, Any]:
         method: ``"snapshots"`` or ``"svd"``.
 
     Returns:
-        ``seconds`` without the start of Python, ``peak`` resident memory in bytes with mapped pages of the file, and
-        ``own`` peak memory in bytes without them; ``own`` is None where the system does not tell.
+        ``seconds`` without the start of Python, ``peak`` resident memory in bytes, and by how much memory other than
+        pages of the file was ``grown`` over that of the loaded libraries; None where the system does not tell.
 
     Raises:
         UserError: The method is unknown or the process failed.
@@ -88,21 +89,36 @@ def measured(path: Path, method: str) -> dict[str, Any]:
 
 @contextmanager
 def _watched_memory(found: list[int]) -> Iterator[None]:
-    """Append anonymous resident memory in bytes every 20 ms, on Linux."""
-    status, stop = Path("/proc/self/status"), threading.Event()
+    """Append anonymous resident memory in bytes now and every 20 ms, on Linux."""
+    stop = threading.Event()
 
     def watch() -> None:
-        while not stop.wait(0.02):
-            lines = [line for line in status.read_text().splitlines() if line.startswith("RssAnon:")]
-            found.extend(1024 * int(line.split()[1]) for line in lines)
+        while True:
+            found.extend(_status("RssAnon"))
+            if stop.wait(0.02):
+                return
 
     thread = threading.Thread(target=watch, daemon=True)
-    if status.exists():
-        thread.start()
+    thread.start()
     try:
         yield
     finally:
         stop.set()
+        thread.join()
+
+
+def _status(key: str) -> list[int]:
+    """Bytes that the system states for this process under a key; nothing where it states none."""
+    if not STATUS.exists():
+        return []
+    lines = [line for line in STATUS.read_text().splitlines() if line.startswith(f"{key}:")]
+    return [1024 * int(line.split()[1]) for line in lines]
+
+
+def _peak() -> int:
+    """Peak resident memory in bytes; ``getrusage`` alone would count the parent's on Linux."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return next(iter(_status("VmHWM")), unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
 def main(path: Path, method: str) -> None:
@@ -116,9 +132,8 @@ def main(path: Path, method: str) -> None:
         else:
             dmd(snapshots).mode(0)
         seconds = time.perf_counter() - started
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(json.dumps({"seconds": seconds, "peak": peak, "own": max(memory, default=None)}))
+    grown = max(memory) - memory[0] if memory else None
+    print(json.dumps({"seconds": seconds, "peak": _peak(), "grown": grown}))
 
 
 if __name__ == "__main__":

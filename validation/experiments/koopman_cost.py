@@ -26,7 +26,7 @@ COLUMNS = (
     Column("method", "method"),
     Column("seconds", "seconds", ".1f"),
     Column("peak", "peak resident, GB", ".2f"),
-    Column("own", "without mapped file, GB", ".2f"),
+    Column("grown", "of it working memory, GB", ".2f"),
     Column("data", "snapshots in float32, GB", ".2f"),
     Column("paper_seconds", "paper, seconds", ".0f"),
     Column("paper_memory", "paper, GB", ".1f"),
@@ -60,7 +60,7 @@ def run(cell: Cell, bench: Bench) -> Row:
         "share": share,
         "seconds": cost["seconds"],
         "peak": cost["peak"] / GIGABYTE,
-        "own": None if cost["own"] is None else cost["own"] / GIGABYTE,
+        "grown": None if cost["grown"] is None else cost["grown"] / GIGABYTE,
         "data": 4 * parameters * snapshots / GIGABYTE,
         "paper_seconds": paper["seconds"] if share == 1 else None,
         "paper_memory": paper["memory"] if share == 1 else None,
@@ -89,8 +89,8 @@ def words(rows: Sequence[Row]) -> list[str]:
 
 
 def _memory(row: Row) -> str:
-    own = "" if row["own"] is None else f" ({row['own']:.2f} without mapped pages of the file)"
-    return f"{row['peak']:.2f} GB{own}"
+    grown = "" if row["grown"] is None else f" ({row['grown']:.2f} of it working memory)"
+    return f"{row['peak']:.2f} GB{grown}"
 
 
 def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None:
@@ -101,8 +101,9 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
         "Synthetic snapshots (a fixed point, one decaying mode, noise) with as many recorded weights and biases, and "
         "as many snapshots, as the paper's networks have in one epoch, in a memory-mapped float32 file; the cost "
         "depends on the sizes only. Time and memory are those of a process of its own, from the file to the mode whose "
-        "eigenvalue is nearest 1; peak memory counts Python, NumPy and the pages of the mapped file, which the system "
-        "may take back at any time. The paper measured on a 2014 laptop with a reduced SVD.",
+        "eigenvalue is nearest 1. Peak resident memory counts Python and its libraries, pages of the mapped file and "
+        "working memory, which is what grows besides those pages. The paper measured on a 2014 laptop with a reduced "
+        "SVD.",
         f"Fraction of the paper's parameters: {koopman.share:g}; for the comparison with a full SVD, which is slow, "
         f"{min(koopman.share, koopman.svd_share):g}. Both methods cost in proportion to the parameters.",
         RULE,
@@ -122,8 +123,8 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
         panel.set_yticks(places, said)
         panel.set_xlabel(label)
         panel.grid(alpha=0.25, axis="x")
-    own = [row["own"] or 0 for row in rows]
-    panels[1].barh(places, own, 0.25, color=GREY, label="without mapped file")
+    grown = [row["grown"] or 0 for row in rows]
+    panels[1].barh(places, grown, 0.25, color=GREY, label="of it working memory")
     panels[0].invert_yaxis()
     panels[1].legend(fontsize=8)
     save(figure, folder / f"{NAME}.png")

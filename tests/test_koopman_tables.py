@@ -1,0 +1,332 @@
+"""The tables ``koopman-*`` on a tiny suite, and verdicts that follow the rows."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from estimators import UserError
+from validation.data import ImageData
+from validation.dmd import dmd
+from validation.dmd_cost import by_full_svd, measured, synthetic
+from validation.experiments import (
+    koopman_cost,
+    koopman_epochs,
+    koopman_equivalence,
+    koopman_limit,
+    koopman_spectrum,
+    recording,
+)
+from validation.experiments.claims import averaged, judged, verdict
+from validation.experiments.runner import run_table
+from validation.experiments.table import Bench, tables
+from validation.masks import overlap
+from validation.pruners.magnitude import magnitude_masks
+from validation.storage import load_tensors
+from validation.suite import load_suite
+from validation.training import train
+
+Row = dict[str, Any]
+NAMES = ("koopman-cost", "koopman-epochs", "koopman-equivalence", "koopman-limit", "koopman-spectrum")
+SUITE = """
+[limit]
+steps = 4
+probes = 1
+[early]
+steps = 4
+[koopman]
+epochs = [1, 2]
+compressions = [1, 4]
+batch_size = 140
+share = 0.002
+svd_share = 0.001
+[[network]]
+model = "fc3-tiny"
+dataset = "digits"
+seeds = [0, 1]
+recipe = { epochs = 3, lr = 0.05, batch_size = 70 }
+"""
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def suite_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("suite") / "tiny.toml"
+    path.write_text(SUITE)
+    return path
+
+
+# ------------------------------------------------------------------------------------------------- tables
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_table_writes_its_schema_and_resumes_to_the_same_bytes(name: str, runs: Path, suite_file: Path) -> None:
+    suite = load_suite(str(suite_file))
+    folder = run_table(name, suite, None, runs, command="test")
+    written = {kind: (folder / f"{name}.{kind}").read_bytes() for kind in ("json", "csv", "md", "png")}
+    plain = json.loads(written["json"])
+    assert {"title", "rows", "environment"} <= set(plain)
+    rows = plain["rows"]
+    lines = list(csv.reader(written["csv"].decode().splitlines()))
+    assert set(lines[0]) <= set(rows[0])
+    assert len(lines) == len(rows) + 1
+    assert "reproduced**" in written["md"].decode()
+    assert written["png"].startswith(b"\x89PNG")
+    run_table(name, suite, None, runs, command="test")
+    for kind in ("json", "csv", "md"):
+        assert (folder / f"{name}.{kind}").read_bytes() == written[kind]
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("koopman-equivalence", 6), ("koopman-spectrum", 3), ("koopman-epochs", 3), ("koopman-limit", 2)],
+)
+def test_seeds_are_averaged_and_every_epoch_has_its_rows(name: str, count: int, runs: Path, suite_file: Path) -> None:
+    folder = run_table(name, load_suite(str(suite_file)), None, runs, command="test")
+    rows = json.loads((folder / f"{name}.json").read_text())["rows"]
+    assert len(rows) == count
+    assert {row["seeds"] for row in rows} == {2}
+
+
+def test_nothing_large_is_left_behind(runs: Path, suite_file: Path) -> None:
+    for name in NAMES:
+        run_table(name, load_suite(str(suite_file)), None, runs, command="test")
+    left = {path.name for path in runs.glob("*/*") if path.is_file()}
+    assert not any(name.endswith(".npy") or name.startswith(("branch", "recording")) for name in left)
+    assert len(list(runs.glob("koopman-run-*"))) == 2
+
+
+def test_an_unpruned_network_is_the_same_by_every_method(runs: Path, suite_file: Path) -> None:
+    folder = run_table("koopman-equivalence", load_suite(str(suite_file)), None, runs, command="test")
+    rows = json.loads((folder / "koopman-equivalence.json").read_text())["rows"]
+    for row in rows:
+        if row["compression"] == 1:
+            assert row["kmp"] == row["gmp"] == row["lsp"]
+            assert row["kmp_refined"] == row["gmp_refined"] == row["lsp_refined"]
+            assert row["overlap"] == 1
+        assert row["sparsity"] == pytest.approx(1 - 1 / row["compression"])
+
+
+# ------------------------------------------------------------------------------------------------- recording
+
+
+def bench_of(suite_file: Path, out: Path, digits: ImageData) -> Bench:
+    return Bench(load_suite(str(suite_file)), digits, out, out, False)
+
+
+def test_recorded_epochs_lie_on_one_training_run(
+    suite_file: Path, tmp_path: Path, digits: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = bench_of(suite_file, tmp_path, digits)
+    network = bench.suite.networks[0]
+    decompose, calls = recording.dmd, []
+
+    def interrupted(snapshots: Any) -> Any:
+        calls.append(np.array(snapshots))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return decompose(snapshots)
+
+    monkeypatch.setattr(recording, "dmd", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        recording.recording(network, bench)
+    one = recording.recording(network, bench)
+    assert (one.network.recipe.batch_size, one.network.recipe.lr) == (140, pytest.approx(0.1))
+    assert [point.label for point in one.points] == ["1", "2", "converged"]
+    assert [point.steps for point in one.points] == [10, 10, 10]
+    states: dict[int, np.ndarray[Any, Any]] = {}
+    model = recording.build_model(network.model, digits.shape, digits.classes, network.seed)
+
+    def keep(step: int, model: nn.Module) -> None:
+        states[step] = recording.flatten(list(recording.recorded_parameters(model).values())).numpy().copy()
+
+    train(model, digits, one.network.recipe, network.seed, on_step=keep)
+    assert np.array_equal(calls[1], calls[2])
+    for point, end in zip(one.points[:2], (10, 20), strict=True):
+        assert np.array_equal(point.weights.numpy(), states[end])
+    assert np.array_equal(calls[-1][0], states[10])
+    assert np.array_equal(calls[-1][-1], states[20])
+    assert np.array_equal(one.final_weights.numpy(), states[30])
+    fixed = decompose(calls[0]).mode(0)
+    assert one.points[0].fixed.numpy() == pytest.approx(fixed, rel=1e-5, abs=1e-6)
+
+
+def test_a_branch_in_the_runs_own_order_ends_where_the_run_ends(
+    suite_file: Path, tmp_path: Path, digits: ImageData
+) -> None:
+    bench = bench_of(suite_file, tmp_path, digits)
+    network = bench.suite.networks[0]
+    one = recording.recording(network, bench)
+    same = recording.branch(one, bench, one.points[0], network.seed, tmp_path)
+    other = recording.branch(one, bench, one.points[1], network.seed + 1, tmp_path)
+    final = one.final.state_dict()
+    assert all(torch.equal(value, final[name]) for name, value in same.state_dict().items())
+    assert not all(torch.equal(value, final[name]) for name, value in other.state_dict().items())
+    assert koopman_epochs.barrier(one.final, same, digits) == 0
+    assert load_tensors(one.state(one.points[0]))["step"] == 10
+
+
+def test_the_recipe_keeps_its_batches_where_the_suite_says_nothing(suite_file: Path) -> None:
+    suite = load_suite(str(suite_file))
+    plain = replace(suite, koopman=replace(suite.koopman, batch_size=None))
+    assert recording.recipe_of(suite.networks[0], plain) == suite.networks[0]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("epochs = [0]", "koopman: epochs must be at least 1, got 0"),
+        ("compressions = [0.5]", "koopman: compressions must be one or more numbers >= 1"),
+        ("compressions = []", "koopman: compressions must be one or more numbers >= 1"),
+        ("batch_size = 0", "koopman: batch_size must be at least 1"),
+        ("share = 1.5", r"koopman: share and svd_share must be in \(0, 1\], got 1.5"),
+        ("steps = 3", "unknown key 'steps'"),
+    ],
+)
+def test_settings_out_of_range_are_refused(line: str, message: str, tmp_path: Path) -> None:
+    head, tail = SUITE.split("[koopman]")
+    path = tmp_path / "wrong.toml"
+    path.write_text(f"{head}[koopman]\n{line}\n[[network]]{tail.split('[[network]]')[1]}")
+    with pytest.raises(UserError, match=message):
+        load_suite(str(path))
+
+
+# ------------------------------------------------------------------------------------------------- cost
+
+
+def test_both_methods_find_the_same_mode_and_their_cost_is_measured(tmp_path: Path) -> None:
+    path = tmp_path / "snapshots.npy"
+    synthetic(path, 400, 12)
+    snapshots = np.load(path, mmap_mode="r")
+    full, streamed = by_full_svd(snapshots), dmd(snapshots).mode(0)
+    cosine = abs(np.vdot(full, streamed)) / np.linalg.norm(full) / np.linalg.norm(streamed)
+    assert cosine == pytest.approx(1, abs=1e-8)
+    cost = measured(path, "svd")
+    assert cost["seconds"] > 0
+    assert cost["peak"] > 1e6
+    with pytest.raises(UserError, match="method: expected one of snapshots, svd, got 'qr'"):
+        measured(path, "qr")
+    with pytest.raises(UserError, match=r"the process that decomposes by svd failed: .*; lower the share"):
+        measured(tmp_path / "none.npy", "svd")
+
+
+# ------------------------------------------------------------------------------------------------- verdicts
+
+
+def test_verdicts_count_conditions() -> None:
+    assert judged("claim", [("a", True), ("b", False)]) == "claim: **partly reproduced**. a (holds); b (fails)."
+    assert verdict([False, False]) == "not reproduced"
+
+
+def test_averages_keep_points_apart() -> None:
+    base = {"model": "m", "dataset": "d", "penalty": "none"}
+    rows = [
+        base | {"seed": s, "points": [{"label": "1", "x": x}, {"label": "2", "x": None}]} for s, x in ((0, 1), (1, 3))
+    ]
+    first, second = averaged(rows, ("label",))
+    assert (first["label"], first["x"], first["seeds"]) == ("1", 2.0, 2)
+    assert first["x_spread"] == pytest.approx(2**0.5)
+    assert second["x"] is None
+
+
+BASE: Row = {"model": "m", "dataset": "d", "penalty": "none"}
+
+
+def equivalence(label: str, compression: float, **values: float) -> Row:
+    accuracies = {key + suffix: 0.9 for key in ("kmp", "gmp", "lsp") for suffix in ("", "_refined")}
+    return BASE | accuracies | {"label": label, "compression": compression, "overlap": 0.97} | values
+
+
+def test_equivalence_follows_its_rows() -> None:
+    good = [equivalence(label, c) for label in ("1", "5", "20", "converged") for c in (1, 4)]
+    good = [row | ({"lsp_refined": 0.5} if row["label"] != "1" and row["compression"] > 1 else {}) for row in good]
+    good = [row | ({"overlap": 0.8} if row["label"] == "20" else {}) for row in good]
+    first, second, third = koopman_equivalence.words(good)
+    assert "K1, m, d, none" in first
+    assert "**reproduced**" in first
+    assert "**reproduced**" in second
+    assert "epoch 1 at none; epoch 5 at 4; epoch 20 at 4" in second
+    assert "**partly reproduced**" in third
+    assert "epoch 20 80.0%" in third
+    bad = [row | ({"kmp": 0.5, "overlap": 0.5} if row["label"] == "converged" else {}) for row in good]
+    first = koopman_equivalence.words(bad)[0]
+    assert "**partly reproduced**" in first
+    assert "before refining: at most 40.0 apart (fails)" in first
+
+
+def test_spectrum_follows_its_rows() -> None:
+    row = BASE | {"nearest": 1e-4, "modulus": 1.0, "rate": 0.1, "error": 1e-6, "fixed_error": 0.1, "motion": 0.2}
+    row |= {"fixed_distance": 0.1, "distance": 0.3}
+    rows = [row | {"label": label} for label in ("1", "20", "converged")]
+    pruned = [
+        BASE
+        | {"label": label, "compression": c, "floor": 1 / c, "overlap": 3 / c, "kgp_refined": 0.9, "jgp_refined": 0.91}
+        for label in ("1", "20", "converged")
+        for c in (1, 4, 8)
+    ]
+    assert all("**reproduced**" in line for line in koopman_spectrum.words(rows, pruned))
+    worse = [one | {"nearest": 0.1, "rate": None, "fixed_error": 1.0, "error": 1.0} for one in rows]
+    none = [one | {"overlap": None} for one in pruned]
+    assert all("**not reproduced**" in line for line in koopman_spectrum.words(worse, none))
+
+
+def test_epochs_follow_their_rows() -> None:
+    pairs = {("1", "5"): 0.8, ("1", "20"): 0.5, ("5", "20"): 0.6, ("1", "converged"): 0.3}
+    table = [
+        BASE | {"first": a, "second": b, "compression": 4, "floor": 0.25, "overlap": value}
+        for (a, b), value in pairs.items()
+    ]
+    heights = [
+        BASE | {"label": label, "barrier": height, "overlap": alike}
+        for label, height, alike in (("1", 30.0, 0.99), ("5", 5.0, 0.95), ("20", 0.5, 0.8))
+    ]
+    falling, connected = koopman_epochs.words(table, heights)
+    assert "**reproduced**" in falling
+    assert "**reproduced**" in connected
+    assert "by epoch 20" in connected
+    flat = [row | {"overlap": 0.5} for row in table]
+    still = [row | {"barrier": 0.0} for row in heights]
+    assert all("**not reproduced**" in line for line in koopman_epochs.words(flat, still))
+
+
+def test_the_bridge_follows_its_rows() -> None:
+    sizes = {"fixed_size": 0.5, "fixed_size_same": 0.5, "raw_size": 3.0, "raw_size_same": 2.0, "known_size_same": 0.1}
+    rows = [BASE | sizes | {"label": label} for label in ("1", "20")]
+    assert "**reproduced**" in koopman_limit.words(rows)[0]
+    worse = [row | {"fixed_size": 5.0, "fixed_size_same": 5.0} for row in rows]
+    assert "**not reproduced**" in koopman_limit.words(worse)[0]
+
+
+def test_cost_follows_its_rows() -> None:
+    row = {"size": "mnistnet", "parameters": 100, "method": "method of snapshots", "seconds": 1.0, "peak": 0.1}
+    row |= {"grown": None, "paper_seconds": 210.0, "paper_memory": 1.1}
+    full = row | {"method": "full SVD", "seconds": 9.0, "peak": 0.9, "paper_seconds": None, "paper_memory": None}
+    assert "**reproduced**" in koopman_cost.words([row, full])[0]
+    assert "**not reproduced**" in koopman_cost.words([row | {"seconds": 300.0, "peak": 2.0}, full])[0]
+
+
+def test_the_tables_are_found() -> None:
+    assert set(NAMES) <= set(tables())
+
+
+def test_masks_of_the_converged_network_are_those_of_its_mode(
+    suite_file: Path, tmp_path: Path, digits: ImageData
+) -> None:
+    bench = bench_of(suite_file, tmp_path, digits)
+    point = recording.recording(bench.suite.networks[0], bench).points[-1]
+    masks = point.masks(4)
+    kept = sum(int(mask.sum()) for mask in masks.values()) / sum(mask.numel() for mask in masks.values())
+    assert kept == pytest.approx(0.25, abs=1e-3)
+    assert overlap(masks, magnitude_masks(point.model, 0.75)) > 0.25
