@@ -185,6 +185,10 @@ def test_the_gram_matrix_is_summed_in_float64_over_chunks(monkeypatch: pytest.Mo
     found = gram(np.load(path, mmap_mode="r"))
     assert found.dtype == np.float64
     assert found == pytest.approx(exact, rel=1e-12)
+    mapped = np.load(path, mmap_mode="c")
+    mapped[0, 0] = 7.0
+    assert gram(mapped)[0, 0] == pytest.approx(exact[0, 0] - float(snapshots[0, 0]) ** 2 + 49)
+    assert mapped[0, 0] == 7.0
     assert dmd(np.load(path, mmap_mode="r")).mode(2) == pytest.approx(dmd(snapshots).mode(2))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,12 @@ def suite_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("suite") / "tiny.toml"
     path.write_text(SUITE)
     return path
+
+
+@pytest.fixture(autouse=True)
+def one_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure the cost of one of the paper's sizes only: every process takes seconds to start."""
+    monkeypatch.setattr(koopman_cost, "PAPER", {"mnistnet": koopman_cost.PAPER["mnistnet"]})
 
 
 # ------------------------------------------------------------------------------------------------- tables
@@ -206,20 +213,18 @@ def test_settings_out_of_range_are_refused(line: str, message: str, tmp_path: Pa
 # ------------------------------------------------------------------------------------------------- cost
 
 
-def test_both_methods_find_the_same_mode_and_their_cost_is_measured(tmp_path: Path) -> None:
+def test_both_methods_find_the_same_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "snapshots.npy"
     synthetic(path, 400, 12)
     snapshots = np.load(path, mmap_mode="r")
     full, streamed = by_full_svd(snapshots), dmd(snapshots).mode(0)
     cosine = abs(np.vdot(full, streamed)) / np.linalg.norm(full) / np.linalg.norm(streamed)
     assert cosine == pytest.approx(1, abs=1e-8)
-    cost = measured(path, "svd")
-    assert cost["seconds"] > 0
-    assert cost["peak"] > 1e6
     with pytest.raises(UserError, match="method: expected one of snapshots, svd, got 'qr'"):
         measured(path, "qr")
-    with pytest.raises(UserError, match=r"the process that decomposes by svd failed: .*; lower the share"):
-        measured(tmp_path / "none.npy", "svd")
+    monkeypatch.setattr(sys, "executable", "false")
+    with pytest.raises(UserError, match=r"by svd failed: exit status 1, perhaps out of memory; lower the share"):
+        measured(path, "svd")
 
 
 # ------------------------------------------------------------------------------------------------- verdicts

@@ -20,6 +20,7 @@ Floats = NDArray[np.floating]
 Complex = NDArray[np.complexfloating]
 Observable = Callable[[nn.Module], Tensor]
 CHUNK = 2**23
+ROWS = 16  # the system maps more of a file than is read, so rows are read and let go few at a time
 
 
 @dataclass(frozen=True)
@@ -149,8 +150,12 @@ def _reduced(products: NDArray[np.float64]) -> NDArray[np.float64]:
 def _chunks(snapshots: Floats) -> Iterator[NDArray[np.float64]]:
     width = max(1, CHUNK // len(snapshots))
     for start in range(0, snapshots.shape[1], width):
-        yield np.asarray(snapshots[:, start : start + width], dtype=np.float64)
-        _release(snapshots)
+        columns = slice(start, min(start + width, snapshots.shape[1]))
+        part = np.empty((len(snapshots), columns.stop - start))
+        for row in range(0, len(snapshots), ROWS):
+            part[row : row + ROWS] = snapshots[row : row + ROWS, columns]
+            _release(snapshots)
+        yield part
 
 
 def _release(snapshots: Floats) -> None:

@@ -126,7 +126,7 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
     grown = [row["grown"] or 0 for row in rows]
     panels[1].barh(places, grown, 0.25, color=GREY, label="of it working memory")
     panels[0].invert_yaxis()
-    panels[1].legend(fontsize=8)
+    figure.legend(*panels[1].get_legend_handles_labels(), fontsize=8, loc="outside upper center", ncols=3)
     save(figure, folder / f"{NAME}.png")
 
 

@@ -121,12 +121,11 @@ def _bridge(said: str, rows: Sequence[Row]) -> str:
         )
     )
     known = ", ".join(f"epoch {row['label']} {row['known_size_same']:.2f}" for row in rows)
+    claim = f"The bridge, {said}, one epoch of training predicts the final limit through its fixed point"
     return (
-        judged(
-            f"The bridge, {said}, one epoch of training predicts the final limit through its fixed point", conditions
-        )
-        + f" Even the final weights themselves, with the epoch's curvature and the epsilon of the end, are off by "
-        f"{known} points: what is left is curvature, which no fixed point gives."
+        judged(claim, conditions)
+        + f" With the final weights in place of the fixed point, the epoch's curvature and the epsilon of the end, the "
+        f"limit is off by {known} points: so much is due to the curvature, which no fixed point gives."
     )
 
 
