@@ -156,9 +156,9 @@ def _connected(said: str, rows: Sequence[Row]) -> str:
             first is not None and first != rows[0]["label"],
         ),
         (
-            f"barrier and overlap of KMP and GMP move together (absolute rank correlation {TIED:g} or more over "
-            f"epochs): {together:+.2f}",
-            abs(together) >= TIED,
+            f"a barrier above {FLAT:g} points and the overlap of KMP and GMP move together (absolute rank correlation "
+            f"{TIED:g} or more over epochs): highest barrier {max(heights):.1f}, correlation {together:+.2f}",
+            max(heights) > FLAT and abs(together) >= TIED,
         ),
     ]
     return judged(f"K9, {said}, the change of the masks goes with linear mode connectivity (a speculation)", conditions)

@@ -156,7 +156,7 @@ def _figure(table: Sequence[Row], path: Path) -> None:
     for line, (which, own) in zip(axes, groups.items(), strict=True):
         for panel, (key, name) in zip(line, KINDS.items(), strict=True):
             _curves(panel, own, key)
-            panel.set_title(f"{which[0]}, {which[2]}, {name}", loc="left", fontsize=9)
+            panel.set_title(f"{which[0]}, penalty {which[2]}, {name}", loc="left", fontsize=9)
     axes[0, 0].legend(fontsize=6)
     save(figure, path)
 
