@@ -1,0 +1,211 @@
+"""Table ``lottery-compute``: accuracy and multiply-accumulates of pruned networks beside dense ones of equal budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pruning_limits.plotting import GREY, new_figure, save
+from validation.experiments.algorithms import kind
+from validation.experiments.table import Bench, Cell, Table
+from validation.macs import layer_macs, total_macs
+from validation.pruners import Problem, pruner
+from validation.suite import Suite
+from validation.tables import COLOURS, Column, Row, mean_and_spread, network_row, write_table
+from validation.training import accuracy
+
+NAME = "lottery-compute"
+MAGNITUDE = ("gmp", "imp", "imp-no-rewind")
+RANDOM = "random"
+SPARSITIES = (0.5, 0.8, 0.9)
+USUAL, HIGH, FACTOR = 0.8, 0.9, 5.0
+COLUMNS = (
+    Column("model", "model"),
+    Column("dataset", "data"),
+    Column("penalty", "penalty"),
+    Column("pruner", "pruner"),
+    Column("sparsity", "sparsity", ".0%"),
+    Column("seeds", "seeds", "d"),
+    Column("accuracy", "test accuracy", ".2%"),
+    Column("accuracy_spread", "deviation", ".2%"),
+    Column("gain", "pruned - dense, points", "+.2f"),
+    Column("gain_error", "its standard error", ".2f"),
+    Column("macs", "MACs of one image", ",.0f"),
+    Column("factor", "fewer MACs by", ".1f"),
+)
+
+
+def cells(suite: Suite) -> list[Cell]:
+    """Return one cell per network, pruner and sparsity, and one for the dense network at the same budget."""
+    points = [("dense", 0.0), *((name, s) for name in (*MAGNITUDE, RANDOM) for s in SPARSITIES)]
+    return [
+        Cell(network, {"pruner": name, "sparsity": sparsity, "epochs": suite.compare.epochs})
+        for network in suite.networks
+        for name, sparsity in points
+    ]
+
+
+def run(cell: Cell, bench: Bench) -> Row:
+    """Prune and re-train one network, and count what its kept weights compute."""
+    network, data = cell.network, bench.data
+    recipe, name = network.recipe, cell.part["pruner"]
+    problem = Problem(
+        network.model, data, recipe, network.seed, bench.model(network), recipe.epochs + cell.part["epochs"]
+    )
+    if name == "dense":
+        model, masks = problem.retrained({}), None
+    else:
+        pruned = pruner(name)(problem, cell.part["sparsity"])
+        model, masks = pruned.model, pruned.masks
+    before, after = total_macs(layer_macs(model, data.shape, masks))
+    return network_row(network) | cell.part | {"accuracy": accuracy(model, data), "macs": after, "dense_macs": before}
+
+
+def averaged(rows: Sequence[Row]) -> list[Row]:
+    """Average the seeds of every network kind, pruner and sparsity, each seed beside its own dense network.
+
+    Args:
+        rows: Rows of the cells.
+
+    Returns:
+        One row per kind, pruner and sparsity, in the order of the cells; ``gain`` in points of test accuracy.
+    """
+    dense = {(kind(row), row["seed"]): row["accuracy"] for row in rows if row["pruner"] == "dense"}
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        gain = 100 * (row["accuracy"] - dense[kind(row), row["seed"]])
+        groups.setdefault((kind(row), row["pruner"], row["sparsity"]), []).append(row | {"gain": gain})
+    table = []
+    for own in groups.values():
+        row = {key: own[0][key] for key in ("model", "dataset", "penalty", "pruner", "sparsity")}
+        row["seeds"] = len(own)
+        row["accuracy"], row["accuracy_spread"] = mean_and_spread(own, "accuracy")
+        row["gain"], spread = mean_and_spread(own, "gain")
+        row["gain_error"] = None if spread is None else spread / np.sqrt(len(own))
+        row["macs"] = float(np.mean([one["macs"] for one in own]))
+        row["factor"] = own[0]["dense_macs"] / row["macs"]
+        table.append(row)
+    return table
+
+
+def verdicts(table: Sequence[Row], tolerance: float) -> list[str]:
+    """Say in words what the averages of every network kind make of the claims S2, S13 and S14.
+
+    Args:
+        table: Rows from ``averaged``.
+        tolerance: Accuracy that may be lost and still count as kept, in points.
+
+    Returns:
+        Three sentences per network kind.
+    """
+    lines = []
+    for name, part in groupby(table, key=kind):
+        own = list(part)
+        magnitude = [row for row in own if row["pruner"] in MAGNITUDE]
+        said = " ".join(name)
+        lines.append(f"S2, {said}: {_better(magnitude)}")
+        lines.append(f"S13, {said}: {_magnitude_or_random(own, magnitude, tolerance)}")
+        lines.append(f"S14, {said}: {_cheaper(magnitude, tolerance)}")
+    return lines
+
+
+def _best(rows: Sequence[Row]) -> Row:
+    return max(rows, key=lambda row: (row["gain"], row["sparsity"]))
+
+
+def _better(magnitude: Sequence[Row]) -> str:
+    best = _best(magnitude)
+    error = best["gain_error"] or 0.0
+    word = "reproduced" if best["gain"] > error else "partly reproduced" if best["gain"] >= -error else "not reproduced"
+    return (
+        f"{word}; the best pruned network ({best['pruner']} at {best['sparsity']:.0%}) is {best['gain']:+.2f} points "
+        f"(standard error {error:.2f}) against the dense one of equal budget."
+    )
+
+
+def _magnitude_or_random(own: Sequence[Row], magnitude: Sequence[Row], tolerance: float) -> str:
+    best = _best([row for row in magnitude if row["sparsity"] == USUAL])
+    chance = next(row for row in own if row["pruner"] == RANDOM and row["sparsity"] == USUAL)
+    keeps, loses = best["gain"] >= -tolerance, chance["gain"] < min(0.0, best["gain"])
+    word = "reproduced" if keeps and loses else "partly reproduced" if keeps or loses else "not reproduced"
+    return (
+        f"{word}; at {USUAL:.0%} removed, by magnitude ({best['pruner']}) {best['gain']:+.2f} points against dense, at "
+        f"random {chance['gain']:+.2f}."
+    )
+
+
+def _cheaper(magnitude: Sequence[Row], tolerance: float) -> str:
+    best = _best([row for row in magnitude if row["sparsity"] == HIGH])
+    keeps, cheap = best["gain"] >= -tolerance, best["factor"] >= FACTOR
+    word = "reproduced" if keeps and cheap else "partly reproduced" if keeps or cheap else "not reproduced"
+    return (
+        f"{word}; at {HIGH:.0%} removed, {best['pruner']} is {best['gain']:+.2f} points against dense and needs "
+        f"{best['factor']:.1f} times fewer multiply-accumulates."
+    )
+
+
+def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None:
+    """Write the averages and the verdicts, and draw accuracy against sparsity and multiply-accumulates."""
+    table, tolerance = averaged(rows), 100 * suite.compare.tolerance
+    epochs = suite.compare.epochs
+    notes = [
+        f"Made by `{command}`.",
+        f"Every network is trained by the recipe of the suite; dense and pruned networks may spend {epochs} epochs "
+        "more. imp rewinds to 2 % of the first training, imp-no-rewind does not, gmp prunes the trained network once, "
+        "random removes as many weights anywhere. A multiply-accumulate (MAC) counts per kept weight and use in "
+        "convolution and linear layers; hardware that skips zeros is assumed.",
+        "Verdicts. S2: reproduced where the best network pruned by magnitude beats the dense one by more than a "
+        "standard error over seeds, partly where it is within one; it is the best of "
+        f"{len(MAGNITUDE) * len(SPARSITIES)} on the test set, which favours the claim. S13: reproduced where at "
+        f"{USUAL:.0%} removed magnitude loses at most {tolerance:g} points and random falls below dense and magnitude, "
+        f"partly where one holds. S14: reproduced where at {HIGH:.0%} removed at most {tolerance:g} points are lost "
+        f"and MACs fall by {FACTOR:g} or more, partly where one holds.",
+        *verdicts(table, tolerance),
+    ]
+    title = f"Accuracy and compute of pruned networks, suite {suite.name}"
+    write_table(folder, NAME, title, notes, COLUMNS, table, cells=list(rows))
+    _draw(table, folder / f"{NAME}.png")
+
+
+def _draw(table: Sequence[Row], path: Path) -> None:
+    groups = [list(part) for _, part in groupby(table, key=kind)]
+    figure, grid = new_figure(len(groups), 2, size=(12.0, 4.2 * len(groups)), squeeze=False)
+    for panels, group in zip(grid, groups, strict=True):
+        for number, name in enumerate((*MAGNITUDE, RANDOM)):
+            own = [row for row in group if row["pruner"] == name]
+            for panel, key, scale in zip(panels, ("sparsity", "factor"), (100, 1), strict=True):
+                panel.errorbar(
+                    [scale * row[key] for row in own],
+                    [row["gain"] for row in own],
+                    [row["gain_error"] or 0 for row in own],
+                    marker="osD^"[number],
+                    color=COLOURS[number],
+                    capsize=2,
+                    label=name,
+                )
+        for panel in panels:
+            panel.axhline(0, color=GREY, linestyle=":", label="dense, equal budget")
+            panel.set_yscale("symlog", linthresh=2)
+            panel.set_ylabel("pruned - dense, points of test accuracy")
+            panel.grid(alpha=0.25)
+        panels[0].set_xlabel("sparsity, %")
+        panels[1].axvline(FACTOR, color=GREY, linewidth=1, label=f"{FACTOR:g} times fewer MACs")
+        panels[1].set_xscale("log")
+        panels[1].set_xticks([1, 2, 5, 10], ["1", "2", "5", "10"])
+        panels[1].minorticks_off()
+        panels[1].set_xlabel("times fewer multiply-accumulates")
+        panels[1].legend(fontsize=8, loc="lower left")
+        panels[0].set_title(" ".join(kind(group[0])), loc="left", fontsize=10)
+    save(figure, path)
+
+
+def settings(suite: Suite) -> dict[str, Any]:
+    """Return nothing: the cells name all settings besides the network."""
+    return {}
+
+
+TABLE = Table(NAME, settings, run, write, cells, limits=False)
