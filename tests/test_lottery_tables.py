@@ -1,0 +1,272 @@
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from validation.experiments import lottery_compute, lottery_measures, lottery_neurons, lottery_sizes, lottery_theory
+from validation.experiments.runner import run_table
+from validation.experiments.table import tables
+from validation.exponents import PowerLaw
+from validation.feature_mixture import Mixture, draw_samples, forward, gradient, train
+from validation.suite import load_suite
+from validation.tables import Row
+
+SUITE = """
+[compare]
+epochs = 1
+[[network]]
+model = "cnn-tiny"
+dataset = "digits"
+seeds = [0, 1]
+recipe = { epochs = 1, lr = 0.05 }
+"""
+MODULES: dict[str, ModuleType] = {
+    "lottery-compute": lottery_compute,
+    "lottery-neurons": lottery_neurons,
+    "lottery-sizes": lottery_sizes,
+    "lottery-theory": lottery_theory,
+}
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A suite of one tiny network, and lottery tables of few and small cells."""
+    theory = {"KEPT": (3, 6), "MORE_KEPT": (4, 8), "SAMPLES": (200, 400), "FIXED": 200, "SPARSITIES": (0.0, 0.6, 0.95)}
+    theory |= {"TEACHER": 3, "TRIALS": dict.fromkeys(lottery_theory.TRIALS, 2)}
+    for name, value in theory.items():
+        monkeypatch.setattr(lottery_theory, name, value)
+    monkeypatch.setattr(lottery_theory, "FACTORS", (0.5, 4.0))
+    monkeypatch.setattr(lottery_theory, "CLAIMS", tuple(one for one in lottery_theory.CLAIMS if one.claim != "S6"))
+    monkeypatch.setattr(lottery_measures, "INPUTS", 15)
+    monkeypatch.setattr(lottery_measures, "NEURONS", 2)
+    monkeypatch.setattr(lottery_neurons, "SAMPLES", (60, 120, 240))
+    monkeypatch.setattr(lottery_neurons, "TRIALS", 2)
+    monkeypatch.setattr(lottery_neurons, "MIXTURE", Mixture(irrelevant=4, inputs=8, neurons=40))
+    monkeypatch.setattr(lottery_sizes, "PUBLISHED", lottery_sizes.PUBLISHED[::4])
+    monkeypatch.setattr(lottery_compute, "MAGNITUDE", ("gmp",))
+    monkeypatch.setattr(lottery_compute, "SPARSITIES", (0.8, 0.9))
+    path = tmp_path / "small.toml"
+    path.write_text(SUITE)
+    return path
+
+
+def test_the_tables_are_found() -> None:
+    assert set(tables()) >= set(MODULES)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_small_table_has_the_schema_and_resumes_to_the_same_bytes(name: str, small: Path, tmp_path: Path) -> None:
+    suite = load_suite(str(small))
+    folder = run_table(name, suite, None, tmp_path / "runs", command="test")
+    written = {kind: (folder / f"{name}.{kind}").read_bytes() for kind in ("json", "csv", "md", "png")}
+    found = json.loads(written["json"])
+    assert {"title", "rows", "environment"} <= set(found)
+    lines = list(csv.reader(written["csv"].decode().splitlines()))
+    assert len(lines) == len(found["rows"]) + 1
+    columns = [column.key for column in MODULES[name].COLUMNS]
+    assert lines[0] == columns
+    assert set(columns) <= {key for row in found["rows"] for key in row}
+    assert written["png"].startswith(b"\x89PNG")
+    text = written["md"].decode()
+    assert any(word in text for word in ("reproduced", "partly", "not"))
+    run_table(name, suite, None, tmp_path / "runs", command="test")
+    for kind in ("json", "csv", "md"):
+        assert (folder / f"{name}.{kind}").read_bytes() == written[kind]
+
+
+# --------------------------------------------------------------------------------------------------- theory
+
+
+def theory_rows(power: float = 0.5, **changes: Any) -> list[Row]:
+    """Rows that follow every claim, with the exponent of S8 and S9 planted."""
+    rows: list[Row] = []
+    for kept in (5, 10, 20, 40):
+        for samples in (500, 1000, 2000, 4000):
+            x = kept / samples
+            base = {"kept": kept, "samples": samples}
+            rows.append(
+                base | {"measure": "landscape", "radius_ratio": 1.1 - 2 * x**0.5, "least_ratio": 1 - 2 * x**0.5}
+            )
+            rows.append(base | {"measure": "objective", "gradient_gap": x**power, "objective_gap": x**power})
+            rows.append(base | {"measure": "noisy", "distance": x**power, "root_error": 3 * x**power})
+        rows.append({"measure": "speed", "kept": kept, "samples": 1, "iterations": 50 * kept**0.5})
+        rows[-1]["speed_ratio"] = 1 - 0.05 * kept**0.5
+        for factor, share in ((2, 0.0), (6, 0.4), (8, 0.6), (9, 1.0)):
+            rows.append({"measure": "recovery", "kept": kept, "samples": factor * kept, "recovered": share})
+    for sparsity, iterations, reached, good in ((0.0, 100, 1, 1), (0.8, 40, 1, 1), (0.95, None, 0, 0.5)):
+        row = {"measure": "pruned", "sparsity": sparsity, "iterations": iterations, "reached": reached}
+        rows.append(row | {"good_kept": good})
+    return [row | changes if row["measure"] == "pruned" and row["sparsity"] == 0.8 else row for row in rows]
+
+
+def test_rows_that_follow_the_claims_reproduce_them() -> None:
+    table = lottery_theory.verdicts(theory_rows())
+    assert [row["claim"] for row in table] == [*(claim.claim for claim in lottery_theory.CLAIMS), "S12"]
+    against = {row["against"]: row for row in table if row["claim"] == "S8" and "objective" in row["quantity"]}
+    assert {row["verdict"] for row in table if row is not against["1/N"]} == {"reproduced"}
+    for row in table[:-1]:
+        assert row["exponent"] == pytest.approx(row["claimed"], abs=0.02) or row is against["1/N"]
+    needed = next(row for row in table if row["claim"] == "S6")
+    assert needed["numbers"] == "35 at r = 5, 280 at 40"
+
+
+@pytest.mark.parametrize(("power", "word"), [(0.55, "reproduced"), (0.8, "partly"), (-0.5, "not"), (0.0, "not")])
+def test_verdicts_follow_the_exponent(power: float, word: str) -> None:
+    table = lottery_theory.verdicts(theory_rows(power))
+    assert {row["verdict"] for row in table if row["claim"] == "S9"} == {word}
+
+
+@pytest.mark.parametrize(
+    ("low", "exponent", "high", "scale", "word"),
+    [
+        (0.4, 0.65, 0.85, 1.0, "reproduced"),
+        (0.1, 0.8, 1.5, 1.0, "partly"),
+        (0.7, 0.8, 0.9, 1.0, "partly"),
+        (-0.1, 0.5, 1.1, 1.0, "not"),
+        (0.4, 0.5, 0.6, -1.0, "not"),
+    ],
+)
+def test_an_exponent_that_is_not_known_decides_nothing(
+    low: float, exponent: float, high: float, scale: float, word: str
+) -> None:
+    assert lottery_theory.verdict(0.5, PowerLaw(exponent, low, high, scale, None, 1.0)) == word
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({}, "reproduced"),
+        ({"iterations": 95}, "not"),
+        ({"reached": 0.5}, "not"),
+        ({"good_kept": 0.9}, "reproduced"),
+    ],
+)
+def test_the_verdict_of_pruning_follows_the_iterations(changes: Row, word: str) -> None:
+    row = lottery_theory.pruning_row(theory_rows(**changes))
+    assert row is not None
+    assert row["verdict"] == word
+
+
+def test_no_recovery_at_any_size_gives_no_point() -> None:
+    rows = [{"kept": 3, "samples": n, "recovered": 0.2} for n in (10, 20)]
+    assert lottery_theory.needed(rows) == []
+
+
+# -------------------------------------------------------------------------------------------------- neurons
+
+
+def test_a_sample_holds_the_relevant_feature_of_its_class_and_all_others() -> None:
+    mixture = Mixture(irrelevant=3, inputs=6, noise=0.0)
+    x, y = draw_samples(mixture, 20, np.random.default_rng(0))
+    np.testing.assert_array_equal(x[:, 0].argmax(-1), np.where(y > 0, 0, 1))
+    np.testing.assert_array_equal(x[:, 1:].argmax(-1), np.tile([2, 3, 4], (20, 1)))
+    assert set(y.tolist()) == {-1.0, 1.0}
+
+
+def test_the_gradient_of_the_hinge_loss_is_a_difference() -> None:
+    mixture, rng = Mixture(irrelevant=3, inputs=6, neurons=4), np.random.default_rng(0)
+    x, y = draw_samples(mixture, 15, rng)
+    signs, weights, step = np.array([1.0, -1.0, 1.0, -1.0]), rng.standard_normal((4, 6)), 1e-6
+
+    def loss(w: np.ndarray) -> float:
+        return float(np.maximum(1 - y * forward(w, signs, x)[0], 0).mean())
+
+    expected = np.zeros_like(weights)
+    for place in np.ndindex(*weights.shape):
+        shift = np.zeros_like(weights)
+        shift[place] = step
+        expected[place] = (loss(weights + shift) - loss(weights - shift)) / (2 * step)
+    np.testing.assert_allclose(gradient(weights, signs, x, y), expected, atol=1e-8)
+
+
+def test_good_neurons_grow_and_stay_good() -> None:
+    found = train(Mixture(neurons=80), 400, np.random.default_rng(1))
+    good = found.good[0]
+    moved = np.linalg.norm(found.weights - found.start, axis=1)
+    assert found.good[:, good].all()
+    assert moved[good].min() > 3 * np.median(moved[~good])
+    assert found.accuracy > 0.9
+
+
+def neuron_rows(power: float, retained: float, separated: float) -> list[Row]:
+    keys = {"retained": retained, "separated": separated, "turned": 0.1}
+    return [{"samples": n, "moved": n**power, "moved_all": 0.3 * n**-0.1} | keys for n in (100, 400, 1600)]
+
+
+def test_words_on_neurons_follow_the_rows() -> None:
+    good = lottery_neurons.verdicts(neuron_rows(-0.5, 1.0, 0.99))
+    assert [line.split(": ")[1].split(";")[0] for line in good] == [
+        "reproduced",
+        "partly reproduced",
+        "reproduced",
+        "reproduced",
+    ]
+    bad = lottery_neurons.verdicts(neuron_rows(0.2, 0.5, 0.6))
+    assert [line.split(": ")[1].split(";")[0] for line in bad] == [
+        "not reproduced",
+        "partly reproduced",
+        "not reproduced",
+        "not reproduced",
+    ]
+    middle = lottery_neurons.verdicts(neuron_rows(-0.9, 0.95, 0.9))
+    assert all(": partly reproduced; " in line for line in middle)
+
+
+# ---------------------------------------------------------------------------------------------------- sizes
+
+
+def test_words_on_sizes_follow_the_rows() -> None:
+    alexnet, vgg = lottery_sizes.PUBLISHED[:2]
+    right = lottery_sizes.compared({"model": "alexnet", "parameters": 61_100_840}, alexnet)
+    wrong = lottery_sizes.compared({"model": "vgg16", "parameters": 138_357_544}, vgg)
+    small = lottery_sizes.compared({"model": "vgg16", "parameters": 100_000_000}, vgg)
+    assert (right["size"], right["arithmetic"]) == ("yes", "yes")
+    assert (wrong["size"], wrong["arithmetic"]) == ("yes", "no")
+    assert wrong["stated_factor"] == pytest.approx(13.4, abs=0.01)
+    assert lottery_sizes.verdict([right]).startswith("S1: reproduced; the number of parameters agrees in 1 of 1")
+    assert "partly reproduced" in lottery_sizes.verdict([right, wrong])
+    assert "vgg16 13.4 instead of 12" in lottery_sizes.verdict([right, wrong])
+    assert "not reproduced" in lottery_sizes.verdict([small, small])
+
+
+# -------------------------------------------------------------------------------------------------- compute
+
+
+def compute_rows(magnitude: float, random: float, macs: float) -> list[Row]:
+    """Two seeds whose dense networks have 90 and 92 %, and differences in points at every sparsity."""
+    rows: list[Row] = []
+    for seed, dense in enumerate((0.9, 0.92)):
+        base = {"model": "m", "dataset": "d", "penalty": "none", "seed": seed, "dense_macs": 1000}
+        rows.append(base | {"pruner": "dense", "sparsity": 0.0, "accuracy": dense, "macs": 1000})
+        for name, gain in (("gmp", magnitude), ("random", random)):
+            for sparsity in lottery_compute.SPARSITIES:
+                row = {"pruner": name, "sparsity": sparsity, "accuracy": dense + (gain + 0.1 * seed) / 100}
+                rows.append(base | row | {"macs": macs})
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("magnitude", "random", "macs", "words"),
+    [
+        (0.5, -3.0, 150, ("reproduced", "reproduced", "reproduced")),
+        (-0.06, -3.0, 300, ("partly reproduced", "reproduced", "partly reproduced")),
+        (-2.0, -1.0, 300, ("not reproduced", "not reproduced", "not reproduced")),
+        (0.5, 0.7, 150, ("reproduced", "partly reproduced", "reproduced")),
+    ],
+)
+def test_words_on_pruned_networks_follow_the_rows(
+    magnitude: float, random: float, macs: float, words: tuple[str, ...]
+) -> None:
+    table = lottery_compute.averaged(compute_rows(magnitude, random, macs))
+    lines = lottery_compute.verdicts(table, tolerance=0.5)
+    assert [line.split(": ")[1].split(";")[0] for line in lines] == list(words)
+    best = next(row for row in table if row["pruner"] == "gmp")
+    assert best["gain"] == pytest.approx(magnitude + 0.05)
+    assert best["gain_error"] == pytest.approx(0.05)
+    assert best["factor"] == pytest.approx(1000 / macs)
