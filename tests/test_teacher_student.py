@@ -118,8 +118,8 @@ def test_the_sampled_hessian_and_gradient_tend_to_the_expected_ones(teachers: Te
 
 def test_descent_recovers_the_truth_at_the_speed_of_the_smallest_curvature() -> None:
     rng = np.random.default_rng(5)
-    teachers = draw_teachers(2, NEURONS, 12, 3, rng)
-    x = rng.standard_normal((2, 2000, 12))
+    teachers = draw_teachers(2, NEURONS, 24, 8, rng)
+    x = rng.standard_normal((2, 2000, 24))
     y = outputs(teachers.weights, x)
     path = descend(teachers, x, y, teachers.perturbed(0.2, rng), 800, until=1e-8)
     assert path.errors[-1].max() <= 1e-8

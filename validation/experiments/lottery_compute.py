@@ -173,7 +173,7 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
 
 def _draw(table: Sequence[Row], path: Path) -> None:
     groups = [list(part) for _, part in groupby(table, key=kind)]
-    figure, grid = new_figure(len(groups), 2, size=(12.0, 4.2 * len(groups)), squeeze=False)
+    figure, grid = new_figure(len(groups), 2, size=(13.0, 4.2 * len(groups)), squeeze=False)
     for panels, group in zip(grid, groups, strict=True):
         for number, name in enumerate((*MAGNITUDE, RANDOM)):
             own = [row for row in group if row["pruner"] == name]
@@ -190,6 +190,8 @@ def _draw(table: Sequence[Row], path: Path) -> None:
         for panel in panels:
             panel.axhline(0, color=GREY, linestyle=":", label="dense, equal budget")
             panel.set_yscale("symlog", linthresh=2)
+            panel.set_yticks([2, 1, 0, -1, -2, -5, -10, -20, -50, -100], [2, 1, 0, -1, -2, -5, -10, -20, -50, -100])
+            panel.set_ylim(-120, 2.5)
             panel.set_ylabel("pruned - dense, points of test accuracy")
             panel.grid(alpha=0.25)
         panels[0].set_xlabel("sparsity, %")
@@ -198,7 +200,7 @@ def _draw(table: Sequence[Row], path: Path) -> None:
         panels[1].set_xticks([1, 2, 5, 10], ["1", "2", "5", "10"])
         panels[1].minorticks_off()
         panels[1].set_xlabel("times fewer multiply-accumulates")
-        panels[1].legend(fontsize=8, loc="lower left")
+        panels[1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
         panels[0].set_title(" ".join(kind(group[0])), loc="left", fontsize=10)
     save(figure, path)
 
