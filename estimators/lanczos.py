@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain, islice
 from typing import Any, Literal
 
 import numpy as np
@@ -20,6 +19,7 @@ from estimators.parameters import aligned_rows, columns
 
 Reorthogonalise = Literal["full", "none"]
 PIECE = 1 << 24
+GROUP = 8
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class Lanczos:
             "reorthogonalise": self.reorthogonalise,
             "current": [vector.clone() for vector in self._current] if vectors else [],
             "previous": [vector.clone() for vector in self._previous] if vectors else [],
-            "basis": [list(self._basis(k)) if vectors else [] for k in range(len(self._alpha))],
+            "basis": [self._written(k) if vectors else [] for k in range(len(self._alpha))],
             "alpha": [list(one) for one in self._alpha],
             "beta": [list(one) for one in self._beta],
             "exhausted": list(self._exhausted),
@@ -156,7 +156,10 @@ class Lanczos:
         self.reorthogonalise = state.get("reorthogonalise", self.reorthogonalise)
         device = self.operator.device  # a state read from a file lies on the CPU
         self._current, self._previous = ([one.to(device) for one in state[key]] for key in ("current", "previous"))
-        self._blocks = [[vector.to(device)[None] for vector in one] for one in state["basis"]]
+        self._blocks = [[self._room(len(rows))] if rows else [] for rows in state["basis"]]
+        for blocks, rows in zip(self._blocks, state["basis"], strict=True):
+            for place, row in zip(blocks[0] if blocks else (), rows, strict=False):
+                place.copy_(row)
         self._alpha = [list(one) for one in state["alpha"]]
         self._beta = [list(one) for one in state["beta"]]
         self._exhausted = list(state["exhausted"])
@@ -171,9 +174,25 @@ class Lanczos:
         rows = aligned_rows(len(alive), self.operator.shape[0], self.operator.dtype, self.operator.device)
         return torch.stack([self._current[k] for k in alive], out=rows).T
 
-    def _basis(self, k: int) -> Iterator[Tensor]:
-        """Basis vectors so far; the last block may have room for more."""
-        return islice(chain.from_iterable(self._blocks[k]), len(self._alpha[k]))
+    def _groups(self, k: int) -> Iterator[Tensor]:
+        """Basis vectors so far as rows, in groups that depend on nothing but their number, and so do rounding errors."""
+        left = len(self._alpha[k])
+        for block in self._blocks[k]:
+            for start in range(0, min(left, len(block)), GROUP):
+                yield block[start : min(start + GROUP, left)]
+            left = max(0, left - len(block))
+
+    def _written(self, k: int) -> list[Tensor]:
+        """Basis vectors so far, one by one, with nothing but zeros behind them in memory."""
+        if self._blocks[k]:
+            used = sum(len(block) for block in self._blocks[k][:-1])
+            self._blocks[k][-1][len(self._alpha[k]) - used :].zero_()
+        return [row for group in self._groups(k) for row in group]
+
+    def _room(self, vectors: int) -> Tensor:
+        """Make room for so many basis vectors, in whole groups; what is not written takes no memory on a CPU."""
+        rows = -(-vectors // GROUP) * GROUP
+        return aligned_rows(rows, self.operator.shape[0], self.operator.dtype, self.operator.device)
 
     def _reserve(self, steps: int) -> None:
         if self.reorthogonalise == "none":
@@ -186,8 +205,10 @@ class Lanczos:
             f"reorthogonalise: 'full' over {steps} steps of {len(alive)} vectors of {dimension:,}",
             "use reorthogonalise='none' or fewer steps",
         )
-        for k in alive if steps else []:
-            self._blocks[k].append(aligned_rows(steps, dimension, type_, self.operator.device))
+        for k in alive:
+            missing = self.steps + steps - sum(len(block) for block in self._blocks[k])
+            if missing > 0:
+                self._blocks[k].append(self._room(missing))
 
     def _step(self, k: int, product: Tensor) -> None:
         current, previous = self._current[k], self._previous[k]
@@ -197,11 +218,11 @@ class Lanczos:
         vector -= beta * previous
         self._alpha[k].append(alpha)
         if self.reorthogonalise == "full":
-            *_, newest = self._basis(k)
-            newest.copy_(current)
+            *_, last = self._groups(k)
+            last[-1].copy_(current)
             for _ in range(2):
-                for older in self._basis(k):
-                    vector -= _dot(older, vector) * older
+                for group in self._groups(k):
+                    vector.addmv_(group.T, group @ vector, alpha=-1)
         length = _dot(vector, vector) ** 0.5
         scale = max(map(abs, [*self._alpha[k], *self._beta[k]]), default=0.0)
         tiny = torch.finfo(vector.dtype).eps * 4 * max(scale, torch.finfo(vector.dtype).tiny)
