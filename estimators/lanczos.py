@@ -175,7 +175,7 @@ class Lanczos:
         return torch.stack([self._current[k] for k in alive], out=rows).T
 
     def _groups(self, k: int) -> Iterator[Tensor]:
-        """Basis vectors so far as rows, in groups that depend on nothing but their number, and so do rounding errors."""
+        """Basis vectors so far as rows, in groups, and so with rounding errors, that depend on their number only."""
         left = len(self._alpha[k])
         for block in self._blocks[k]:
             for start in range(0, min(left, len(block)), GROUP):
