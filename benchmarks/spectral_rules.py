@@ -204,7 +204,7 @@ def coverage_row(name: str, bed: Bed, seeds: int) -> Row:
     values = torch.from_numpy(bed.eigenvalues)
     model = nn.Linear(len(values), 1, bias=False).double()
     objective = Objective(model, [torch.zeros(1)], lambda model, batch: 0.5 * (values * model.weight[0] ** 2).sum())
-    asked = {"samples": None, "steps": None, "probes": 1, "tolerance": 0.005, "negative": "abs"}
+    asked = {"samples": None, "steps": None, "probes": 1, "tolerance": 0.005, "curvature": "hessian", "negative": "abs"}
     halves, hits, steps = [], [], []
     for seed in tqdm(range(seeds), desc=name, leave=False, disable=None):
         spectra = Spectra(objective, bed.curve, bed.epsilon, asked | {"seed": seed}, False, None, torch.zeros(1))

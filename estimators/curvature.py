@@ -102,7 +102,7 @@ class _Curvature(ABC):
         if self.objective.penalty:
             for row, result in zip(rows, total, strict=True):
                 result += self.objective.penalty.curvature * row
-        if not total.isfinite().all():
+        if not total.sum(dtype=torch.float64).isfinite():
             raise UserError(
                 f"{type(self).__name__}: a product is NaN or infinite; look for infinite losses or layers whose second "
                 "derivative is undefined, or use a float64 model"

@@ -261,6 +261,6 @@ def lanczos(operator: Operator, start: Tensor, steps: int, reorthogonalise: Reor
 
 
 def _dot(a: Tensor, b: Tensor) -> float:
-    """Multiply in float64, piece by piece so that no copy of a large vector is made."""
+    """Multiply and sum in float64, piece by piece so that no copy of a large vector is made."""
     pairs = zip(torch.split(a, PIECE), torch.split(b, PIECE), strict=True)
-    return sum(float(torch.dot(one.double(), other.double())) for one, other in pairs)
+    return sum(float((one * other).sum(dtype=torch.float64)) for one, other in pairs)

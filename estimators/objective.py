@@ -115,6 +115,7 @@ class Objective:
         self.device, self.dtype = first.device, first.dtype
         self._call = _Loss(model, self.loss_fn)
         self.most: int | None = None
+        self.picked: Tensor | None = None
         self._samples: int | None = None
         self._own_samples: int | None = None
         self._batches_seen = ""
@@ -297,6 +298,7 @@ class Objective:
 
         Returns:
             The same objective on the sub-sample, a part of it on every rank, or this one when it asks for everything.
+            Its ``picked`` holds the numbers of the samples in loader order.
         """
         total = self.samples
         if samples >= total:
@@ -304,7 +306,8 @@ class Objective:
         if samples < 1:
             raise UserError(f"samples: expected at least 1, got {samples}")
         order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
-        wanted = self._own_part(order[:samples].sort().values)
+        chosen = order[:samples].sort().values
+        wanted = self._own_part(chosen)
         picked, start, largest = [], 0, 1
         with self.one_pass():
             for _, batch, size in self._numbered():
@@ -317,6 +320,7 @@ class Objective:
             self.model, Shard(rebatched(picked, max(largest, 256))), self.loss_fn, self.penalty, self.patterns
         )
         result._samples, result._own_samples, result.most = samples, int(wanted.sum()), self.most
+        result.picked = chosen
         return result
 
     def _own_part(self, chosen: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from pruning_limits.directions import slopes
 from pruning_limits.magnitude import MagnitudeProfile
 from pruning_limits.parts import Cost, Estimate, Layer, Sharpness
 from pruning_limits.result import PruningLimit, isotropic, upper_bound
-from pruning_limits.spectra import DIAGNOSTIC_SAMPLES, Progress, Spectra
+from pruning_limits.spectra import DIAGNOSTIC_SAMPLES, FEWEST_AT_MOST, Progress, Spectra
 
 EPSILON_BATCH = 128
 
@@ -67,13 +67,14 @@ def predict_limit(
         curvature: ``"hessian"`` or ``"ggn"``: which matrix ``sparsity`` is computed with.
         negative: What a negative eigenvalue counts as, ``"abs"`` or ``"clip"`` (to zero).
         parameters: Name patterns of the prunable weights; default the weights of convolution and linear layers.
-        samples: Size of the random data sub-sample for curvature products; None doubles it from 1,024 until the
-            limit settles within ``tolerance`` or 16,384 samples are reached.
+        samples: Size of the random data sub-sample for curvature products; None doubles it from 1,024 until its error
+            is within ``tolerance`` or below that of the steps, or 16,384 samples are reached.
         tolerance: Wanted numerical half-width of the limit, in sparsity.
         probes: Random vectors; None takes 1 for large models and more for small ones.
-        steps: Lanczos steps; None advances until the limit settles, at most 96, for small models up to 512. With D
-            steps or more, and for models of at most 512 weights, the whole matrix is built and its eigenvalues are
-            exact.
+        steps: Lanczos steps; None advances from 24 on until their error is within ``tolerance`` or twice the steps
+            narrow it by less than a third, at most to 96; for small models, whose steps are cheap, up to 512 for as long
+            as it takes. With D steps or more, and for models of at most 512 weights, the whole matrix is built and
+            its eigenvalues are exact.
         measure: Also measure what one-shot magnitude pruning reaches, with forward passes over all data.
         seed: Seed of probes and sub-sample.
         progress: None shows progress bars on a terminal, False none, True always; or a callback
@@ -114,9 +115,14 @@ def predict_limit(
     with _untouched_randomness():
         objective = Objective(model, loader, loss_fn, penalty, parameters)
         profile = MagnitudeProfile(objective.chosen)
-        again, gradient = objective.losses_and_gradient()  # first, because it needs more memory and may split batches
+        # With L1 only a note depends on the gradient. It comes first: it needs more memory and may split batches.
+        part = objective.subset(DIAGNOSTIC_SAMPLES, seed) if isinstance(penalty, L1) else objective
+        again, gradient = part.losses_and_gradient()
         losses, sizes = objective.sample_losses()
-        _check_repeatable(losses, again)
+        if part.picked is None or len(losses) == objective.samples:
+            _check_repeatable(losses if part.picked is None else losses[part.picked], again)
+        else:
+            _check_repeatable(losses, objective.sample_losses()[0])
         dense = float((losses * sizes).sum() / sizes.sum()) + objective.penalty_value(objective.chosen)
         allowed = batch_deviation(losses, sizes) if epsilon == "batch-std" else _positive(epsilon)
         settings = {
@@ -168,7 +174,7 @@ def predict_limit(
         epsilon=allowed,
         objective=dense,
         parameters=profile.dimension,
-        status=_status(hessian, error, tolerance, len(losses)),
+        status=_status(hessian, error, tolerance, objective.samples, steps),
         notes=notes,
         sharpness=Sharpness(
             trace=sum(layer.trace for layer in table),
@@ -179,7 +185,7 @@ def predict_limit(
         cost=Cost(
             products=spectra.products(),
             samples=spectra.samples_seen(),
-            forward_samples=objective.samples * (2 + sum(sparsity > 0 for sparsity, _ in measured.points)),
+            forward_samples=part.samples + objective.samples * (1 + sum(s > 0 for s, _ in measured.points)),
             seconds=max(seconds for seconds, _ in spent),
             peak_memory=max(memory for _, memory in spent),
         ),
@@ -219,14 +225,22 @@ def batch_deviation(losses: Tensor, sizes: Tensor, batch: int = EPSILON_BATCH) -
     return deviation
 
 
-def _status(estimate: Estimate, standard_error: float, tolerance: float, total: int) -> str:
+def _status(estimate: Estimate, standard_error: float, tolerance: float, total: int, asked: int | None) -> str:
     half = estimate.half_width(standard_error)
     if half <= tolerance:
         return "converged"
+    share = tolerance / 2
+    samples = min(total, math.ceil(estimate.samples * (estimate.sample_error / share) ** 2))
+    probes = math.ceil(estimate.measure.probes * (2 * standard_error / share) ** 2)
+    bulk = f"{estimate.steps} steps do not resolve the bulk of the spectrum; "
+    if asked is None and estimate.steps < FEWEST_AT_MOST:
+        bulk += f"more would hardly help: accept tolerance={math.ceil(1000 * half) / 1000}, or take curvature='ggn'"
+    else:
+        bulk += f"try steps={2 * estimate.steps}"
     causes = {
-        f"the bulk of the spectrum is not resolved by {estimate.steps} steps; raise steps": estimate.step_error,
-        f"{estimate.samples} of {total} samples are too few; raise samples": estimate.sample_error,
-        "the probes disagree; raise probes": 2 * standard_error,
+        bulk: estimate.step_error,
+        f"{estimate.samples} of {total} samples are too few; try samples={samples}": estimate.sample_error,
+        f"the probes disagree; try probes={probes}": 2 * standard_error,
     }
     cause = max(causes, key=lambda one: causes[one])
     return f"unresolved: half-width {half:.4f} exceeds tolerance {tolerance}; {cause}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -47,7 +48,9 @@ FEWEST_AT_MOST, MOST_AT_MOST, MOST_NUMBERS = 96, 512, 2_000_000
 LEAST_SAMPLES, MOST_SAMPLES, DIAGNOSTIC_SAMPLES = 1024, 16384, 8192
 BASIS_MEMORY = 4 << 30
 DENSE = 512
+SLOW = 2 / 3
 MOST_KNOTS, KNOT_DISTANCE = 4, 0.1
+WRITING_SHARE = 0.05
 Progress = bool | Callable[[str, int, int], None] | None
 
 
@@ -104,7 +107,10 @@ class Spectra:
             operator.forwards.forget()
 
     def estimate(self, kind: str) -> Estimate:
-        """Estimate one spectrum; its sample error compares the sub-sample with half of it."""
+        """Estimate one spectrum; its sample error compares the sub-sample with half of it.
+
+        More samples are taken as long as their error counts: below the step error it does not.
+        """
         total, wanted = self.objective.samples, self.settings["samples"]
         if wanted is not None:
             count = min(wanted, total)
@@ -116,11 +122,17 @@ class Spectra:
         before = None
         while True:
             current = self._compared(kind, self._run(kind, count), before)
-            settled = before is not None and current.sample_error <= self.settings["tolerance"] / 2
+            enough = max(self._wanted(kind)[1], current.step_error)
+            settled = before is not None and current.sample_error <= enough
             if count == total or settled or count >= MOST_SAMPLES:
                 return current
             self._forget(kind, count)
             before, count = current, min(2 * count, total)
+
+    def _wanted(self, kind: str) -> tuple[float, float]:
+        """Step and sample error to aim at: parts of the tolerance, or all of it for what the interval leaves out."""
+        tolerance = self.settings["tolerance"]
+        return (tolerance / 4, tolerance / 2) if kind == self.settings["curvature"] else (tolerance, tolerance)
 
     def _most(self, dimension: int) -> int:
         """Largest number of steps: more for a small model, whose products cost little."""
@@ -134,15 +146,19 @@ class Spectra:
         return "full" if size <= min(BASIS_MEMORY, free // 2) else "none"
 
     def _compared(self, kind: str, current: Estimate, before: Estimate | None) -> Estimate:
-        """Add the sample error; the GGN, whose rank the samples limit, is extrapolated linearly in log(samples)."""
+        """Add the sample error: as much again for every doubling up to all data.
+
+        The GGN, whose rank the samples limit, is extrapolated linearly in log(samples).
+        """
         if before is None or current.samples == self.objective.samples:
             return current
         root, doublings = self._root(current), math.log2(self.objective.samples / current.samples)
         change = self._root(before) - root
+        current = replace(current, sample_error=abs(change) * max(1.0, doublings))
         if kind == "hessian":
-            return replace(current, sample_error=abs(change))
+            return current
         growth = 1 + max(0.0, change) * doublings / max(1 - root, 1 / self.objective.dimension)
-        return replace(current, sample_error=abs(change) * max(1.0, doublings), growth=growth)
+        return replace(current, growth=growth)
 
     def _root(self, estimate: Estimate) -> float:
         """Limit on the sub-sample itself."""
@@ -167,11 +183,19 @@ class Spectra:
                 ended = run.steps >= most or (run.steps > 0 and all(one.exhausted for one in run.tridiagonals()))
                 if ended or (self.settings["steps"] is None and run.steps >= LEAST_STEPS):
                     found = self._read(kind, _matrices(run), samples)
-                    if ended or found.step_error <= self.settings["tolerance"] / 4:
+                    done = found.step_error <= self._wanted(kind)[0]
+                    if ended or done or self._slow(kind, _matrices(run), found):
                         self._store.save(key, run, finished=True)
                         return found
                 run.advance(min(max(STEPS_AT_ONCE, run.steps // 8), most - run.steps))
                 self._store.save(key, run)
+
+    def _slow(self, kind: str, matrices: list[Tridiagonal], found: Estimate) -> bool:
+        """Tell whether the second half of the steps narrowed the error by less than a third, where steps are dear."""
+        if self._most(self.objective.dimension) > FEWEST_AT_MOST:
+            return False
+        before = self._read(kind, [one.head(found.steps // 2) for one in matrices], found.samples)
+        return found.step_error > SLOW * before.step_error
 
     def directions(self, estimate: Estimate, profile: MagnitudeProfile, gradient: Tensor | None) -> Directions:
         """Measure where the removed weights point: knots from the isotropic root on, the last at the limit itself.
@@ -222,7 +246,7 @@ class Spectra:
                     )
                     gap = self._gap(estimate, low, high)
                     done = all(matrix.exhausted for matrix in _matrices(run))
-                    if done or run.steps >= most or gap <= self.settings["tolerance"] / 4:
+                    if done or run.steps >= most or gap <= self.settings["tolerance"]:
                         self._store.save(key, run, finished=True)
                         return replace(high, step_error=max(gap, known.step_error if known else 0.0))
                 run.advance(min(STEPS_AT_ONCE, most - run.steps))
@@ -327,6 +351,7 @@ class _Store:
         self.path = None if path is None else Path(path)
         self.fingerprint = fingerprint
         self.states: dict[str, Any] = {}
+        self._rest = 0.0
         with together(self._equal_on_all_ranks):
             if self.path is not None and self.path.exists():
                 self.states = self._read(self.path)
@@ -351,13 +376,19 @@ class _Store:
             run.load_state(self.states[key])
 
     def save(self, key: str, run: Lanczos, finished: bool = False) -> None:
-        """Write all states, on one rank; a finished run keeps its matrices only."""
+        """Write all states, on one rank; a finished run keeps its matrices only.
+
+        Large states are written less often, so that writing takes no more than a small share of the time.
+        """
         if self.path is None:
             return
         with together():
-            if rank() == 0:
+            started = time.monotonic()
+            if rank() == 0 and (finished or started >= self._rest):
                 self.states[key] = run.state(vectors=not finished)
                 save_tensors(self.path, {"fingerprint": self.fingerprint, "states": self.states})
+                ended = time.monotonic()
+                self._rest = ended + (ended - started) / WRITING_SHARE
 
 
 def _fingerprint(objective: Objective, losses: Tensor, settings: dict[str, Any]) -> str:

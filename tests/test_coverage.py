@@ -33,7 +33,15 @@ def estimate(eigenvalues, seed, **settings):
     values = torch.from_numpy(eigenvalues)
     objective = Objective(model, [torch.zeros(1)], lambda model, batch: 0.5 * (values * model.weight[0] ** 2).sum())
     curve = MagnitudeProfile({"weights": WEIGHTS}).curve()
-    asked = {"samples": None, "steps": None, "probes": 1, "tolerance": 0.005, "negative": "abs", "seed": seed}
+    asked = {
+        "samples": None,
+        "steps": None,
+        "probes": 1,
+        "tolerance": 0.005,
+        "curvature": "hessian",
+        "negative": "abs",
+        "seed": seed,
+    }
     spectra = Spectra(objective, curve, EPSILON, asked | settings, False, None, torch.zeros(1))
     found = spectra.estimate("hessian")
 

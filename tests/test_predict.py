@@ -285,8 +285,8 @@ def test_cost(wide):
     limit = predict_limit(*wide, **(QUICK | {"measure": True}))
     cost = limit.cost
     knots = len(limit.directions.sparsities)
-    # steps and probes of both spectra; steps and rise of every direction; four products for traces, one for the notes
-    assert cost.products == 2 * 8 * 2 + 9 * knots + 5
+    # both spectra; four steps and the rise of every direction; four products for traces, one for notes
+    assert cost.products == 2 * 8 * 2 + 5 * knots + 5
     assert cost.samples == 96 * cost.products
     assert cost.forward_samples == 96 * (2 + len(limit.rises) - 1)
     assert 0 < cost.seconds < 600
