@@ -72,8 +72,8 @@ def predict_limit(
         tolerance: Wanted numerical half-width of the limit, in sparsity.
         probes: Random vectors; None takes 1 for large models and more for small ones.
         steps: Lanczos steps; None advances from 24 on until their error is within ``tolerance`` or twice the steps
-            narrow it by less than a third, at most to 96; for small models, whose steps are cheap, up to 512 for as long
-            as it takes. With D steps or more, and for models of at most 512 weights, the whole matrix is built and
+            narrow it by less than a third, at most to 96; for small models, whose steps are cheap, for as long as it
+            takes up to 512. With D steps or more, and for models of at most 512 weights, the whole matrix is built and
             its eigenvalues are exact.
         measure: Also measure what one-shot magnitude pruning reaches, with forward passes over all data.
         seed: Seed of probes and sub-sample.
