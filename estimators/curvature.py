@@ -48,6 +48,7 @@ class _Curvature(ABC):
         memory: Bytes that kept graphs may take; 0 rebuilds every graph in every product.
         forwards: Forward passes to share with other curvatures of the same objective; None makes its own.
         precision: See ``Hessian``.
+        kept: See ``Hessian``.
     """
 
     def __init__(
@@ -56,10 +57,12 @@ class _Curvature(ABC):
         memory: int = 2 << 30,
         forwards: Forwards | None = None,
         precision: Precision = "full",
+        kept: Tensor | None = None,
     ) -> None:
         self.objective = objective
         self.memory = memory
         self.forwards = Forwards(objective, memory, precision) if forwards is None else forwards
+        self.kept = kept
         self.products = 0
         self.passes = 0
         self._kept: list[Product] | None = None
@@ -93,7 +96,7 @@ class _Curvature(ABC):
         """
         if vectors.dim() != 2 or vectors.shape[0] != self.shape[1]:
             raise UserError(f"vectors: expected shape ({self.shape[1]}, K), got {tuple(vectors.shape)}")
-        rows = columns(vectors.detach().to(self.device, self.dtype))
+        rows = columns(self._without_removed(vectors.detach().to(self.device, self.dtype)))
         with self.objective.one_pass(*rows), second_derivatives(self.objective):
             found = retried(lambda: self._summed(rows), self._make_room)
         total = distributed.total(found)
@@ -103,12 +106,16 @@ class _Curvature(ABC):
         if self.objective.penalty:
             for row, result in zip(rows, total, strict=True):
                 result += self.objective.penalty.curvature * row
+        total = self._without_removed(total.T).T
         if not total.isfinite().all():
             raise UserError(
                 f"{type(self).__name__}: a product is NaN or infinite; look for infinite losses or layers whose second "
                 "derivative is undefined, or use a float64 model"
             )
         return total.T
+
+    def _without_removed(self, vectors: Tensor) -> Tensor:
+        return vectors if self.kept is None else vectors * self.kept[:, None]
 
     def forget(self) -> None:
         """Drop the kept graphs; the next product builds them again."""
@@ -172,6 +179,8 @@ class Hessian(_Curvature):
         precision: ``"full"`` is that of the model; ``"bfloat16"`` takes products of a float32 model in bfloat16 where
             ``torch.autocast`` holds it safe, and sums them in float32: an error of about a hundredth, which hides
             eigenvalues that are far smaller than the largest. Shared forward passes bring their own.
+        kept: Bool ``[D]``, False for weights that are removed for good, whose rows and columns are then zero; None
+            keeps all.
 
     Source: Pearlmutter, Fast exact multiplication by the Hessian, Neural Computation 6, 1994.
 
@@ -228,6 +237,7 @@ class GGN(_Curvature):
         memory: Bytes that kept graphs may take; 0 rebuilds every graph in every product.
         forwards: Forward passes to share with a Hessian of the same objective; None makes its own.
         precision: ``"full"`` or ``"bfloat16"``, see ``Hessian``.
+        kept: Bool ``[D]`` or None, see ``Hessian``.
 
     Source: Schraudolph, Fast curvature matrix-vector products, Neural Computation 14, 2002.
 
