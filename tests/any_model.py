@@ -35,6 +35,7 @@ class Case:
         loss_fn: What the user gives.
         options: Further arguments of the prediction and of the objective.
         steps: Lanczos steps, where the spectrum is not dense.
+        dtype: Type in which the model computes its loss, whatever that of its weights.
     """
 
     build: Callable[[], nn.Module]
@@ -44,6 +45,7 @@ class Case:
     loss_fn: Losses | None = None
     options: dict[str, Any] = field(default_factory=dict)
     steps: int = 2
+    dtype: torch.dtype = torch.float64
 
 
 def check(case: Case) -> PruningLimit:
@@ -68,11 +70,11 @@ def check(case: Case) -> PruningLimit:
     objective = Objective(model, batches, case.loss_fn, parameters=case.options.get("parameters"))
     hessian = Hessian(objective)
     with sdpa_kernel(SDPBackend.MATH):
-        assert_close(objective.value(), mean_loss(copy.deepcopy(model).eval(), batches, case.losses))
+        assert_close(objective.value(), mean_loss(copy.deepcopy(model).eval(), batches, case.losses), case.dtype)
         if dimension <= LARGEST_DENSE:
             found = hessian.matmat(torch.eye(dimension, dtype=torch.float64))
             assert float(found.abs().max()) > 0
-            assert_close(found, dense_hessian(model, batches, case.losses, names))
+            assert_close(found, dense_hessian(model, batches, case.losses, names), case.dtype)
         else:
             vector = random(dimension)
             found = hessian @ vector
