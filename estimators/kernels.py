@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import TorchFunctionMode
 
 
 @contextmanager
@@ -35,14 +33,10 @@ def twice_differentiable(model: nn.Module) -> Iterator[None]:
             torch.backends.cudnn.enabled = False
         if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-        stack.enter_context(_Substitutes())
+        stack.callback(setattr, functional, "hardsigmoid", functional.hardsigmoid)
+        functional.hardsigmoid = _hardsigmoid
         yield
 
 
-class _Substitutes(TorchFunctionMode):
-    def __torch_function__(
-        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if function is functional.hardsigmoid:
-            return functional.relu6(args[0] + 3) / 6
-        return function(*args, **(kwargs or {}))
+def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
+    return functional.relu6(input + 3) / 6

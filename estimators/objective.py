@@ -11,7 +11,6 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils import checkpoint
 
 from estimators import distributed
@@ -106,7 +105,6 @@ class Objective:
         self.dimension = sum(parameter.numel() for parameter in chosen.values())
         first = next(iter(chosen.values()))
         self.device, self.dtype = first.device, first.dtype
-        self._call = _Loss(model, self.loss_fn)
         self.most: int | None = None
         self._samples: int | None = None
         self._own_samples: int | None = None
@@ -219,7 +217,14 @@ class Objective:
 
     def losses(self, weights: Mapping[str, Tensor], batch: Any) -> Tensor:
         """Evaluate the loss function on one batch at substituted weights; differentiable in ``weights``."""
-        return self._evaluate(self._call, weights, batch)
+        with self._substituted(weights), twice_differentiable(self.model), _no_reentrant_checkpoints():
+            losses: Any = self.loss_fn(self.model, batch)
+        if not isinstance(losses, Tensor):
+            raise UserError(f"loss_fn: expected a tensor of losses, got {type(losses).__name__}; return its loss alone")
+        size = batch_size(batch)
+        if losses.dim() and losses.shape != (size,):
+            raise UserError(f"loss_fn: expected losses of shape ({size},) or a scalar, got {tuple(losses.shape)}")
+        return losses
 
     def outputs_and_losses(self, weights: Mapping[str, Tensor], batch: Any) -> tuple[list[Any], Tensor]:
         """Evaluate one batch and also return what every call of the model put out."""
@@ -366,11 +371,17 @@ class Objective:
         Activation checkpointing calls the model's layers again then; without this they would be called with the model's
         own buffers, mode and ``requires_grad`` flags.
         """
-        substitutes = {id(buffer): buffer.clone() for buffer in self.model.buffers()}
-        chosen = set(self.names)
-        for name, parameter in self.model.named_parameters():
-            substitutes[id(parameter)] = parameter.detach().requires_grad_(name in chosen)
-        with evaluation_mode(self.model), _substituted(self.model, substitutes), twice_differentiable(self.model):
+        weights = {name: tensor.detach().requires_grad_() for name, tensor in self.chosen.items()}
+        with self._substituted(weights), twice_differentiable(self.model):
+            yield
+
+    @contextmanager
+    def _substituted(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
+        """Put the model in evaluation mode, and weights and copies of the buffers in their places, for a while."""
+        state = self.fixed | dict(weights)
+        substitutes = {id(parameter): state[name] for name, parameter in self.model.named_parameters()}
+        substitutes |= {id(buffer): self.buffers[name].clone() for name, buffer in self.model.named_buffers()}
+        with evaluation_mode(self.model), _replaced(self.model, substitutes):
             yield
 
     def _parts(self, batch: Any, size: int) -> Iterator[tuple[Any, int]]:
@@ -380,29 +391,6 @@ class Objective:
             return
         for rows in torch.split(torch.arange(size), self.most):
             yield map_leaves(lambda leaf, rows=rows: pick_rows(leaf, rows, size), batch), len(rows)
-
-    def _evaluate(self, call: nn.Module, weights: Mapping[str, Tensor], batch: Any) -> Tensor:
-        state = {f"model.{name}": tensor for name, tensor in (*self.fixed.items(), *weights.items())}
-        state |= {f"model.{name}": buffer.clone() for name, buffer in self.buffers.items()}
-        with evaluation_mode(self.model), twice_differentiable(self.model), _no_reentrant_checkpoints():
-            losses: Any = functional_call(call, state, (batch,))
-        if not isinstance(losses, Tensor):
-            raise UserError(f"loss_fn: expected a tensor of losses, got {type(losses).__name__}; return its loss alone")
-        size = batch_size(batch)
-        if losses.dim() and losses.shape != (size,):
-            raise UserError(f"loss_fn: expected losses of shape ({size},) or a scalar, got {tuple(losses.shape)}")
-        return losses
-
-
-class _Loss(nn.Module):
-    """Module whose forward is the loss, so that ``functional_call`` can substitute the model's weights."""
-
-    def __init__(self, model: nn.Module, loss_fn: LossFunction) -> None:
-        super().__init__()
-        self.model, self.loss_fn = model, loss_fn
-
-    def forward(self, batch: Any) -> Tensor:
-        return self.loss_fn(self.model, batch)
 
 
 @contextmanager
@@ -427,7 +415,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _substituted(model: nn.Module, tensors: Mapping[int, Tensor]) -> Iterator[None]:
+def _replaced(model: nn.Module, tensors: Mapping[int, Tensor]) -> Iterator[None]:
     """Put other tensors, by the identity of the old ones, in the place of parameters and buffers for a while."""
     stores: list[dict[str, Any]] = [s for module in model.modules() for s in (module._parameters, module._buffers)]
     places = [(store, key, value) for store in stores for key, value in store.items() if value is not None]
