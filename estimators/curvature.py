@@ -15,6 +15,7 @@ from estimators.errors import UserError
 from estimators.forwards import Forward, Forwards, Precision, SavedBytes
 from estimators.memory import retried
 from estimators.objective import Objective
+from estimators.outputs import loss_inputs
 from estimators.parameters import aligned_rows, columns, flatten, unflatten
 
 Product = Callable[[Tensor], Tensor]
@@ -47,6 +48,7 @@ class _Curvature(ABC):
         memory: Bytes that kept graphs may take; 0 rebuilds every graph in every product.
         forwards: Forward passes to share with other curvatures of the same objective; None makes its own.
         precision: See ``Hessian``.
+        kept: See ``Hessian``.
     """
 
     def __init__(
@@ -55,10 +57,12 @@ class _Curvature(ABC):
         memory: int = 2 << 30,
         forwards: Forwards | None = None,
         precision: Precision = "full",
+        kept: Tensor | None = None,
     ) -> None:
         self.objective = objective
         self.memory = memory
         self.forwards = Forwards(objective, memory, precision) if forwards is None else forwards
+        self.kept = kept
         self.products = 0
         self.passes = 0
         self._kept: list[Product] | None = None
@@ -92,7 +96,7 @@ class _Curvature(ABC):
         """
         if vectors.dim() != 2 or vectors.shape[0] != self.shape[1]:
             raise UserError(f"vectors: expected shape ({self.shape[1]}, K), got {tuple(vectors.shape)}")
-        rows = columns(vectors.detach().to(self.device, self.dtype))
+        rows = columns(self._without_removed(vectors.detach().to(self.device, self.dtype)))
         with self.objective.one_pass(*rows), second_derivatives(self.objective):
             found = retried(lambda: self._summed(rows), self._make_room)
         total = distributed.total(found)
@@ -102,12 +106,16 @@ class _Curvature(ABC):
         if self.objective.penalty:
             for row, result in zip(rows, total, strict=True):
                 result += self.objective.penalty.curvature * row
+        total = self._without_removed(total.T).T
         if not total.sum(dtype=torch.float64).isfinite():
             raise UserError(
                 f"{type(self).__name__}: a product is NaN or infinite; look for infinite losses or layers whose second "
                 "derivative is undefined, or use a float64 model"
             )
         return total.T
+
+    def _without_removed(self, vectors: Tensor) -> Tensor:
+        return vectors if self.kept is None else vectors * self.kept[:, None]
 
     def forget(self) -> None:
         """Drop the kept graphs; the next product builds them again."""
@@ -171,6 +179,8 @@ class Hessian(_Curvature):
         precision: ``"full"`` is that of the model; ``"bfloat16"`` takes products of a float32 model in bfloat16 where
             ``torch.autocast`` holds it safe, and sums them in float32: an error of about a hundredth, which hides
             eigenvalues that are far smaller than the largest. Shared forward passes bring their own.
+        kept: Bool ``[D]``, False for weights that are removed for good, whose rows and columns are then zero; None
+            keeps all.
 
     Source: Pearlmutter, Fast exact multiplication by the Hessian, Neural Computation 6, 1994.
 
@@ -217,15 +227,17 @@ def _refuse_weight_norm(loss: Tensor) -> None:
 class GGN(_Curvature):
     r"""The generalised Gauss-Newton matrix :math:`\frac1n \sum_j J_j^\top \nabla^2_z \ell_j J_j`, as products.
 
-    :math:`J_j` is the Jacobian of the model's output :math:`z_j`. The matrix is positive semidefinite where the loss is
-    convex in the output.
+    :math:`J_j` is the Jacobian of the model's output :math:`z_j`: of all the tensors that the model returned, in one
+    call or in several, and that the loss is computed from. The matrix is positive semidefinite where the loss is convex
+    in them; what the loss takes from the weights around them does not count.
 
     Args:
-        objective: The objective; its penalty's curvature is included. The loss function must call the model once, and
-            the model must return one tensor.
+        objective: The objective; its penalty's curvature is included. The loss must be computed from what the model
+            returns, and none of these tensors from another.
         memory: Bytes that kept graphs may take; 0 rebuilds every graph in every product.
         forwards: Forward passes to share with a Hessian of the same objective; None makes its own.
         precision: ``"full"`` or ``"bfloat16"``, see ``Hessian``.
+        kept: Bool ``[D]`` or None, see ``Hessian``.
 
     Source: Schraudolph, Fast curvature matrix-vector products, Neural Computation 14, 2002.
 
@@ -238,22 +250,27 @@ class GGN(_Curvature):
     """
 
     def _differentiate(self, forward: Forward) -> Product:
-        inputs, found = forward.weights, forward.outputs
-        if len(found) != 1 or not isinstance(found[0], Tensor):
-            got = f"{len(found)} calls" if len(found) != 1 else type(found[0]).__name__
-            raise UserError(f"loss_fn: the GGN needs one call of the model that returns one tensor, got {got}")
-        (outputs,) = found
-        if not outputs.requires_grad:
+        inputs = forward.weights
+        if not forward.loss.requires_grad:
             return torch.zeros_like
-        (slope,) = torch.autograd.grad(forward.loss, outputs, create_graph=True, materialize_grads=True)
-        dual = torch.zeros_like(outputs, requires_grad=True)
-        pulled = torch.autograd.grad(outputs, inputs, dual, create_graph=True, materialize_grads=True)
+        outputs = loss_inputs(forward.outputs, forward.loss)
+        if not outputs:
+            got = ", ".join(type(one).__name__ for one in forward.outputs) or "0 calls of the model"
+            raise UserError(
+                f"loss_fn: the GGN needs a loss that is computed from a tensor that the model returns, such as logits, "
+                f"got {got}"
+            )
+        slopes = torch.autograd.grad(forward.loss, outputs, create_graph=True, materialize_grads=True)
+        duals = [torch.zeros_like(one, requires_grad=True) for one in outputs]
+        pulled = torch.autograd.grad(outputs, inputs, duals, create_graph=True, materialize_grads=True)
 
         def product(vector: Tensor) -> Tensor:
-            (pushed,) = torch.autograd.grad(pulled, dual, unflatten(vector, inputs), retain_graph=True)
-            if not slope.requires_grad:
+            pushed = torch.autograd.grad(pulled, duals, unflatten(vector, inputs), retain_graph=True)
+            curving = [(slope, along) for slope, along in zip(slopes, pushed, strict=True) if slope.requires_grad]
+            if not curving:
                 return torch.zeros_like(vector)
-            (curved,) = torch.autograd.grad(slope, outputs, pushed, retain_graph=True, materialize_grads=True)
+            bent, along = zip(*curving, strict=True)
+            curved = torch.autograd.grad(bent, outputs, along, retain_graph=True, materialize_grads=True)
             rows = torch.autograd.grad(outputs, inputs, curved, retain_graph=True, materialize_grads=True)
             return flatten(rows)
 

@@ -11,17 +11,18 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import checkpoint
 
 from estimators import distributed
 from estimators.batches import batch_size, leaves, map_leaves, move, pick_rows, rebatched
+from estimators.default_loss import cross_entropy
 from estimators.distributed import Shard
 from estimators.errors import UserError
+from estimators.kernels import twice_differentiable
 from estimators.memory import GIB, available, retried
-from estimators.parameters import choose_parameters, flatten, named
+from estimators.parameters import choose_parameters, flatten, named, pruning_masks
 from estimators.penalty import Penalty
+from estimators.unfit import refuse_unfit
 
 LossFunction = Callable[[nn.Module, Any], Tensor]
 DIFFERENT_BATCHES = (
@@ -30,22 +31,9 @@ DIFFERENT_BATCHES = (
 )
 DIFFERENT_MODELS = "model: the ranks hold different weights or buffers; load the same checkpoint on every rank"
 DIFFERENT_VECTORS = "distributed: the ranks computed different vectors; give all the same arguments and like machines"
+HALVED_BATCHES = 4
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-def cross_entropy(model: nn.Module, batch: Any) -> Tensor:
-    """Per-sample cross-entropy of ``model(x)`` against class labels ``y`` for a batch ``(x, y)``."""
-    if not isinstance(batch, tuple | list) or len(batch) != 2:
-        raise UserError(f"loader: the default loss needs (x, y) batches, got {type(batch).__name__}; give loss_fn=")
-    x, y = batch
-    logits = model(x)
-    classes = logits.shape[1]
-    if y.is_floating_point() or (y.numel() and not (int(y.min()) >= 0 and int(y.max()) < classes)):
-        found = str(y.dtype) if y.is_floating_point() else f"{int(y.min())}..{int(y.max())}"
-        raise UserError(f"loader: labels must be class indices in 0..{classes - 1}, got {found}")
-    loss = nn.functional.cross_entropy(logits, y, reduction="none")
-    return loss.flatten(1).mean(1) if loss.dim() > 1 else loss
 
 
 def _shrinking(method: Callable[Concatenate[Objective, P], T]) -> Callable[Concatenate[Objective, P], T]:
@@ -75,7 +63,7 @@ class Objective:
         loader: Iterable of batches that yields the same samples on every pass. A batch is a tensor or a tuple, list,
             dictionary or object of tensors whose first dimension counts samples. Of several ranks all get the same
             loader, or each its own part as a ``Shard``.
-        loss_fn: ``(model, batch) -> losses``, per sample ``[n]`` or the scalar mean over the batch; default
+        loss_fn: ``(model, batch) -> losses``, per sample ``[n]`` or the scalar mean over the batch's samples; default
             cross-entropy on ``(x, y)``.
         penalty: ``L1``, ``L2`` or None; a penalty over all parameters of the model.
         parameters: Name patterns of the chosen weights; default the weights of convolution and linear layers.
@@ -100,20 +88,23 @@ class Objective:
         penalty: Penalty | None = None,
         parameters: str | Sequence[str] | None = None,
     ) -> None:
-        if distributed.world() > 1 and isinstance(model, nn.parallel.DistributedDataParallel):
-            raise UserError("model: expected a plain module, got DistributedDataParallel; give model.module")
+        refuse_unfit(model)
+        if isinstance(loss_fn, nn.modules.loss._Loss):
+            raise UserError(
+                f"loss_fn: expected a function of model and batch, got {type(loss_fn).__name__}; give "
+                "lambda model, batch: criterion(model(batch[0]), batch[1])"
+            )
         chosen = choose_parameters(model, parameters)
         self.model, self.loader = model, loader
         self.loss_fn = loss_fn or cross_entropy
         self.penalty, self.patterns = penalty, parameters
         self.names = tuple(chosen)
-        self.chosen = {name: parameter.detach() for name, parameter in chosen.items()}
-        self.fixed = {name: p.detach() for name, p in model.named_parameters() if name not in chosen}
+        self._tensors = {name: parameter.detach() for name, parameter in model.named_parameters()}
+        self._masks = pruning_masks(model)
         self.buffers = {name: buffer.detach() for name, buffer in model.named_buffers()}
-        self.dimension = sum(tensor.numel() for tensor in self.chosen.values())
-        first = next(iter(self.chosen.values()))
+        self.dimension = sum(parameter.numel() for parameter in chosen.values())
+        first = next(iter(chosen.values()))
         self.device, self.dtype = first.device, first.dtype
-        self._call = _Loss(model, self.loss_fn)
         self.most: int | None = None
         self.picked: Tensor | None = None
         self._samples: int | None = None
@@ -121,13 +112,28 @@ class Objective:
         self._batches_seen = ""
         self._passing = 0
 
+    @property
+    def chosen(self) -> dict[str, Tensor]:
+        """The chosen weights by name; where a pruning mask multiplies them, the product."""
+        return {name: self._effective(name) for name in self.names}
+
+    @property
+    def fixed(self) -> dict[str, Tensor]:
+        """All other parameters of the model by name, masked likewise."""
+        chosen = set(self.names)
+        return {name: self._effective(name) for name in self._tensors if name not in chosen}
+
+    def _effective(self, name: str) -> Tensor:
+        tensor = self._tensors[name]
+        return tensor * self._masks[name] if name in self._masks else tensor
+
     def vector(self) -> Tensor:
         """Return a copy of the chosen weights as one vector ``[D]``."""
         return flatten(list(self.chosen.values())).clone()
 
     def versions(self) -> list[int]:
         """Count the writes to the model's parameters and buffers so far; a change tells that kept graphs are stale."""
-        tensors = (*self.chosen.values(), *self.fixed.values(), *self.buffers.values())
+        tensors = (*self._tensors.values(), *self.buffers.values())
         return [tensor._version for tensor in tensors if not tensor.is_inference()]
 
     @property
@@ -212,7 +218,14 @@ class Objective:
 
     def losses(self, weights: Mapping[str, Tensor], batch: Any) -> Tensor:
         """Evaluate the loss function on one batch at substituted weights; differentiable in ``weights``."""
-        return self._evaluate(self._call, weights, batch)
+        with self._substituted(weights), twice_differentiable(self.model), _no_reentrant_checkpoints():
+            losses: Any = self.loss_fn(self.model, batch)
+        if not isinstance(losses, Tensor):
+            raise UserError(f"loss_fn: expected a tensor of losses, got {type(losses).__name__}; return its loss alone")
+        size = batch_size(batch)
+        if losses.dim() and losses.shape != (size,):
+            raise UserError(f"loss_fn: expected losses of shape ({size},) or a scalar, got {tuple(losses.shape)}")
+        return losses
 
     def outputs_and_losses(self, weights: Mapping[str, Tensor], batch: Any) -> tuple[list[Any], Tensor]:
         """Evaluate one batch and also return what every call of the model put out."""
@@ -244,12 +257,14 @@ class Objective:
             ``loss_fn`` gives per-sample losses, batch sizes where it gives batch means.
 
         Raises:
-            UserError: A loss is NaN or infinite.
+            UserError: A loss is NaN or infinite, or losses of a batch change when it is split.
         """
         losses, sizes = [], []
         with self.one_pass():
-            for batch, size in self.batches():
+            for number, (batch, size) in enumerate(self.batches()):
                 loss = self.losses(self.chosen, batch).double().cpu()
+                if number < HALVED_BATCHES and size > 1 and loss.isfinite().all():
+                    self._check_mean(batch, size, loss)
                 losses.append(loss.reshape(-1))
                 sizes.append(torch.full((loss.numel(),), size if loss.dim() == 0 else 1))
         result = _in_loader_order(losses)
@@ -257,6 +272,25 @@ class Objective:
         if bad:
             raise UserError(f"loss_fn: {bad} of {len(result)} losses are NaN or infinite; check the model and the data")
         return result, _in_loader_order(sizes)
+
+    def _check_mean(self, batch: Any, size: int, loss: Tensor) -> None:
+        """Compare the losses of one batch with those of its halves, as sub-samples would have them."""
+        found = []
+        for rows in torch.split(torch.arange(size), size // 2):
+            part = map_leaves(lambda leaf, rows=rows: pick_rows(leaf, rows, size), batch)
+            found.append(self.losses(self.chosen, part).double().cpu().expand(len(rows)))
+        apart = torch.cat(found) if loss.dim() else torch.cat(found).mean()
+        if self._alike(apart, loss) or not self._alike(self.losses(self.chosen, batch).double().cpu(), loss):
+            return
+        raise UserError(
+            f"loss_fn: splitting a batch of {size} changes its losses (mean {float(loss.mean()):.4g} at once, "
+            f"{float(apart.mean()):.4g} in parts), so that the objective is no mean over samples; return one loss per "
+            "sample that depends on that sample only, shape (n,)"
+        )
+
+    def _alike(self, one: Tensor, other: Tensor) -> bool:
+        relative = max(1e-3, 2 * torch.finfo(self.dtype).eps)
+        return torch.allclose(one, other, rtol=relative, atol=1e-5, equal_nan=True)
 
     def penalty_value(self, weights: Mapping[str, Tensor]) -> float:
         """Return the penalty over all parameters, the chosen ones substituted."""
@@ -341,10 +375,17 @@ class Objective:
         Activation checkpointing calls the model's layers again then; without this they would be called with the model's
         own buffers, mode and ``requires_grad`` flags.
         """
-        substitutes = {id(buffer): buffer.clone() for buffer in self.model.buffers()}
-        for name, parameter in self.model.named_parameters():
-            substitutes[id(parameter)] = parameter.detach().requires_grad_(name in self.chosen)
-        with evaluation_mode(self.model), _substituted(self.model, substitutes), sdpa_kernel(SDPBackend.MATH):
+        weights = {name: tensor.detach().requires_grad_() for name, tensor in self.chosen.items()}
+        with self._substituted(weights), twice_differentiable(self.model):
+            yield
+
+    @contextmanager
+    def _substituted(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
+        """Put the model in evaluation mode, and weights and copies of the buffers in their places, for a while."""
+        state = self.fixed | dict(weights)
+        substitutes = {id(parameter): state[name] for name, parameter in self.model.named_parameters()}
+        substitutes |= {id(buffer): self.buffers[name].clone() for name, buffer in self.model.named_buffers()}
+        with evaluation_mode(self.model), _replaced(self.model, substitutes):
             yield
 
     def _parts(self, batch: Any, size: int) -> Iterator[tuple[Any, int]]:
@@ -355,37 +396,17 @@ class Objective:
         for rows in torch.split(torch.arange(size), self.most):
             yield map_leaves(lambda leaf, rows=rows: pick_rows(leaf, rows, size), batch), len(rows)
 
-    def _evaluate(self, call: nn.Module, weights: Mapping[str, Tensor], batch: Any) -> Tensor:
-        state = {f"model.{name}": tensor for name, tensor in (*self.fixed.items(), *weights.items())}
-        state |= {f"model.{name}": buffer.clone() for name, buffer in self.buffers.items()}
-        with evaluation_mode(self.model), sdpa_kernel(SDPBackend.MATH), _no_reentrant_checkpoints():
-            losses: Tensor = functional_call(call, state, (batch,))
-        size = batch_size(batch)
-        if losses.dim() and losses.shape != (size,):
-            raise UserError(f"loss_fn: expected losses of shape ({size},) or a scalar, got {tuple(losses.shape)}")
-        return losses
-
-
-class _Loss(nn.Module):
-    """Module whose forward is the loss, so that ``functional_call`` can substitute the model's weights."""
-
-    def __init__(self, model: nn.Module, loss_fn: LossFunction) -> None:
-        super().__init__()
-        self.model, self.loss_fn = model, loss_fn
-
-    def forward(self, batch: Any) -> Tensor:
-        return self.loss_fn(self.model, batch)
-
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Put every module in evaluation mode and each one back into its own mode afterwards.
 
-    Tensors that are plain attributes are put back too: pruning and weight normalisation compute them in hooks.
+    Tensors that are plain attributes are put back too: pruning and weight normalisation compute them in hooks, and
+    recurrent layers keep lists of them.
     """
     flags = [(module, module.training) for module in model.modules()]
     attributes = [(vars(module), key, value) for module, _ in flags for key, value in vars(module).items()]
-    computed = [place for place in attributes if isinstance(place[2], Tensor)]
+    computed = [place for place in attributes if isinstance(place[2], Tensor | list)]
     try:
         for module, _ in flags:
             module.training = False
@@ -398,7 +419,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _substituted(model: nn.Module, tensors: Mapping[int, Tensor]) -> Iterator[None]:
+def _replaced(model: nn.Module, tensors: Mapping[int, Tensor]) -> Iterator[None]:
     """Put other tensors, by the identity of the old ones, in the place of parameters and buffers for a while."""
     stores: list[dict[str, Any]] = [s for module in model.modules() for s in (module._parameters, module._buffers)]
     places = [(store, key, value) for store in stores for key, value in store.items() if value is not None]

@@ -20,6 +20,8 @@ WEIGHTED = (
     nn.ConvTranspose3d,
     nn.Linear,
 )
+PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+LINEAR_ELSEWHERE = ("transformers.pytorch_utils.Conv1D",)
 
 
 def choose_parameters(model: nn.Module, patterns: str | Sequence[str] | None = None) -> dict[str, nn.Parameter]:
@@ -28,7 +30,9 @@ def choose_parameters(model: nn.Module, patterns: str | Sequence[str] | None = N
     Args:
         model: Any module.
         patterns: Shell-style patterns of parameter names such as ``"layers.*.weight"``; None chooses the weights of
-            all convolution and linear layers (no biases, no normalisation).
+            all convolution and linear layers, the input projections of attention among them (no biases, no
+            normalisation, no embedding, no recurrent layers). The weight behind a mask of ``torch.nn.utils.prune``
+            is called ``weight_orig``.
 
     Returns:
         Chosen parameters by name; a tied parameter appears once.
@@ -43,8 +47,7 @@ def choose_parameters(model: nn.Module, patterns: str | Sequence[str] | None = N
     """
     named = dict(model.named_parameters())
     if patterns is None:
-        _check_weights_are_parameters(model)
-        weights = {id(module.weight) for module in model.modules() if isinstance(module, WEIGHTED)}
+        weights = {id(weight) for path, module in model.named_modules() for weight in _weights(path, module)}
         chosen = {name: parameter for name, parameter in named.items() if id(parameter) in weights}
         if not chosen:
             raise UserError("model: has no convolution or linear layers; name the weights to prune with parameters=")
@@ -57,20 +60,61 @@ def choose_parameters(model: nn.Module, patterns: str | Sequence[str] | None = N
     devices = sorted({str(parameter.device) for parameter in named.values()})
     if len(devices) > 1:
         raise UserError(f"model: its parameters lie on {', '.join(devices)}; move the model to one device")
+    if devices == ["meta"]:
+        raise UserError("model: lies on the meta device, which holds no numbers; load it onto a real one")
     kinds = {parameter.dtype for parameter in chosen.values()}
     if len(kinds) > 1 or not next(iter(kinds)).is_floating_point:
-        raise UserError(f"model: chosen parameters must share one floating point type, got {sorted(map(str, kinds))}")
+        raise UserError(
+            f"model: chosen parameters must share one floating point type, got {sorted(map(str, kinds))}; "
+            "convert the model (complex and quantised weights have none), or choose others with parameters="
+        )
     return chosen
 
 
-def _check_weights_are_parameters(model: nn.Module) -> None:
-    for name, module in model.named_modules():
-        if isinstance(module, WEIGHTED) and "weight" not in module._parameters:
-            raise UserError(
-                f"model: the weight of layer {name!r} is computed by a parametrisation or a pruning mask; fix it with "
-                "torch.nn.utils.parametrize.remove_parametrizations or torch.nn.utils.prune.remove, "
-                "or name the parameters behind it with parameters="
-            )
+def left_out(model: nn.Module, chosen: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
+    """Return the parameters of two or more dimensions that are not chosen, by name."""
+    return {name: p for name, p in model.named_parameters() if p.dim() > 1 and name not in chosen}
+
+
+def pruning_masks(model: nn.Module) -> dict[str, Tensor]:
+    """Find the masks of ``torch.nn.utils.prune``.
+
+    Args:
+        model: Any module.
+
+    Returns:
+        Masks by the name of the parameter that they multiply, which ends in ``_orig``.
+    """
+    return {
+        f"{path}.{name}_orig" if path else f"{name}_orig": module._buffers[f"{name}_mask"]
+        for path, module in model.named_modules()
+        for name in _masked(module)
+    }
+
+
+def _masked(module: nn.Module) -> list[str]:
+    names = (name.removesuffix("_orig") for name in module._parameters if name.endswith("_orig"))
+    return [name for name in names if module._buffers.get(f"{name}_mask") is not None]
+
+
+def _weights(path: str, module: nn.Module) -> list[nn.Parameter | None]:
+    """Return the weights of one convolution, linear or attention layer."""
+    if isinstance(module, nn.MultiheadAttention):
+        names = [name for name in PROJECTIONS if getattr(module, name, None) is not None]
+    elif isinstance(module, WEIGHTED) or any(
+        f"{kind.__module__}.{kind.__qualname__}" in LINEAR_ELSEWHERE for kind in type(module).__mro__
+    ):
+        names = ["weight"]
+    else:
+        return []
+    masked = _masked(module)
+    stored = [f"{name}_orig" if name in masked else name for name in names]
+    if any(name not in module._parameters for name in stored):
+        raise UserError(
+            f"model: the weight of layer {path!r} is computed by a parametrisation; fix it with "
+            "torch.nn.utils.parametrize.remove_parametrizations, or name the parameters behind it with parameters="
+        )
+    return [module._parameters[name] for name in stored]
 
 
 def flatten(tensors: Sequence[Tensor]) -> Tensor:

@@ -86,6 +86,11 @@ class MagnitudeProfile:
             raise UserError("model: all chosen weights are zero; there is nothing to prune")
 
     @cached_property
+    def zeros(self) -> int:
+        """Number of weights that are zero, and so removed already."""
+        return self.dimension - int(self.vector.count_nonzero())
+
+    @cached_property
     def order(self) -> Tensor:
         """Positions of the weights by rising magnitude, ties by position, ``[D]``."""
         return torch.sort(self.vector.abs(), stable=True).indices

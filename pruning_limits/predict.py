@@ -19,6 +19,7 @@ from estimators import L1, Objective, Operator, Penalty, UserError
 from estimators.distributed import gathered
 from estimators.forwards import Precision
 from estimators.objective import LossFunction
+from estimators.parameters import left_out
 from estimators.trace import block_traces
 from pruning_limits.bounds import Measured, Negative, isotropic_limit, measured_limit, quadratic_limit
 from pruning_limits.directions import slopes
@@ -28,6 +29,7 @@ from pruning_limits.result import PruningLimit, isotropic, upper_bound
 from pruning_limits.spectra import DIAGNOSTIC_SAMPLES, FEWEST_AT_MOST, Progress, Spectra
 
 EPSILON_BATCH = 128
+NOTED_SHARE = 0.1
 
 
 def predict_limit(
@@ -54,19 +56,25 @@ def predict_limit(
     The limit is the root s of :math:`s = \frac1D \operatorname{tr} f_s(H)` with :math:`f_s(x) = c/(c+|x|)` and
     :math:`c = 2\varepsilon/R(s)^2`, where R(s) is the norm of the weights that magnitude pruning removes.
 
+    Weights that are zero, or masked by ``torch.nn.utils.prune``, count as removed: the limit is a share of all D, at
+    least ``already_removed``, and the curvature is that of the other weights.
+
     Where ``torch.distributed`` is initialised, all ranks call it with the same arguments, share the data and get the
     same limit.
 
     Args:
-        model: Trained network. It is left bit for bit as it was, and so is the global random state.
+        model: Trained network, not wrapped for several devices. It is left bit for bit as it was, and so is the global
+            random state.
         loader: Batches of training data, the same samples on every pass and without random augmentation.
-        loss_fn: ``(model, batch) -> losses``, per sample ``[n]`` or the scalar batch mean; default cross-entropy.
+        loss_fn: ``(model, batch) -> losses``, per sample ``[n]`` or the scalar mean over the batch's samples; default
+            cross-entropy on ``(x, y)``.
         penalty: ``L1(...)``, ``L2(...)`` or None: the penalty that the network was trained with.
         epsilon: Allowed rise of the objective, > 0; ``"batch-std"`` takes the standard deviation of the mean loss
             of 128 random samples.
         curvature: ``"hessian"`` or ``"ggn"``: which matrix ``sparsity`` is computed with.
         negative: What a negative eigenvalue counts as, ``"abs"`` or ``"clip"`` (to zero).
-        parameters: Name patterns of the prunable weights; default the weights of convolution and linear layers.
+        parameters: Name patterns of the prunable weights; default the weights of convolution and linear layers, the
+            input projections of attention among them.
         samples: Size of the random data sub-sample for curvature products; None doubles it from 1,024 until its error
             is within ``tolerance`` or below that of the steps, or 16,384 samples are reached.
         tolerance: Wanted numerical half-width of the limit, in sparsity.
@@ -115,6 +123,7 @@ def predict_limit(
     with _untouched_randomness():
         objective = Objective(model, loader, loss_fn, penalty, parameters)
         profile = MagnitudeProfile(objective.chosen)
+        kept = profile.vector != 0 if profile.zeros else None
         # With L1 only a note depends on the gradient. It comes first: it needs more memory and may split batches.
         part = objective.subset(DIAGNOSTIC_SAMPLES, seed) if isinstance(penalty, L1) else objective
         again, gradient = part.losses_and_gradient()
@@ -123,6 +132,8 @@ def predict_limit(
             _check_repeatable(losses if part.picked is None else losses[part.picked], again)
         else:
             _check_repeatable(losses, objective.sample_losses()[0])
+        if kept is not None:
+            gradient *= kept
         dense = float((losses * sizes).sum() / sizes.sum()) + objective.penalty_value(objective.chosen)
         allowed = batch_deviation(losses, sizes) if epsilon == "batch-std" else _positive(epsilon)
         settings = {
@@ -139,7 +150,7 @@ def predict_limit(
         }
         if precision != "full":
             settings["precision"] = precision
-        spectra = Spectra(objective, profile.curve(), allowed, settings, progress, checkpoint, losses)
+        spectra = Spectra(objective, profile.curve(), allowed, settings, progress, checkpoint, losses, kept)
         hessian = spectra.estimate(curvature)
         ggn = hessian if curvature == "ggn" else spectra.estimate("ggn")
         error = isotropic_limit(hessian.measure, spectra.curve, allowed, negative).standard_error
@@ -149,13 +160,15 @@ def predict_limit(
         directional = ggn.limit(lambda one: directions.limit(one, spectra.curve, allowed).sparsity)
         if measure:
             measured = measured_limit(objective, profile, allowed, sparsity, dense)
-            lower, achieved = measured.sparsity, measured.sparsity
+            lower = achieved = max(measured.sparsity, profile.zeros / profile.dimension)
         else:
             operator = spectra.operator(curvature, hessian.samples)
             lower = quadratic_limit(operator, gradient, profile, allowed, sparsity)
             measured, achieved = Measured(lower, ()), None
         diagnostic = spectra.operator(curvature, min(hessian.samples, DIAGNOSTIC_SAMPLES))
         notes = _notes(diagnostic, profile, gradient, sparsity, allowed)
+        if parameters is None:
+            notes += _uncounted(model, objective)
         if lower > (bound := upper_bound(directional, 0.0, profile.dimension)):
             how = "measured" if measure else "by the quadratic model"
             notes += (f"one-shot pruning reaches {lower:.2%} ({how}), beyond the upper bound {bound:.2%} of the model",)
@@ -195,6 +208,7 @@ def predict_limit(
         curve=spectra.curve,
         directions=directions,
         rises=measured.points,
+        already_removed=profile.zeros / profile.dimension,
         layer_table=tuple(table),
         profile=profile,
     )
@@ -263,6 +277,19 @@ def _notes(
             f"epsilon is {epsilon:.2g}; train longer or state the penalty that it was trained with"
         )
     return tuple(notes)
+
+
+def _uncounted(model: nn.Module, objective: Objective) -> tuple[str, ...]:
+    """Name the weights in matrices that the default leaves out, where they are more than a tenth of all."""
+    others = left_out(model, objective.chosen)
+    size = sum(parameter.numel() for parameter in others.values())
+    share = size / (size + objective.dimension)
+    if share <= NOTED_SHARE:
+        return ()
+    names = ", ".join(list(others)[:3]) + (", ..." if len(others) > 3 else "")
+    return (
+        f"{share:.0%} of the weights in matrices are not counted ({names}); name them with parameters= to count them",
+    )
 
 
 def _layers(operator: Operator, profile: MagnitudeProfile, sparsity: float, seed: int) -> list[Layer]:

@@ -47,10 +47,12 @@ class PruningLimit:
         objective: The objective at the unpruned weights.
         parameters: Number D of prunable weights.
         status: ``"converged"`` or ``"unresolved: why and what to do"``.
-        notes: Where the local quadratic model contradicts a measurement or itself; empty when it does not.
+        notes: Where the local quadratic model contradicts a measurement or itself, and which weights are not counted;
+            empty where there is nothing to say.
         sharpness: Summary of the spectrum.
         cost: What the prediction took.
         settings: The arguments behind the prediction.
+        already_removed: Share of the prunable weights that are zero or masked; every sparsity counts them as removed.
     """
 
     sparsity: float
@@ -73,6 +75,7 @@ class PruningLimit:
     curve: MagnitudeCurve
     directions: Directions
     rises: tuple[tuple[float, float], ...] = ()
+    already_removed: float = 0.0
     layer_table: tuple[Layer, ...] = ()
     profile: MagnitudeProfile | None = field(default=None, repr=False, compare=False)
 
@@ -214,6 +217,7 @@ class PruningLimit:
         low, high = self.interval
         rows = [
             ("prunable weights", f"{self.parameters:,}"),
+            *([("already removed", f"{self.already_removed:.2%}")] if self.already_removed else []),
             ("objective, allowed rise", f"{self.objective:.4f}, {self.epsilon:.4f}"),
             ("predicted one-shot limit", f"{self.sparsity:.2%}  (numerical interval {low:.2%} to {high:.2%})"),
             ("predicted with re-training", f"{self.retrained:.2%}"),

@@ -55,7 +55,10 @@ Progress = bool | Callable[[str, int, int], None] | None
 
 
 class Spectra:
-    """Spectral estimates of one prediction, their sub-samples and operators shared."""
+    """Spectral estimates of one prediction, their sub-samples and operators shared.
+
+    Weights that are removed already, False in ``kept`` ``[D]``, have no curvature; None where all are kept.
+    """
 
     def __init__(
         self,
@@ -66,7 +69,9 @@ class Spectra:
         progress: Progress,
         checkpoint: str | Path | None,
         losses: Tensor,
+        kept: Tensor | None = None,
     ) -> None:
+        self.kept = kept
         self.objective, self.curve, self.epsilon = objective, curve, epsilon
         self.settings, self.progress = settings, progress
         self._subsets: dict[int, Objective] = {}
@@ -96,7 +101,7 @@ class Spectra:
         if key not in self._operators:
             precision = self.settings.get("precision", "full")
             forwards = self._forwards.setdefault(part.samples, Forwards(part, precision=precision))
-            self._operators[key] = (Hessian if kind == "hessian" else GGN)(part, forwards=forwards)
+            self._operators[key] = (Hessian if kind == "hessian" else GGN)(part, forwards=forwards, kept=self.kept)
         return self._operators[key]
 
     def _forget(self, kind: str, samples: int) -> None:
@@ -202,8 +207,7 @@ class Spectra:
 
         A sub-sample sees the removed weights in flatter directions than all data do, so that it errs upwards.
         """
-        zeros = int((profile.squares == 0).sum()) - 1
-        low = max(self._root(estimate), (zeros + 1) / profile.dimension)
+        low = max(self._root(estimate), (profile.zeros + 1) / profile.dimension)
         found: Directions | None = None
         wanted = sorted({low, 1 - (1 - low) / 3})
         while True:
@@ -284,7 +288,7 @@ class Spectra:
     @property
     def _floor(self) -> float:
         """Lower bound of the GGN's eigenvalues."""
-        return self.objective.penalty.curvature if self.objective.penalty else 0.0
+        return self.objective.penalty.curvature if self.objective.penalty and self.kept is None else 0.0
 
     def _read(self, kind: str, matrices: list[Tridiagonal], samples: int) -> Estimate:
         """Read the limit and its step error off the matrices as far as they go."""

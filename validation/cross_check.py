@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from estimators import GGN, Hessian, Objective, UserError, eigenpairs, hutchinson
-from estimators.objective import cross_entropy
+from estimators.default_loss import cross_entropy
 from estimators.parameters import flatten, unflatten
 
 SAMPLES = 256

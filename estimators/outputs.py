@@ -1,0 +1,72 @@
+"""Which tensors of a model's output the loss is a function of."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from estimators.errors import UserError
+
+Edge = tuple[Any, int]
+
+
+def tensors(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors of nested dictionaries, lists, tuples and dataclasses."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from tensors(list(value.values()))
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from tensors(one)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        yield from tensors([getattr(value, field.name) for field in dataclasses.fields(value)])
+
+
+def loss_inputs(outputs: Iterable[Any], loss: Tensor) -> list[Tensor]:
+    """Find the tensors among a model's outputs from which the loss is computed.
+
+    An output from which the loss follows only through other outputs, such as a hidden state, is left out, and so are
+    scalars: a loss that the model computed itself.
+
+    Args:
+        outputs: What every call of the model put out.
+        loss: A scalar with its graph.
+
+    Returns:
+        The tensors, independent of each other; none where the loss depends on no output.
+
+    Raises:
+        UserError: One of them depends on another, so that there is no derivative by one alone.
+    """
+    candidates = {_edge(one): one for one in tensors(list(outputs)) if one.dim() and one.grad_fn is not None}
+    found = _reached(loss, candidates)
+    if len(found) > 1 and any(_reached(one, found) for one in found.values()):
+        raise UserError(
+            "loss_fn: the GGN needs a loss of outputs that do not depend on each other, such as the logits alone; "
+            "drop hidden states and chained calls of the model from the loss"
+        )
+    return list(found.values())
+
+
+def _edge(tensor: Tensor) -> Edge:
+    return tensor.grad_fn, tensor.output_nr
+
+
+def _reached(start: Tensor, targets: Mapping[Edge, Tensor]) -> dict[Edge, Tensor]:
+    """Return the targets behind a tensor that are reached without passing through another one."""
+    found: dict[Edge, Tensor] = {}
+    seen, waiting = set(), list(start.grad_fn.next_functions) if start.grad_fn is not None else []
+    while waiting:
+        edge = waiting.pop()
+        if edge[0] is None or edge in seen:
+            continue
+        seen.add(edge)
+        if edge in targets:
+            found[edge] = targets[edge]
+        else:
+            waiting += edge[0].next_functions
+    return {edge: tensor for edge, tensor in targets.items() if edge in found}
