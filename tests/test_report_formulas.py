@@ -8,9 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from helpers import random, seeded
-from torch import nn
+from helpers import small_limit
 
 import pruning_limits
 from estimators import L1, UserError
@@ -25,16 +23,6 @@ NEUTRAL = {"epsilon": None, "weightScale": 1.0, "curvatureScale": 1.0}
 pytestmark = pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed, which runs the formulas")
 
 
-def small(**options):
-    model = seeded(lambda: nn.Sequential(nn.Linear(6, 12), nn.Tanh(), nn.Linear(12, 3)))
-    x = random(60, 6, seed=1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(3)
-        y = (model(x) + 0.3 * random(60, 3, seed=2)).argmax(1)
-    return predict_limit(model, [(x, y)], **options)
-
-
 @pytest.fixture(scope="module")
 def limits(trained, digits) -> dict[str, PruningLimit]:
     """Limits of every kind: exact and sampled spectra, both curvatures, both signs, with and without measurement."""
@@ -45,8 +33,8 @@ def limits(trained, digits) -> dict[str, PruningLimit]:
 
     flat = build_model("fc5-mini", digits.shape, digits.classes, seed=1).eval()
     limits = {
-        "exact": small(epsilon=0.02),
-        "exact, clipped GGN": small(epsilon=0.02, measure=False, curvature="ggn", negative="clip"),
+        "exact": small_limit(),
+        "exact, clipped GGN": small_limit(measure=False, curvature="ggn", negative="clip"),
         "sampled": larger(probes=2),
         "sampled GGN": larger(probes=1, curvature="ggn"),
         "clipped": larger(probes=3, negative="clip", measure=False, epsilon=0.3),
