@@ -40,7 +40,11 @@ function sparsityTicks(place, width) {
 }
 
 function marker(kind, x, y) {
-  const outline = { predicted: "M-5.5 0a5.5 5.5 0 1 0 11 0a5.5 5.5 0 1 0-11 0", measured: "M0-6 6 5H-6z", retrained: "M0-7 7 0 0 7-7 0z" };
+  const outline = {
+    predicted: "M-5.5 0a5.5 5.5 0 1 0 11 0a5.5 5.5 0 1 0-11 0",
+    measured: "M0-6 6 5H-6z",
+    retrained: "M0-7 7 0 0 7-7 0z",
+  };
   return shape("path", { class: `point ${kind}`, d: outline[kind], transform: `translate(${x} ${y})` });
 }
 
@@ -68,7 +72,9 @@ function drawLine(holder, answer, highest, target, least, description) {
     ),
   ];
   for (const [status, from, to] of zones) {
-    parts.push(shape("rect", { class: `zone ${status}`, x: from, y: top, width: Math.max(0, to - from), height: bottom - top }));
+    parts.push(
+      shape("rect", { class: `zone ${status}`, x: from, y: top, width: Math.max(0, to - from), height: bottom - top }),
+    );
     if (to - from > 7 * status.length + 12) {
       parts.push(shape("text", { class: "name", x: from + 6, y: bottom - 8 }, status));
     }
@@ -85,7 +91,12 @@ function drawLine(holder, answer, highest, target, least, description) {
     shape("path", { class: "line target", d: `M${goal} ${top - 6}V${bottom}` }),
     shape(
       "text",
-      { class: "strong", x: goal, y: top - 11, "text-anchor": goal < 60 ? "start" : goal > width - 70 ? "end" : "middle" },
+      {
+        class: "strong",
+        x: goal,
+        y: top - 11,
+        "text-anchor": goal < 60 ? "start" : goal > width - 70 ? "end" : "middle",
+      },
       `target ${(100 * target).toFixed(1)}%`,
     ),
     shape("path", { class: "whisker", d: `M${low} ${middle - 7}v14m0-7H${high}m0-7v14` }),
@@ -110,15 +121,18 @@ function frame(width, height, place, ticks, [yLow, yHigh], xName, yName) {
   const [left, right, top, bottom] = [46, 22, 24, 44];
   const [inner, tall] = [width - left - right, height - top - bottom];
   const [from, to] = [Math.log10(yLow), Math.log10(yHigh)];
-  const y = (value) => top + tall * Math.min(1.0, Math.max(0, (to - Math.log10(Math.max(value, 1e-300))) / (to - from)));
+  const y = (value) =>
+    top + tall * Math.min(1.0, Math.max(0, (to - Math.log10(Math.max(value, 1e-300))) / (to - from)));
   const parts = [];
   const stride = Math.ceil((Math.floor(to) - Math.ceil(from) + 1) / (tall / 28)) || 1;
   const levels = [];
-  for (let exponent = Math.ceil(from); exponent <= to; exponent += stride) levels.push([10 ** exponent, power(exponent)]);
+  for (let exponent = Math.ceil(from); exponent <= to; exponent += stride)
+    levels.push([10 ** exponent, power(exponent)]);
   if (levels.length < 3) {
     levels.length = 0;
     for (let exponent = Math.floor(from); exponent <= to; exponent += 1) {
-      for (const lead of [1, 2, 5]) levels.push([lead * 10 ** exponent, String(Number((lead * 10 ** exponent).toPrecision(1)))]);
+      for (const lead of [1, 2, 5])
+        levels.push([lead * 10 ** exponent, String(Number((lead * 10 ** exponent).toPrecision(1)))]);
     }
   }
   for (const [level, label] of levels.filter(([one]) => one >= yLow * 0.999 && one <= yHigh * 1.001)) {
@@ -151,10 +165,11 @@ function drawCrossing(holder, answer, least, description) {
   const stride = Math.max(1, Math.floor(seen.length / 600));
   const network = seen.filter(([s, norm], n) => n % stride === 0 && norm >= ends[0] && 1 - s >= least);
   const norms = Array.from({ length: 90 }, (_, n) => ends[0] * (ends[1] / ends[0]) ** (n / 89));
-  const allowed = (estimate, negative) => norms.map((norm) => {
-    const scale = (2 * epsilon) / norm ** 2;
-    return [combined(estimate, (measure) => removableFraction(measure, scale, negative)[0]), norm];
-  });
+  const allowed = (estimate, negative) =>
+    norms.map((norm) => {
+      const scale = (2 * epsilon) / norm ** 2;
+      return [combined(estimate, (measure) => removableFraction(measure, scale, negative)[0]), norm];
+    });
   for (const [kind, points] of [
     ["network", network],
     ["retrained", allowed(answer.ggn, "clip")],
@@ -176,7 +191,9 @@ const BINS_PER_DECADE = 3;
 function drawSpectrum(holder, answer, scale, description) {
   const [width, height] = [widthOf(holder), 320];
   const { measure } = answer.hessian;
-  const pairs = measure.rules.flatMap(({ nodes, weights }) => nodes.map((node, n) => [node, weights[n] / measure.rules.length]));
+  const pairs = measure.rules.flatMap(({ nodes, weights }) =>
+    nodes.map((node, n) => [node, weights[n] / measure.rules.length]),
+  );
   const largest = Math.max(...pairs.map(([node]) => Math.abs(node))) || 1;
   const bin = (size) => Math.floor(BINS_PER_DECADE * Math.log10(Math.max(size, 1e-12 * largest)));
   const shares = new Map();
@@ -198,7 +215,15 @@ function drawSpectrum(holder, answer, scale, description) {
   };
   const floor = Math.max(0.5 / measure.dimension, 1e-12);
   const yName = "share of eigenvalues per third of a decade";
-  const { parts, x, y, base, top } = frame(width, height, place, ticks, [floor, 1], "size of the eigenvalue |λ|, objective per squared weight", yName);
+  const { parts, x, y, base, top } = frame(
+    width,
+    height,
+    place,
+    ticks,
+    [floor, 1],
+    "|λ|, objective per squared weight",
+    yName,
+  );
   for (const [key, both] of shares) {
     const left = x(key / BINS_PER_DECADE);
     const wide = x((key + 1) / BINS_PER_DECADE) - left;

@@ -79,7 +79,8 @@ function integrate(measure, f) {
   const mean = sum(values) / probes;
   if (measure.exact) return [mean, 0];
   let variance = ((2 / (measure.dimension + 2)) * Math.max(0, squares - mean * mean)) / probes;
-  if (probes > 1) variance = Math.max(variance, sum(values.map((value) => (value - mean) ** 2)) / (probes - 1) / probes);
+  if (probes > 1)
+    variance = Math.max(variance, sum(values.map((value) => (value - mean) ** 2)) / (probes - 1) / probes);
   return [mean, Math.sqrt(variance)];
 }
 
@@ -160,7 +161,11 @@ function directionAt(directions, sparsity, squared) {
   const near = [...new Set([Math.floor(where), Math.ceil(where)])].filter((n) => 1 - Math.abs(n - where) > 0);
   const parts = near.map((n) => {
     const factor = ((1 - Math.abs(n - where)) * squared) / directions.squared[n];
-    return { nodes: directions.rules[n][0], weights: times(directions.rules[n][1], factor), rise: directions.rises[n] * factor };
+    return {
+      nodes: directions.rules[n][0],
+      weights: times(directions.rules[n][1], factor),
+      rise: directions.rises[n] * factor,
+    };
   });
   return {
     nodes: parts.flatMap((part) => part.nodes.map((x) => Math.max(x, 0))),

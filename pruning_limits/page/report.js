@@ -72,7 +72,8 @@ function showFigures(answer, target) {
   const least = leastKept(stored, answer);
   const { sparsity, retrained, epsilon } = answer;
   const names = `predicted limit ${percent(sparsity)}, re-trained ${percent(retrained)}`;
-  const zones = `Achievable up to ${percent(answer.lower)}, open up to ${percent(ceiling(answer))}, infeasible beyond; ${names}.`;
+  const ends = `Achievable up to ${percent(answer.lower)}, open up to ${percent(ceiling(answer))}`;
+  const zones = `${ends}, infeasible beyond; ${names}.`;
   drawLine(get("line"), answer, ceiling(answer), target, least, zones);
   drawCrossing(get("crossing"), answer, least, `Norm R against sparsity; the curves cross at the ${names}.`);
   const scale = (2 * epsilon) / squaredNorm(answer.curve, sparsity);
@@ -90,21 +91,32 @@ function show() {
     showFigures(answer, target);
     get("failure").hidden = true;
   } catch (error) {
-    get("failure").textContent = `No answer under these conditions: ${error.message}. The numbers are the last ones found.`;
+    get("failure").textContent =
+      `No answer under these conditions: ${error.message}. The numbers are the last ones found.`;
     get("failure").hidden = false;
   }
 }
 
 function showLayers() {
-  const least = leastKept(stored, ...stored.layer_table.filter(({ sparsity }) => sparsity < 1).map(({ sparsity }) => ({ sparsity, retrained: 0, lower: 0, upper: 0 })));
+  const least = leastKept(
+    stored,
+    ...stored.layer_table
+      .filter(({ sparsity }) => sparsity < 1)
+      .map(({ sparsity }) => ({ sparsity, retrained: 0, lower: 0, upper: 0 })),
+  );
   const place = sparsityScale(least, 100);
   get("layers-note").textContent = stored.layer_table.length
-    ? "At the predicted limit and its own conditions; the sliders leave this table alone. Bars are logarithmic in the kept fraction."
+    ? "At the predicted limit, whatever the sliders say. Bars are logarithmic in the kept fraction."
     : "This limit holds no table of layers.";
   for (const { name, sparsity, weights, norm, trace, trace_error: error } of stored.layer_table) {
     const bar = tag("div", {});
     bar.style.width = `${place(sparsity)}%`;
-    const removed = tag("div", { className: "removed" }, tag("div", { className: "track" }, bar), tag("span", {}, percent(sparsity)));
+    const removed = tag(
+      "div",
+      { className: "removed" },
+      tag("div", { className: "track" }, bar),
+      tag("span", {}, percent(sparsity)),
+    );
     get("layers").append(
       tag(
         "tr",
