@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import click
 
 from estimators import UserError
 from pruning_limits.parts import Verdict
+from pruning_limits.report import write_report
 from pruning_limits.result import PruningLimit
 
+PATH = click.Path(path_type=Path, dir_okay=False)
 EXIT_CODES = {"achievable": 0, "open": 3, "infeasible": 4}
 
 
@@ -35,6 +38,15 @@ class Commands(click.Group):
 @click.version_option(package_name="pruning-limits")
 def main() -> None:
     """Predict how far a neural network can be pruned, before anyone prunes it."""
+
+
+@main.command()
+@click.argument("limit_path", metavar="LIMIT", type=PATH)
+@click.option("-o", "--out", type=PATH, default=Path("report.html"), show_default=True, help="Page to write, .html.")
+def report(limit_path: Path, out: Path) -> None:
+    """Write a limit as one web page with sliders, from the JSON file that predict --json wrote."""
+    write_report(PruningLimit.from_json(limit_path), out)
+    click.echo(f"wrote {out}")
 
 
 def report_verdict(limit: PruningLimit, sparsity: float, as_json: bool) -> None:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from pruning_limits import PruningLimit, predict_limit
+
 Pair = namedtuple("Pair", ["x", "y"])
 
 
@@ -62,6 +64,17 @@ def seeded(build: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return build().double()
+
+
+def small_limit(**options: Any) -> PruningLimit:
+    """Predict the limit of a network of 108 weights that fits most of its labels."""
+    model = seeded(lambda: nn.Sequential(nn.Linear(6, 12), nn.Tanh(), nn.Linear(12, 3)))
+    x = random(60, 6, seed=1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3)
+        y = (model(x) + 0.3 * random(60, 3, seed=2)).argmax(1)
+    return predict_limit(model, [(x, y)], **({"epsilon": 0.02} | options))
 
 
 def snapshot(model: nn.Module) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from estimators.distributed import rank, world
 from estimators.files import load_tensors
 from estimators.lanczos import Lanczos
 from pruning_limits import PruningLimit, predict_limit
-from pruning_limits.cli import main, report_verdict
+from pruning_limits.cli import PATH, main, report_verdict
 from validation.cross_check import SAMPLES, comparison_table, cross_check
 from validation.data import DATA_DIR_VARIABLE, Batches, ImageData, load_data
 from validation.executors import EXECUTORS
@@ -41,8 +41,6 @@ from validation.suite import load_suite
 from validation.training import Network, Recipe, accuracy, trained_network
 
 __all__ = ["main"]
-
-PATH = click.Path(path_type=Path, dir_okay=False)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,278 @@
+// The answers of PruningLimit.what_if and PruningLimit.check, from the JSON form of a limit.
+
+const CERTAIN_SHARE = 0.4;
+const ETA = 0.05;
+
+/** Root of f between two signs by Brent's method, step for step as in scipy.optimize.brentq. */
+function brent(f, low, high, xtol, rtol) {
+  let [before, here, other] = [low, high, 0];
+  let [fBefore, fHere, fOther] = [f(before), f(here), 0];
+  let [lastStep, step] = [0, 0];
+  if (fBefore === 0) return before;
+  if (fHere === 0) return here;
+  if (!(Math.sign(fBefore) * Math.sign(fHere) < 0)) throw new Error("no root between the ends");
+  for (let count = 0; count < 100; count += 1) {
+    if (fBefore !== 0 && fHere !== 0 && fBefore < 0 !== fHere < 0) {
+      [other, fOther] = [before, fBefore];
+      lastStep = step = here - before;
+    }
+    if (Math.abs(fOther) < Math.abs(fHere)) {
+      [before, here, other] = [here, other, here];
+      [fBefore, fHere, fOther] = [fHere, fOther, fHere];
+    }
+    const delta = (xtol + rtol * Math.abs(here)) / 2;
+    const half = (other - here) / 2;
+    if (fHere === 0 || Math.abs(half) < delta) return here;
+    let trial = Infinity;
+    if (Math.abs(lastStep) > delta && Math.abs(fHere) < Math.abs(fBefore)) {
+      if (before === other) {
+        trial = (-fHere * (here - before)) / (fHere - fBefore);
+      } else {
+        const dBefore = (fBefore - fHere) / (before - here);
+        const dOther = (fOther - fHere) / (other - here);
+        trial = (-fHere * (fOther * dOther - fBefore * dBefore)) / (dOther * dBefore * (fOther - fBefore));
+      }
+    }
+    if (2 * Math.abs(trial) < Math.min(Math.abs(lastStep), 3 * Math.abs(half) - delta)) {
+      [lastStep, step] = [step, trial];
+    } else {
+      lastStep = step = half;
+    }
+    [before, fBefore] = [here, fHere];
+    here += Math.abs(step) > delta ? step : Math.sign(half) * delta;
+    fHere = f(here);
+  }
+  throw new Error("the search for a root did not end");
+}
+
+/** Linear interpolation between ascending knots, constant beyond them. */
+function interpolate(x, knots, values) {
+  let [low, high] = [0, knots.length - 1];
+  if (x <= knots[low]) return values[low];
+  if (x >= knots[high]) return values[high];
+  while (high - low > 1) {
+    const middle = (low + high) >> 1;
+    if (knots[middle] <= x) low = middle;
+    else high = middle;
+  }
+  return ((values[high] - values[low]) / (knots[high] - knots[low])) * (x - knots[low]) + values[low];
+}
+
+const sum = (values) => values.reduce((total, value) => total + value, 0);
+const times = (values, factor) => values.map((value) => value * factor);
+
+const squaredNorm = (curve, sparsity) => interpolate(sparsity, curve.sparsity, curve.squared);
+
+/** Integral of f over a spectral measure, and its standard error over the choice of probes. */
+function integrate(measure, f) {
+  const probes = measure.rules.length;
+  let squares = 0;
+  const values = measure.rules.map(({ nodes, weights }) => {
+    let total = 0;
+    for (let n = 0; n < nodes.length; n += 1) {
+      const value = f(nodes[n]);
+      total += weights[n] * value;
+      squares += (weights[n] * value * value) / probes;
+    }
+    return total;
+  });
+  const mean = sum(values) / probes;
+  if (measure.exact) return [mean, 0];
+  let variance = ((2 / (measure.dimension + 2)) * Math.max(0, squares - mean * mean)) / probes;
+  if (probes > 1)
+    variance = Math.max(variance, sum(values.map((value) => (value - mean) ** 2)) / (probes - 1) / probes);
+  return [mean, Math.sqrt(variance)];
+}
+
+const positive = (x, negative) => (negative === "abs" ? Math.abs(x) : Math.max(x, 0));
+
+/** Trace of c / (c + |H|) over D, and its standard error. */
+function removableFraction(measure, scale, negative) {
+  if (scale === Infinity) return [1, 0];
+  return integrate(measure, (x) => scale / (scale + positive(x, negative)));
+}
+
+/** Root s of s = tr f_s(H) / D, see bounds.isotropic_limit. */
+function isotropicLimit(measure, curve, epsilon, negative) {
+  const fraction = (sparsity) => {
+    const squared = squaredNorm(curve, sparsity);
+    return removableFraction(measure, squared > 0 ? (2 * epsilon) / squared : Infinity, negative);
+  };
+  const excess = (sparsity) => fraction(sparsity)[0] - sparsity;
+  const root = excess(1) >= 0 ? 1 : brent(excess, 0, 1, 1e-14, 1e-14);
+  const step = Math.min(1e-4, (1 - root) / 2, root / 2);
+  const slope = step > 0 ? (excess(root + step) - excess(root - step)) / (2 * step) : -1;
+  return { sparsity: root, standardError: fraction(root)[1] / Math.max(1, -slope) };
+}
+
+const measures = (estimate) => (estimate.above === null ? [estimate.measure] : [estimate.measure, estimate.above]);
+
+/** Geometric mean of the kept fractions that the measures give, carried to all data. */
+function combined(estimate, solve) {
+  const kept = measures(estimate).map((measure) => Math.max(0, 1 - solve(measure)));
+  const mean = kept.reduce((product, value) => product * value, 1) ** (1 / kept.length);
+  return Math.max(0, 1 - estimate.growth * mean);
+}
+
+/** The estimate with the step error of one limit, as far as measures enclose it. */
+function certified(estimate, solve) {
+  let error = estimate.step_error;
+  if (estimate.bracket !== null) {
+    const [low, high] = estimate.bracket.map(solve);
+    error = estimate.growth * CERTAIN_SHARE * Math.abs(high - low);
+  } else if (estimate.above !== null) {
+    const middle = combined(estimate, solve);
+    const ends = measures(estimate).map((measure) => 1 - estimate.growth * (1 - solve(measure)));
+    error = Math.max(...ends.map((end) => Math.abs(end - middle)));
+  }
+  return { ...estimate, step_error: error };
+}
+
+function scaledMeasure(measure, factor) {
+  const rules = measure.rules.map(({ nodes, weights }) => ({ nodes: times(nodes, factor), weights }));
+  return { ...measure, rules };
+}
+
+function scaledEstimate(estimate, factor) {
+  const scaled = (measure) => scaledMeasure(measure, factor);
+  return {
+    ...estimate,
+    measure: scaled(estimate.measure),
+    above: estimate.above && scaled(estimate.above),
+    bracket: estimate.bracket && estimate.bracket.map(scaled),
+  };
+}
+
+function scaledDirections(directions, weightScale, curvatureScale) {
+  const slope = (weightScale * curvatureScale) ** 2;
+  return {
+    ...directions,
+    rules: directions.rules.map(([nodes, weights]) => [times(nodes, curvatureScale), times(weights, slope)]),
+    rises: times(directions.rises, weightScale ** 2 * curvatureScale),
+    squared: times(directions.squared, weightScale ** 2),
+  };
+}
+
+/** Nodes, weights and rise at a sparsity: neighbouring knots mixed linearly in log(1 - s), scaled to the norm. */
+function directionAt(directions, sparsity, squared) {
+  const place = (s) => -Math.log(Math.max(1 - s, 1e-12));
+  const places = directions.sparsities.map(place);
+  const where = interpolate(place(sparsity), places, [...places.keys()]);
+  const near = [...new Set([Math.floor(where), Math.ceil(where)])].filter((n) => 1 - Math.abs(n - where) > 0);
+  const parts = near.map((n) => {
+    const factor = ((1 - Math.abs(n - where)) * squared) / directions.squared[n];
+    return {
+      nodes: directions.rules[n][0],
+      weights: times(directions.rules[n][1], factor),
+      rise: directions.rises[n] * factor,
+    };
+  });
+  return {
+    nodes: parts.flatMap((part) => part.nodes.map((x) => Math.max(x, 0))),
+    weights: parts.flatMap((part) => part.weights),
+    rise: sum(parts.map((part) => part.rise)),
+  };
+}
+
+/** Scale c at which ridge re-tuning of all weights just reaches epsilon, infinite where nothing needs re-tuning. */
+function directionalScale({ nodes, weights, rise }, epsilon) {
+  const excess = rise - epsilon;
+  if (excess <= 1e-12 * epsilon) return Infinity;
+  const remaining = (logarithm) => {
+    const scale = Math.exp(logarithm);
+    let total = 0;
+    for (let n = 0; n < nodes.length; n += 1) total += weights[n] / (scale + nodes[n]);
+    return rise - total / 2 - epsilon;
+  };
+  const top = sum(weights) / (2 * excess);
+  const high = top > 0 ? Math.log(top) + 1e-6 : NaN;
+  let low = high;
+  while (low > -700 && remaining(low) > 0) low -= 5;
+  if (!(remaining(high) >= 0 && remaining(low) <= 0)) {
+    throw new Error("no re-tuning reaches this epsilon; predict again with more Lanczos steps");
+  }
+  return Math.exp(brent(remaining, low, high, 1e-14, 1e-14));
+}
+
+/** Root s of 1 - s = tr H / (H + c(s)) / D, see directional.directional_limit. */
+function directionalLimit(measure, directions, curve, epsilon) {
+  const excess = (sparsity) => {
+    if (sparsity === 0) return 1;
+    const scale = directionalScale(directionAt(directions, sparsity, squaredNorm(curve, sparsity)), epsilon);
+    return 1 - sparsity - integrate(measure, (x) => positive(x, "clip") / (positive(x, "clip") + scale))[0];
+  };
+  let low = isotropicLimit(measure, curve, epsilon, "clip").sparsity;
+  let high = Math.min(1, low + excess(low));
+  if (high < low) [low, high] = [0, low];
+  else if (excess(high) > 0) high = 1;
+  return excess(high) >= 0 ? high : brent(excess, low, high, 1e-4, 4 * Number.EPSILON);
+}
+
+/** Directional limit plus the kinematic window, never below what has been achieved. */
+function upperBound(directional, lower, dimension) {
+  const log = -Math.log(ETA);
+  const delta = directional * dimension;
+  const width = (2 / 3) * log + Math.sqrt((4 / 9) * log ** 2 + 4 * log * Math.min(delta, dimension - delta));
+  return Math.min(1, Math.max(lower, directional + width / dimension));
+}
+
+/** The limit for another epsilon (null keeps the present one), scaled weights or scaled curvature. */
+function whatIf(limit, { epsilon = null, weightScale = 1, curvatureScale = 1 } = {}) {
+  const allowed = epsilon ?? limit.epsilon;
+  const { negative } = limit.settings;
+  const curve = { ...limit.curve, squared: times(limit.curve.squared, weightScale ** 2) };
+  const solve = (measure) => isotropicLimit(measure, curve, allowed, negative).sparsity;
+  const [hessian, ggn] = [limit.hessian, limit.ggn].map((one) => certified(scaledEstimate(one, curvatureScale), solve));
+  const sparsity = combined(hessian, solve);
+  const retrained = combined(ggn, (measure) => isotropicLimit(measure, curve, allowed, "clip").sparsity);
+  const directions = scaledDirections(limit.directions, weightScale, curvatureScale);
+  const directional = combined(ggn, (measure) => directionalLimit(measure, directions, curve, allowed));
+  const error = isotropicLimit(hessian.measure, curve, allowed, negative).standardError;
+  const half = 2 * error + hessian.step_error + hessian.sample_error;
+  const factor = weightScale ** 2 * curvatureScale;
+  const rises = limit.rises.map(([s, rise]) => [s, rise * factor]);
+  const passing = rises.filter(([, rise]) => rise <= allowed).map(([s]) => s);
+  const lower = factor === 1 && epsilon === null ? limit.lower : Math.max(0, ...passing);
+  return {
+    ...limit,
+    sparsity,
+    lower,
+    upper: upperBound(directional, lower, limit.parameters),
+    retrained,
+    directional,
+    interval: [Math.max(0, sparsity - half), Math.min(1, sparsity + half)],
+    achieved: factor === 1 && limit.achieved !== null ? lower : null,
+    epsilon: allowed,
+    hessian,
+    ggn,
+    curve,
+    directions,
+    rises,
+  };
+}
+
+const percent = (value) => `${(100 * value).toFixed(2)}%`;
+
+/** Upper bound with its numerical error, beyond which a sparsity is infeasible. */
+function ceiling({ upper, ggn, directions }) {
+  return Math.min(1, upper + (ggn.step_error + ggn.sample_error + directions.step_error));
+}
+
+/** Whether a sparsity can be reached: status, reason and margin. */
+function check(limit, sparsity) {
+  const { lower, upper, achieved } = limit;
+  const highest = ceiling(limit);
+  const how = achieved !== null ? "measured" : "by the quadratic model";
+  if (sparsity <= lower) {
+    const reason = `${percent(sparsity)} is at most ${percent(lower)}, which one-shot pruning reaches (${how})`;
+    return { status: "achievable", reason, margin: lower - sparsity };
+  }
+  if (sparsity > highest) {
+    const error = `with numerical error ${percent(highest)}`;
+    const reason = `${percent(sparsity)} is above the upper bound ${percent(upper)} (${error})`;
+    return { status: "infeasible", reason, margin: sparsity - highest };
+  }
+  const ends = `${percent(lower)} (one-shot, ${how}) and the upper bound ${percent(highest)}`;
+  const reason = `${percent(sparsity)} lies between ${ends}`;
+  return { status: "open", reason, margin: Math.min(sparsity - lower, highest - sparsity) };
+}

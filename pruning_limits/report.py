@@ -1,0 +1,196 @@
+"""A limit as one web page that needs nothing else: numbers, figures, and sliders that answer what-if questions."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+from dataclasses import replace
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import numpy as np
+
+from estimators import SpectralMeasure, UserError
+from estimators.files import write_bytes
+from estimators.quadrature import Rule
+from pruning_limits.parts import Estimate
+from pruning_limits.result import PruningLimit
+
+LARGEST = 1_000_000
+FEWEST_NODES = 16
+SUFFIXES = (".html", ".htm")
+NAMES = {
+    "epsilon": "allowed rise",
+    "negative": "negative eigenvalues",
+    "parameters": "prunable parameters",
+    "tolerance": "wanted half-width, in sparsity",
+}
+
+
+def write_report(limit: PruningLimit, path: str | Path) -> None:
+    """Write the page of a limit to a file.
+
+    Args:
+        limit: A predicted limit, also one loaded from a file.
+        path: File to write, ending in ``.html`` or ``.htm``.
+
+    Raises:
+        UserError: The file has another suffix or cannot be written.
+    """
+    if Path(path).suffix.lower() not in SUFFIXES:
+        raise UserError(f"report: expected a file name ending in {' or '.join(SUFFIXES)}, got {path}")
+    write_bytes(Path(path), report_html(limit).encode("utf-8", "replace"))
+
+
+def report_html(limit: PruningLimit) -> str:
+    """Build the page of a limit: one HTML document without links to anything outside.
+
+    It holds the JSON form of the limit and the formulas of ``PruningLimit.what_if`` and ``PruningLimit.check`` in
+    JavaScript. Quadrature nodes are merged only where the page would exceed ``LARGEST`` bytes, and the page then says
+    by how much this moves the answers.
+
+    Args:
+        limit: A predicted limit, also one loaded from a file.
+
+    Returns:
+        The document.
+
+    Example:
+        >>> import torch
+        >>> from pruning_limits import predict_limit
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
+        >>> limit = predict_limit(model, [(torch.randn(64, 4), torch.randint(0, 2, (64,)))])
+        >>> report_html(limit).startswith("<!doctype html>")
+        True
+    """
+    page, count = _page(limit, ""), _most_nodes(limit)
+    while len(page.encode("utf-8", "replace")) > LARGEST and count > FEWEST_NODES:
+        count = max(FEWEST_NODES, count // 2)
+        thin = thinned(limit, count)
+        page = _page(thin, _thinning_note(limit, thin, count))
+    return page
+
+
+def thinned(limit: PruningLimit, count: int) -> PruningLimit:
+    """Merge neighbouring quadrature nodes, total weight and mean kept, until no rule holds more than ``count``.
+
+    Args:
+        limit: A limit.
+        count: Largest number of nodes of a rule, at least 1.
+
+    Returns:
+        The limit with fewer nodes; its numbers are not computed anew.
+    """
+    rules = tuple(_merged(rule, count) for rule in limit.directions.rules)
+    return replace(
+        limit,
+        hessian=_thin_estimate(limit.hessian, count),
+        ggn=_thin_estimate(limit.ggn, count),
+        directions=replace(limit.directions, rules=rules),
+    )
+
+
+def _merged(rule: Rule, count: int) -> Rule:
+    nodes, weights = rule
+    if len(nodes) <= count:
+        return rule
+    order = np.argsort(nodes)
+    starts = np.linspace(0, len(nodes), count, endpoint=False).astype(np.int64)
+    mass = np.add.reduceat(weights[order], starts)
+    moment = np.add.reduceat((nodes * weights)[order], starts)
+    middle = np.divide(moment, mass, out=nodes[order][starts], where=mass > 0)
+    return middle, mass
+
+
+def _thin_measure(measure: SpectralMeasure, count: int) -> SpectralMeasure:
+    return replace(measure, rules=tuple(_merged(rule, count) for rule in measure.rules))
+
+
+def _thin_estimate(estimate: Estimate, count: int) -> Estimate:
+    bracket = estimate.bracket
+    return replace(
+        estimate,
+        measure=_thin_measure(estimate.measure, count),
+        above=None if estimate.above is None else _thin_measure(estimate.above, count),
+        bracket=None if bracket is None else (_thin_measure(bracket[0], count), _thin_measure(bracket[1], count)),
+    )
+
+
+def _most_nodes(limit: PruningLimit) -> int:
+    rules = [*limit.hessian.measure.rules, *limit.ggn.measure.rules, *limit.directions.rules]
+    return max(len(nodes) for nodes, _ in rules)
+
+
+def _thinning_note(limit: PruningLimit, thin: PruningLimit, count: int) -> str:
+    exact, merged = limit.what_if(), thin.what_if()
+    names = ("sparsity", "retrained", "directional")
+    change = max(abs(getattr(exact, name) - getattr(merged, name)) for name in names)
+    return (
+        f"To keep this page small, neighbouring nodes of the spectra were merged, {count} to a rule. Unchanged "
+        f"conditions show the full answer; what the sliders give is off by about {change:.1g} in sparsity."
+    )
+
+
+def _page(limit: PruningLimit, thinning: str) -> str:
+    parts = {name: (files("pruning_limits") / "page" / name).read_text(encoding="utf-8") for name in _FILES}
+    script = "\n".join(parts[name] for name in _FILES if name.endswith(".js"))
+    return Template(parts["template.html"]).substitute(
+        style=parts["report.css"],
+        style_hash=_hash(parts["report.css"]),
+        script=script,
+        script_hash=_hash(script),
+        summary=html.escape(limit.summary()),
+        data=_data(limit, thinning),
+    )
+
+
+_FILES = ("template.html", "report.css", "limit.js", "charts.js", "report.js")
+
+
+def _hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _data(limit: PruningLimit, thinning: str) -> str:
+    """Return what the page shows as JSON that cannot end a script element; numbers that are not finite become null."""
+    plain = json.loads(limit.to_json(), parse_constant=lambda _: None)
+    plain["rises"] = [pair for pair in plain["rises"] if None not in pair]
+    data = {"limit": plain, "assumptions": _assumptions(limit), "thinning": thinning}
+    return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _assumptions(limit: PruningLimit) -> dict[str, list[tuple[str, str]]]:
+    cost = limit.cost
+    return {
+        "Settings": [(NAMES.get(name, name), _text(value)) for name, value in limit.settings.items()],
+        "Data": [
+            ("objective at the trained weights", f"{limit.objective:.6g}"),
+            ("allowed rise of the objective", f"{limit.epsilon:.6g}"),
+            ("spectrum behind the limit", _origin(limit.hessian)),
+            ("spectrum behind re-training", _origin(limit.ggn)),
+        ],
+        "Cost": [
+            ("curvature-vector products", f"{cost.products:,}"),
+            ("samples seen by products", f"{cost.samples:,}"),
+            ("samples seen by forward passes", f"{cost.forward_samples:,}"),
+            ("wall time", f"{cost.seconds:,.1f} s"),
+            ("largest memory of a process", f"{cost.peak_memory / 2**20:,.0f} MiB"),
+        ],
+    }
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "left open"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _origin(estimate: Estimate) -> str:
+    measure = estimate.measure
+    vectors = "1 random vector" if measure.probes == 1 else f"{measure.probes} random vectors"
+    how = "all eigenvalues" if measure.exact else f"{estimate.steps} Lanczos steps from {vectors}"
+    return f"{how}, {estimate.samples:,} samples"
