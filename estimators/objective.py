@@ -281,7 +281,8 @@ class Objective:
                 loss = _sum(losses, size)
                 if loss.requires_grad:
                     with self.held():
-                        total += flatten(torch.autograd.grad(loss, list(weights.values()), materialize_grads=True))
+                        slopes = torch.autograd.grad(loss, list(weights.values()), materialize_grads=True)
+                        total += flatten(slopes).detach()
         total = distributed.total(total)
         total /= self.samples
         if self.penalty is not None:
