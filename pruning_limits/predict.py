@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from estimators import L1, Objective, Operator, Penalty, UserError
 from estimators.distributed import gathered
 from estimators.forwards import Precision
-from estimators.objective import LossFunction
+from estimators.objective import LossFunction, intact
 from estimators.trace import block_traces
 from pruning_limits.bounds import Measured, Negative, isotropic_limit, measured_limit, quadratic_limit
 from pruning_limits.directions import slopes
@@ -111,7 +111,7 @@ def predict_limit(
     if not isinstance(model, nn.Module):
         raise UserError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     started = time.perf_counter()
-    with _untouched_randomness():
+    with _untouched_randomness(), intact(model):
         objective = Objective(model, loader, loss_fn, penalty, parameters)
         profile = MagnitudeProfile(objective.chosen)
         again, gradient = objective.losses_and_gradient()  # first, because it needs more memory and may split batches
