@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import traceback
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from itertools import zip_longest
@@ -24,6 +24,7 @@ from estimators.memory import GIB, available, retried
 from estimators.parameters import choose_parameters, flatten, named
 from estimators.penalty import Penalty
 
+LOGGER = logging.getLogger("pruning_limits")
 LossFunction = Callable[[nn.Module, Any], Tensor]
 DIFFERENT_BATCHES = (
     "loader: the ranks see different batches; turn off shuffling, random augmentation and DistributedSampler, "
@@ -209,6 +210,7 @@ class Objective:
                 "use a smaller model or smaller samples, or a machine with more memory"
             )
         self.most = fewer
+        LOGGER.warning("memory ran out with %d samples; passing at most %d at once from now on", self._passing, fewer)
 
     def losses(self, weights: Mapping[str, Tensor], batch: Any) -> Tensor:
         """Evaluate the loss function on one batch at substituted weights; differentiable in ``weights``."""
@@ -381,7 +383,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
     Tensors that are plain attributes are put back too: pruning and weight normalisation compute them in hooks.
     """
-    back = _modes_and_tensors(model)
+    back = modes_and_tensors(model)
     try:
         for module in model.modules():
             module.training = False
@@ -390,7 +392,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
         back()
 
 
-def _modes_and_tensors(model: nn.Module) -> Callable[[], None]:
+def modes_and_tensors(model: nn.Module) -> Callable[[], None]:
     """Return a function that puts the modes and the tensors that are plain attributes back as they are now."""
     flags = [(module, module.training) for module in model.modules()]
     attributes = [(vars(module), key, value) for module, _ in flags for key, value in vars(module).items()]
@@ -403,42 +405,6 @@ def _modes_and_tensors(model: nn.Module) -> Callable[[], None]:
             store[key] = value
 
     return back
-
-
-@contextmanager
-def intact(model: nn.Module) -> Iterator[None]:
-    """Put back what evaluation changes for a while, in case Ctrl-C arrives where evaluation itself does so.
-
-    These are the modes of the modules, their parameters, buffers, hooks and plain tensors, and whether PyTorch records
-    gradients.
-
-    Args:
-        model: Any module.
-    """
-    modules = list(model.modules())
-    stores: list[dict[str, Any]] = [
-        store for one in modules for store in (one._parameters, one._buffers, one._forward_hooks)
-    ]
-    before, back = [dict(store) for store in stores], _modes_and_tensors(model)
-    with torch.set_grad_enabled(torch.is_grad_enabled()):
-        try:
-            yield
-        except KeyboardInterrupt as error:
-            _end_generators(error)
-            raise
-        finally:
-            back()
-            for store, old in zip(stores, before, strict=True):
-                store.update(old)
-                for key in store.keys() - old.keys():
-                    del store[key]
-
-
-def _end_generators(error: BaseException | None) -> None:
-    """Let contexts that an error kept from ending do so now instead of when its traceback is forgotten."""
-    while error is not None:
-        traceback.clear_frames(error.__traceback__)
-        error = error.__context__
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -48,6 +49,7 @@ LEAST_SAMPLES, MOST_SAMPLES, DIAGNOSTIC_SAMPLES = 1024, 16384, 8192
 BASIS_MEMORY = 4 << 30
 DENSE = 512
 MOST_KNOTS, KNOT_DISTANCE = 4, 0.1
+LOGGER = logging.getLogger("pruning_limits")
 Progress = bool | Callable[[str, int, int], None] | None
 
 
@@ -167,6 +169,7 @@ class Spectra:
                 ended = run.steps >= most or (run.steps > 0 and all(one.exhausted for one in run.tridiagonals()))
                 if ended or (self.settings["steps"] is None and run.steps >= LEAST_STEPS):
                     found = self._read(kind, _matrices(run), samples)
+                    LOGGER.debug("%s: step error %.4g after %d steps", key, found.step_error, run.steps)
                     if ended or found.step_error <= self.settings["tolerance"] / 4:
                         self._store.save(key, run, finished=True)
                         return found
