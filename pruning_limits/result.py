@@ -271,9 +271,14 @@ class PruningLimit:
 
         Args:
             path: File to write, with the suffix of any format Matplotlib knows; None only returns the figure.
-        """
-        from pruning_limits.plotting import limit_figure, save
 
+        Raises:
+            UserError: The file cannot be written, or Matplotlib is not installed.
+        """
+        try:
+            from pruning_limits.plotting import limit_figure, save
+        except ImportError:
+            raise UserError("plot: needs the package matplotlib; install it with pip install matplotlib") from None
         figure = limit_figure(self)
         if path is not None:
             save(figure, path)
