@@ -135,7 +135,7 @@ class _Curvature(ABC):
         with self.objective.held():
             for product in self._batch_products():
                 for row, result in zip(rows, total, strict=True):
-                    result += product(row.to(self.objective.dtype))
+                    result += product(row.to(self.objective.dtype)).detach()  # zeros of idle weights, in torch 2.3
         return total
 
     def _make_room(self) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import pickle
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -16,29 +17,35 @@ from estimators.errors import UserError
 
 
 @contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """Give the name of a part file that takes the place of ``path`` once it is written."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
+def _whole(path: Path) -> Iterator[BinaryIO]:
+    """Give a private file that takes the place of ``path`` once it is written, with the access that files get here."""
+    part = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield part
-        part.replace(path)
+        number, part = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        with open(number, "wb") as file:  # noqa: PTH123, of a descriptor
+            yield file
+        mask = os.umask(0o077)
+        os.umask(mask)
+        Path(part).chmod(0o666 & ~mask)
+        Path(part).replace(path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; choose another place") from None
     finally:
-        with suppress(OSError):
-            part.unlink()
+        if part is not None:
+            with suppress(OSError):
+                Path(part).unlink()
 
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file so that a reader sees the old content or the new, never a part."""
-    with _whole(path) as part:
-        part.write_bytes(content)
+    with _whole(path) as file:
+        file.write(content)
 
 
 def save_tensors(path: Path, state: dict[str, Any]) -> None:
     """Save a nested dictionary of tensors and plain numbers atomically."""
-    with _whole(path) as part, part.open("wb") as file:
+    with _whole(path) as file:
         torch.save(state, file)
 
 

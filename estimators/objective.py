@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from itertools import zip_longest
@@ -24,6 +25,7 @@ from estimators.parameters import choose_parameters, flatten, named, pruning_mas
 from estimators.penalty import Penalty
 from estimators.unfit import refuse_unfit
 
+LOGGER = logging.getLogger("pruning_limits")
 LossFunction = Callable[[nn.Module, Any], Tensor]
 DIFFERENT_BATCHES = (
     "loader: the ranks see different batches; turn off shuffling, random augmentation and DistributedSampler, "
@@ -215,6 +217,7 @@ class Objective:
                 "use a smaller model or smaller samples, or a machine with more memory"
             )
         self.most = fewer
+        LOGGER.warning("memory ran out with %d samples; passing at most %d at once from now on", self._passing, fewer)
 
     def losses(self, weights: Mapping[str, Tensor], batch: Any) -> Tensor:
         """Evaluate the loss function on one batch at substituted weights; differentiable in ``weights``."""
@@ -316,7 +319,8 @@ class Objective:
                 loss = _sum(losses, size)
                 if loss.requires_grad:
                     with self.held():
-                        total += flatten(torch.autograd.grad(loss, list(weights.values()), materialize_grads=True))
+                        slopes = torch.autograd.grad(loss, list(weights.values()), materialize_grads=True)
+                        total += flatten(slopes).detach()
         total = distributed.total(total)
         total /= self.samples
         if self.penalty is not None:
@@ -404,18 +408,28 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     Tensors that are plain attributes are put back too: pruning and weight normalisation compute them in hooks, and
     recurrent layers keep lists of them.
     """
-    flags = [(module, module.training) for module in model.modules()]
-    attributes = [(vars(module), key, value) for module, _ in flags for key, value in vars(module).items()]
-    computed = [place for place in attributes if isinstance(place[2], Tensor | list)]
+    back = modes_and_tensors(model)
     try:
-        for module, _ in flags:
+        for module in model.modules():
             module.training = False
         yield
     finally:
+        back()
+
+
+def modes_and_tensors(model: nn.Module) -> Callable[[], None]:
+    """Return a function that puts the modes and the tensors that are plain attributes back as they are now."""
+    flags = [(module, module.training) for module in model.modules()]
+    attributes = [(vars(module), key, value) for module, _ in flags for key, value in vars(module).items()]
+    computed = [place for place in attributes if isinstance(place[2], Tensor | list)]
+
+    def back() -> None:
         for module, flag in flags:
             module.training = flag
         for store, key, value in computed:
             store[key] = value
+
+    return back
 
 
 @contextmanager

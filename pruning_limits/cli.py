@@ -10,12 +10,14 @@ from typing import Any
 import click
 
 from estimators import UserError
+from pruning_limits.gate import Comparison
 from pruning_limits.parts import Verdict
 from pruning_limits.report import write_report
 from pruning_limits.result import PruningLimit
 
 PATH = click.Path(path_type=Path, dir_okay=False)
 EXIT_CODES = {"achievable": 0, "open": 3, "infeasible": 4}
+INTERRUPTED = 130
 
 
 class Commands(click.Group):
@@ -29,6 +31,9 @@ class Commands(click.Group):
             raise click.ClickException(str(error)) from None
         except (click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
+        except KeyboardInterrupt:
+            click.echo("Interrupted.", err=True)
+            raise SystemExit(INTERRUPTED) from None
         except (RuntimeError, OSError, MemoryError) as error:  # out of memory, a full disk, an unfit model
             reason = (str(error).strip() or "no reason given").splitlines()[0]
             raise click.ClickException(f"{type(error).__name__}: {reason}") from None
@@ -49,8 +54,7 @@ def report(limit_path: Path, out: Path) -> None:
     click.echo(f"wrote {out}")
 
 
-def report_verdict(limit: PruningLimit, sparsity: float, as_json: bool) -> None:
-    """Print a verdict and leave with its exit code: 0 achievable, 3 open, 4 infeasible."""
-    verdict: Verdict = limit.check(sparsity)
-    click.echo(json.dumps(asdict(verdict)) if as_json else f"{verdict.status}: {verdict.reason}")
-    raise SystemExit(EXIT_CODES[verdict.status])
+def tell(answer: Verdict | Comparison, as_json: bool) -> None:
+    """Print an answer in one line and leave with its exit code: 0 achievable, 3 open, 4 infeasible."""
+    click.echo(json.dumps(asdict(answer)) if as_json else f"{answer.status}: {answer.reason}")
+    raise SystemExit(EXIT_CODES[answer.status])

@@ -16,10 +16,13 @@ from estimators import SpectralMeasure, UserError
 from pruning_limits.bounds import Negative, removable_fraction
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
     from pruning_limits.parts import Estimate
     from pruning_limits.result import PruningLimit
 
 BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#666666"
+SPARSITY = "sparsity (removed fraction)"
 
 
 def save(figure: Figure, path: str | Path) -> None:
@@ -58,7 +61,7 @@ def _fraction(measure: SpectralMeasure, scale: float, negative: Negative) -> flo
 
 
 def limit_figure(limit: PruningLimit) -> Figure:
-    """Draw R against sparsity for the network and for the prediction, and the measured rise beneath.
+    """Draw ``plot_crossing`` above ``plot_objective``.
 
     Args:
         limit: A predicted limit.
@@ -67,6 +70,23 @@ def limit_figure(limit: PruningLimit) -> Figure:
         A Matplotlib figure with two panels that share the sparsity axis.
     """
     figure, (top, bottom) = new_figure(2, sharex=True, size=(7.0, 7.0))
+    plot_crossing(limit, top)
+    plot_objective(limit, bottom)
+    top.set_xlabel("")
+    return figure
+
+
+def plot_crossing(limit: PruningLimit, ax: Axes | None = None) -> Axes:
+    """Draw the norm R of the removed weights against sparsity, for the network and for the prediction.
+
+    Args:
+        limit: A predicted limit.
+        ax: Where to draw; None draws on a figure of its own, ``.figure`` of the axes.
+
+    Returns:
+        The axes.
+    """
+    ax = _axes(ax)
     kept = 1 - limit.curve.sparsity
     inner = (limit.curve.squared > 0) & (kept > 0)
     kept, norms = kept[inner], np.sqrt(limit.curve.squared[inner])
@@ -77,31 +97,108 @@ def limit_figure(limit: PruningLimit) -> Figure:
         (limit.ggn, "clip", GREEN, "largest R that the GGN allows (re-trained)"),
     ]
     stride = slice(None, None, max(1, len(norms) // 400))
-    top.plot(kept, norms, color=BLUE, label="this network: norm R of the removed weights")
+    lines = ax.plot(kept, norms, color=BLUE, label="this network: norm R of the removed weights")
     for estimate, mode, colour, label in curves:
         fractions = [estimate.limit(partial(_fraction, scale=scale, negative=mode)) for scale in scales[stride]]
-        top.plot(1 - np.array(fractions), norms[stride], color=colour, label=label)
-    least = max(0.2 / limit.parameters, 0.2 * (1 - max(limit.retrained, limit.sparsity, limit.lower)))
-    for axes in (top, bottom):
-        _lines(axes, limit)
-        axes.grid(alpha=0.25)
+        lines += ax.plot(1 - np.array(fractions), norms[stride], color=colour, label=label)
+    _lines(ax, limit)
     r_limit = np.sqrt(limit.curve.squared_norm(limit.sparsity))
-    top.plot([1 - limit.sparsity], [r_limit], "o", color=ORANGE, markersize=8)
-    top.set(ylabel="R, norm of the removed weights", yscale="log")
-    seen = norms[(kept >= least) & (kept < 0.97)]
+    ax.plot([1 - limit.sparsity], [r_limit], "o", color=ORANGE, markersize=8)
+    ax.set(xlabel=SPARSITY, ylabel="R, norm of the removed weights", yscale="log")
+    seen = norms[(kept >= _least(limit)) & (kept < 0.97)]
     if len(seen):
-        top.set_ylim(max(seen.min(), 1e-3 * norms.max()), 2 * norms.max())
-    top.set_title(f"Pruning limit {limit.sparsity:.2%} of {limit.parameters:,} weights", loc="left")
+        ax.set_ylim(max(seen.min(), 1e-3 * norms.max()), 2 * norms.max())
+    ax.set_title(f"Pruning limit {limit.sparsity:.2%} of {limit.parameters:,} weights", loc="left")
+    sparsity_axis(ax.xaxis, _least(limit))
+    ax.legend(handles=lines, fontsize=8)
+    return ax
+
+
+def plot_objective(limit: PruningLimit, ax: Axes | None = None) -> Axes:
+    """Draw the measured rise of the objective under one-shot pruning against sparsity.
+
+    Args:
+        limit: A predicted limit; without a measurement only epsilon and the predictions are drawn.
+        ax: Where to draw; None draws on a figure of its own, ``.figure`` of the axes.
+
+    Returns:
+        The axes.
+    """
+    ax = _axes(ax)
+    before = len(ax.get_lines())
+    _lines(ax, limit)
     points = [(1 - s, rise) for s, rise in limit.rises if s < 1 and rise > 0]
     if points:
-        bottom.plot(*zip(*points, strict=True), "o-", color=BLUE, label="measured, one-shot magnitude pruning")
-        bottom.set_ylim(min(limit.epsilon / 30, 1.0), None)
-    bottom.axhline(limit.epsilon, color=GREY, linestyle=":", label=f"allowed rise {limit.epsilon:.3g}")
-    bottom.set(xlabel="sparsity (removed fraction)", ylabel="rise of the training objective", yscale="log")
-    sparsity_axis(bottom.xaxis, least)
-    for axes, lines in ((top, top.get_lines()[:3]), (bottom, bottom.get_lines())):
-        axes.legend(handles=[line for line in lines if not line.get_label().startswith("_")], fontsize=8)
-    return figure
+        kept, rises = zip(*points, strict=True)
+        ax.plot(kept, rises, "o-", color=BLUE, label="measured, one-shot magnitude pruning")
+        ax.set_ylim(min(limit.epsilon / 30, 1.0), None)
+    ax.axhline(limit.epsilon, color=GREY, linestyle=":", label=f"allowed rise {limit.epsilon:.3g}")
+    ax.set(xlabel=SPARSITY, ylabel="rise of the training objective", yscale="log")
+    sparsity_axis(ax.xaxis, _least(limit))
+    ax.legend(handles=ax.get_lines()[before:], fontsize=8)
+    return ax
+
+
+def plot_layers(limit: PruningLimit, ax: Axes | None = None) -> Axes:
+    """Draw what global magnitude pruning at the limit keeps of every layer.
+
+    Args:
+        limit: A predicted limit with a per-layer table.
+        ax: Where to draw; None draws on a figure of its own, ``.figure`` of the axes.
+
+    Returns:
+        The axes: one bar per layer in the model's order, the first one on top.
+
+    Raises:
+        UserError: The limit has no per-layer table, because it answers a what-if question.
+    """
+    layers = limit.layers()
+    if not layers:
+        raise UserError("limit: has no per-layer table, as after what_if; plot the predicted limit")
+    ax = _axes(ax, (7.0, 1.5 + 0.25 * len(layers)))
+    ax.barh(range(len(layers)), [100 * (1 - layer.sparsity) for layer in layers], color=BLUE)
+    ax.set_yticks(range(len(layers)), [f"{layer.name} ({layer.weights:,})" for layer in layers], fontsize=8)
+    ax.invert_yaxis()
+    ax.axvline(100 * (1 - limit.sparsity), color=ORANGE, linestyle="--", label=f"all layers, {1 - limit.sparsity:.2%}")
+    ax.set(xlabel="share of the layer's weights that is kept, in %", title="What is kept at the predicted limit")
+    ax.grid(axis="x", alpha=0.25)
+    ax.legend(fontsize=8)
+    return ax
+
+
+def plot_spectrum(measure: SpectralMeasure, ax: Axes | None = None) -> Axes:
+    """Draw the density of a spectrum on an axis that is linear near zero, logarithmic beyond, and shows both signs.
+
+    Args:
+        measure: Spectral measure of a curvature matrix.
+        ax: Where to draw; None draws on a figure of its own, ``.figure`` of the axes.
+
+    Returns:
+        The axes.
+    """
+    ax = _axes(ax)
+    unit, grid = _bent_grid(measure)
+    bent = SpectralMeasure(tuple((np.arcsinh(n / unit), w) for n, w in measure.rules), measure.dimension)
+    density = np.log(10) * bent.density(grid, 0.15)
+    ax.semilogy(unit * np.sinh(grid), np.maximum(density, 1e-12), color=BLUE)
+    ax.set_ylim(bottom=0.1 / measure.dimension, top=3 * density.max())
+    ax.set(
+        ylabel="share of eigenvalues per decade", title="Density, logarithmic axis (a hump may be one quadrature node)"
+    )
+    _bent_axis(ax, unit, grid)
+    ax.grid(alpha=0.25)
+    return ax
+
+
+def _axes(ax: Axes | None, size: tuple[float, float] = (7.0, 4.5)) -> Axes:
+    if ax is None:
+        _, ax = new_figure(1, size=size)
+    return ax
+
+
+def _least(limit: PruningLimit) -> float:
+    """Smallest kept fraction that is drawn."""
+    return max(0.2 / limit.parameters, 0.2 * (1 - max(limit.retrained, limit.sparsity, limit.lower)))
 
 
 def _name(limit: PruningLimit) -> str:
@@ -109,6 +206,7 @@ def _name(limit: PruningLimit) -> str:
 
 
 def _lines(axes: Any, limit: PruningLimit) -> None:
+    axes.grid(alpha=0.25)
     low, high = limit.interval
     axes.axvspan(1 - high, 1 - low, color=ORANGE, alpha=0.15, linewidth=0)
     marks = [
@@ -138,16 +236,21 @@ def spectrum_figure(measure: SpectralMeasure, title: str) -> Figure:
     nodes = measure.nodes
     spread = float(nodes.max() - nodes.min()) or 1.0
     _linear_density(axes[0, 0], measure, spread)
-    largest = float(np.abs(nodes).max()) or 1.0
-    unit = float(np.clip(_median_size(measure), 1e-6 * largest, 1e-1 * largest))
-    ends = [np.arcsinh(float(end) / unit) for end in (nodes.min(), nodes.max())]
-    grid = np.linspace(ends[0] - 1, ends[1] + 1, 800)
-    _logarithmic_density(axes[0, 1], measure, unit, grid)
-    _cumulative(axes[1, 1], measure, unit, grid)
+    plot_spectrum(measure, axes[0, 1])
+    _cumulative(axes[1, 1], measure)
     _tails(axes[1, 0], measure)
-    for one in axes.flat:
+    for one in (axes[0, 0], axes[1, 0], axes[1, 1]):
         one.grid(alpha=0.25)
     return figure
+
+
+def _bent_grid(measure: SpectralMeasure) -> tuple[float, NDArray[np.float64]]:
+    """Return the median absolute eigenvalue, and points even on an axis that is linear within it."""
+    nodes = measure.nodes
+    largest = float(np.abs(nodes).max()) or 1.0
+    unit = float(np.clip(_median_size(measure), 1e-6 * largest, 1e-1 * largest))
+    low, high = (np.arcsinh(float(end) / unit) for end in (nodes.min(), nodes.max()))
+    return unit, np.linspace(low - 1, high + 1, 800)
 
 
 def _median_size(measure: SpectralMeasure) -> float:
@@ -164,18 +267,8 @@ def _linear_density(axes: Any, measure: SpectralMeasure, spread: float) -> None:
     axes.set_ylim(bottom=0.1 / measure.dimension / spread)
 
 
-def _logarithmic_density(axes: Any, measure: SpectralMeasure, unit: float, grid: NDArray[np.float64]) -> None:
-    bent = SpectralMeasure(tuple((np.arcsinh(n / unit), w) for n, w in measure.rules), measure.dimension)
-    density = np.log(10) * bent.density(grid, 0.15)
-    axes.semilogy(unit * np.sinh(grid), np.maximum(density, 1e-12), color=BLUE)
-    axes.set_ylim(bottom=0.1 / measure.dimension, top=3 * density.max())
-    axes.set(
-        ylabel="share of eigenvalues per decade", title="Density, logarithmic axis (a hump may be one quadrature node)"
-    )
-    _bent_axis(axes, unit, grid)
-
-
-def _cumulative(axes: Any, measure: SpectralMeasure, unit: float, grid: NDArray[np.float64]) -> None:
+def _cumulative(axes: Any, measure: SpectralMeasure) -> None:
+    unit, grid = _bent_grid(measure)
     points = unit * np.sinh(grid)
     fractions, errors = measure.cumulative(points)
     axes.step(points, fractions, where="post", color=BLUE)

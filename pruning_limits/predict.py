@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import random
 import resource
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from estimators import L1, Objective, Operator, Penalty, UserError
 from estimators.distributed import gathered
 from estimators.forwards import Precision
+from estimators.intact import intact
 from estimators.objective import LossFunction
 from estimators.parameters import left_out
 from estimators.trace import block_traces
@@ -30,6 +32,7 @@ from pruning_limits.spectra import DIAGNOSTIC_SAMPLES, FEWEST_AT_MOST, Progress,
 
 EPSILON_BATCH = 128
 NOTED_SHARE = 0.1
+LOGGER = logging.getLogger("pruning_limits")
 
 
 def predict_limit(
@@ -86,7 +89,7 @@ def predict_limit(
         measure: Also measure what one-shot magnitude pruning reaches, with forward passes over all data.
         seed: Seed of probes and sub-sample.
         progress: None shows progress bars on a terminal, False none, True always; or a callback
-            ``(stage, done, total)``, called on every rank.
+            ``(stage, done, total)``, called on every rank; what it raises stops the prediction.
         checkpoint: File that keeps the state of the recurrences; a run that was stopped continues from it. Of several
             ranks the first one writes it and all read it.
         precision: Of the curvature products: ``"full"`` is that of the model, ``"bfloat16"`` the mixed precision of
@@ -98,6 +101,7 @@ def predict_limit(
 
     Raises:
         UserError: Bad input, told in one line; nothing is changed.
+        KeyboardInterrupt: Ctrl-C; the model is left as it was, and ``checkpoint`` serves to continue.
 
     Source: Zhang, Zhang, Sun and Liu, How sparse can we prune a deep network: a fundamental limit perspective,
     NeurIPS 2024.
@@ -120,7 +124,7 @@ def predict_limit(
     if not isinstance(model, nn.Module):
         raise UserError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     started = time.perf_counter()
-    with _untouched_randomness():
+    with _untouched_randomness(), intact(model):
         objective = Objective(model, loader, loss_fn, penalty, parameters)
         profile = MagnitudeProfile(objective.chosen)
         kept = profile.vector != 0 if profile.zeros else None
@@ -150,6 +154,7 @@ def predict_limit(
         }
         if precision != "full":
             settings["precision"] = precision
+        LOGGER.info("%s weights, objective %.6g, epsilon %.4g", f"{profile.dimension:,}", dense, allowed)
         spectra = Spectra(objective, profile.curve(), allowed, settings, progress, checkpoint, losses, kept)
         hessian = spectra.estimate(curvature)
         ggn = hessian if curvature == "ggn" else spectra.estimate("ggn")
@@ -173,7 +178,11 @@ def predict_limit(
             how = "measured" if measure else "by the quadratic model"
             notes += (f"one-shot pruning reaches {lower:.2%} ({how}), beyond the upper bound {bound:.2%} of the model",)
         table = _layers(diagnostic, profile, sparsity, seed)
+        for note in notes:
+            LOGGER.warning(note)
     half = hessian.half_width(error)
+    status = _status(hessian, error, tolerance, objective.samples, steps)
+    LOGGER.log(logging.INFO if status == "converged" else logging.WARNING, "limit %.4f, %s", sparsity, status)
     spent = gathered((time.perf_counter() - started, _peak_memory(objective.device)))
     masses = np.abs(hessian.measure.nodes) * hessian.measure.weights
     return PruningLimit(
@@ -187,7 +196,7 @@ def predict_limit(
         epsilon=allowed,
         objective=dense,
         parameters=profile.dimension,
-        status=_status(hessian, error, tolerance, objective.samples, steps),
+        status=status,
         notes=notes,
         sharpness=Sharpness(
             trace=sum(layer.trace for layer in table),

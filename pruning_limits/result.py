@@ -7,6 +7,7 @@ import json
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,11 +26,12 @@ from pruning_limits.serial import fields_of, to_plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from pandas import DataFrame
 
 FORMAT = "pruning-limit/3"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class PruningLimit:
     """How far a network can be pruned, with error, bounds and the data for further questions.
 
@@ -77,7 +79,7 @@ class PruningLimit:
     rises: tuple[tuple[float, float], ...] = ()
     already_removed: float = 0.0
     layer_table: tuple[Layer, ...] = ()
-    profile: MagnitudeProfile | None = field(default=None, repr=False, compare=False)
+    profile: MagnitudeProfile | None = field(default=None)
 
     def __eq__(self, other: object) -> bool:
         """Compare everything but the weights, as in the JSON form."""
@@ -212,10 +214,32 @@ class PruningLimit:
         reason = f"{sparsity:.2%} lies between {self.lower:.2%} (one-shot, {how}) and the upper bound {ceiling:.2%}"
         return Verdict("open", reason, min(sparsity - self.lower, ceiling - sparsity))
 
+    def __repr__(self) -> str:
+        low, high = self.interval
+        return (
+            f"PruningLimit(sparsity={self.sparsity:.4f}, interval=({low:.4f}, {high:.4f}), lower={self.lower:.4f}, "
+            f"upper={self.upper:.4f}, parameters={self.parameters}, status={self.status!r})"
+        )
+
     def summary(self) -> str:
         """Return the answer as a short table."""
+        rows = self._rows()
+        width = max(len(name) for name, _ in rows)
+        return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+    def _repr_html_(self) -> str:
+        """Return the answer as a table for notebooks, in the colours of the page."""
+        cell = 'style="text-align: left; color: inherit; background: transparent"'
+        rows = "".join(
+            f'<tr style="background: transparent"><th scope="row" {cell}>{escape(name)}</th>'
+            f"<td {cell}>{escape(value)}</td></tr>"
+            for name, value in self._rows()
+        )
+        return f"<table><tbody>{rows}</tbody></table>"
+
+    def _rows(self) -> list[tuple[str, str]]:
         low, high = self.interval
-        rows = [
+        return [
             ("prunable weights", f"{self.parameters:,}"),
             *([("already removed", f"{self.already_removed:.2%}")] if self.already_removed else []),
             ("objective, allowed rise", f"{self.objective:.4f}, {self.epsilon:.4f}"),
@@ -230,17 +254,35 @@ class PruningLimit:
             ("status", self.status),
             ("cost", f"{self.cost.products} products, {self.cost.seconds:.1f} s"),
         ]
-        width = max(len(name) for name, _ in rows)
-        return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+    def to_pandas(self) -> DataFrame:
+        """Return the per-layer table as a data frame, one row per layer, its columns the attributes of ``Layer``.
+
+        Raises:
+            UserError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError:
+            raise UserError("to_pandas: needs the package pandas; install it with pip install pandas") from None
+        columns = [one.name for one in dataclasses.fields(Layer)]
+        return pandas.DataFrame([dataclasses.asdict(layer) for layer in self.layer_table], columns=columns)
 
     def plot(self, path: str | Path | None = None) -> Figure:
         """Draw the crossing of prediction and network and the measured objective beneath.
 
+        The panels alone, on axes of your own, are ``plotting.plot_crossing`` and ``plotting.plot_objective``.
+
         Args:
             path: File to write, with the suffix of any format Matplotlib knows; None only returns the figure.
-        """
-        from pruning_limits.plotting import limit_figure, save
 
+        Raises:
+            UserError: The file cannot be written, or Matplotlib is not installed.
+        """
+        try:
+            from pruning_limits.plotting import limit_figure, save
+        except ImportError:
+            raise UserError("plot: needs the package matplotlib; install it with pip install matplotlib") from None
         figure = limit_figure(self)
         if path is not None:
             save(figure, path)

@@ -41,9 +41,7 @@ def fields_of(plain: dict[str, Any]) -> dict[str, Any]:
         TypeError: A value has another type.
     """
     numbers = {name: float(plain[name]) for name in ("sparsity", "lower", "upper", "retrained", "directional")}
-    numbers["already_removed"] = float(
-        plain.get("already_removed", 0.0)
-    )  # absent in limits written before it was known
+    numbers["already_removed"] = float(plain.get("already_removed", 0.0))  # limits of an earlier version lack it
     for name, value in numbers.items():
         if not 0 <= value <= 1:
             raise ValueError(f"{name} is {value}, expected 0 to 1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -51,6 +52,7 @@ DENSE = 512
 SLOW = 2 / 3
 MOST_KNOTS, KNOT_DISTANCE = 4, 0.1
 WRITING_SHARE = 0.05
+LOGGER = logging.getLogger("pruning_limits")
 Progress = bool | Callable[[str, int, int], None] | None
 
 
@@ -188,6 +190,7 @@ class Spectra:
                 ended = run.steps >= most or (run.steps > 0 and all(one.exhausted for one in run.tridiagonals()))
                 if ended or (self.settings["steps"] is None and run.steps >= LEAST_STEPS):
                     found = self._read(kind, _matrices(run), samples)
+                    LOGGER.debug("%s: step error %.4g after %d steps", key, found.step_error, run.steps)
                     done = found.step_error <= self._wanted(kind)[0]
                     if ended or done or self._slow(kind, _matrices(run), found):
                         self._store.save(key, run, finished=True)

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import math
+import sys
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -10,12 +12,14 @@ import torch
 from helpers import random, seeded
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import nn
 
 from estimators import UserError
 from pruning_limits import MagnitudeProfile, PruningLimit, Verdict, predict_limit
 from pruning_limits.magnitude import removed_count
+from pruning_limits.plotting import plot_crossing, plot_layers, plot_objective, plot_spectrum
 
 
 def predicted(**options):
@@ -150,6 +154,7 @@ def places(value, path=()):
 def test_a_limit_with_anything_missing_is_refused(limit, tmp_path):
     path = tmp_path / "limit.json"
     optional = {("settings", name) for name in limit.settings} - {("settings", "curvature"), ("settings", "negative")}
+    optional |= {("already_removed",)}
     for place in places(json.loads(limit.to_json())):
         if place and isinstance(place[-1], str) and place not in optional:
             plain = json.loads(limit.to_json())
@@ -378,3 +383,82 @@ def test_the_limits_of_two_measures_meet_at_the_geometric_mean_of_what_is_kept(l
     assert pair.limit(lambda measure: 1 + 1e-16) == pair.limit(lambda measure: 1 + 1e-9) == 1
     assert pair.limit(lambda measure: 0.0) == 0
     assert pair.on_samples(pair.limit(lambda measure: 0.9)) == pytest.approx(0.9)
+
+
+# ------------------------------------------------------------------------------------------- notebooks, tables
+
+
+def test_repr_is_short_and_tells_the_answer(any_limit):
+    text = repr(any_limit)
+    assert text.startswith(f"PruningLimit(sparsity={any_limit.sparsity:.4f}, ")
+    assert any_limit.status in text
+    assert len(text) < 300
+    assert "\n" not in text
+
+
+def test_html_holds_the_summary_and_escapes_it(any_limit):
+    hostile = dataclasses.replace(any_limit, status="<script>alert('&')</script>", notes=('<img src="x">',))
+    table = ElementTree.fromstring(hostile._repr_html_())
+    assert table.tag == "table"
+    rows = [tuple("".join(cell.itertext()) for cell in row) for row in table.iter("tr")]
+    assert [f"{name} {value}".split() for name, value in rows] == [
+        row.split() for row in hostile.summary().splitlines()
+    ]
+    assert not list(table.iter("script")) + list(table.iter("img"))
+    styles = {element.get("style") for element in table.iter() if element.get("style")}
+    assert styles
+    assert not any("#" in style or "rgb" in style for style in styles)  # the page's own colours, dark or light
+
+
+def test_layers_as_a_data_frame(limit):
+    frame = limit.to_pandas()
+    assert list(frame.columns) == ["name", "weights", "sparsity", "norm", "trace", "trace_error"]
+    assert frame.to_dict("records") == [dataclasses.asdict(layer) for layer in limit.layers()]
+    empty = limit.what_if(epsilon=1.0).to_pandas()
+    assert list(empty.columns) == list(frame.columns)
+    assert len(empty) == 0
+
+
+def test_a_data_frame_without_pandas(limit, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(UserError, match=r"^to_pandas: needs the package pandas; .*pip install pandas$"):
+        limit.to_pandas()
+
+
+PLOTS = [plot_crossing, plot_objective, plot_layers, lambda limit, ax=None: plot_spectrum(limit.hessian.measure, ax)]
+
+
+@pytest.mark.parametrize("plot", PLOTS, ids=["crossing", "objective", "layers", "spectrum"])
+def test_plots_take_and_return_axes(limit, tmp_path, plot):
+    own = plot(limit)
+    assert isinstance(own, Axes)
+    own.figure.savefig(tmp_path / "own.png")
+    figure = Figure()
+    left, right = figure.subplots(1, 2)
+    assert plot(limit, right) is right
+    assert not left.has_data()
+    assert right.has_data()
+    assert right.get_xlabel() == own.get_xlabel() != ""
+    assert len(right.get_lines()) == len(own.get_lines())
+    figure.savefig(tmp_path / "two.png")
+
+
+def test_the_figure_is_made_of_the_two_plots(limit):
+    top, bottom = limit.plot().axes
+    for panel, plot in ((top, plot_crossing), (bottom, plot_objective)):
+        alone = plot(limit)
+        assert [line.get_label() for line in panel.get_lines()] == [line.get_label() for line in alone.get_lines()]
+        for mine, other in zip(panel.get_lines(), alone.get_lines(), strict=True):
+            np.testing.assert_array_equal(mine.get_xydata(), other.get_xydata())
+        assert panel.get_ylim() == alone.get_ylim()
+
+
+def test_bars_show_what_is_kept(limit):
+    axes = plot_layers(limit)
+    kept = [100 * (1 - layer.sparsity) for layer in limit.layers()]
+    assert [bar.get_width() for bar in axes.patches] == kept
+    labels = [text.get_text() for text in axes.get_yticklabels()]
+    assert labels == [f"{layer.name} ({layer.weights:,})" for layer in limit.layers()]
+    assert axes.yaxis_inverted()
+    with pytest.raises(UserError, match="no per-layer table"):
+        plot_layers(limit.what_if(epsilon=1.0))

@@ -3,7 +3,10 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 import re
+import resource
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from estimators import UserError
 from estimators.files import load_tensors, save_tensors
 from validation.storage import read_json, write_bytes, write_json
 from validation.suite import LimitSettings, Suite
@@ -181,26 +185,51 @@ def test_the_notes_name_every_recipe_and_the_settings_of_the_prediction() -> Non
 # ------------------------------------------------------------------------------------------------- whole files
 
 
-def test_a_file_is_replaced_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
     path = tmp_path / "new" / "file.json"
     write_json(path, {"b": 1, "a": [0.1]})
     assert read_json(path) == {"a": [0.1], "b": 1}
     before = path.read_bytes()
-    whole = Path.write_bytes
-
-    def full_disk(file: Path, content: bytes) -> int:
-        whole(file, content[: len(content) // 2])
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_bytes", full_disk)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4, hard))
+    try:
         for target in (path, tmp_path / "new" / "other.json"):
-            with pytest.raises((OSError, ValueError), match="No space left"):
+            with pytest.raises(UserError, match=r"cannot write .*File too large"):
                 write_bytes(target, b"something long")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert [file.name for file in path.parent.iterdir()] == ["file.json"]
     assert path.read_bytes() == before
     write_bytes(path, b"changed")
     assert path.read_bytes() == b"changed"
+
+
+def test_the_part_of_a_file_is_private_and_removed_and_the_whole_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def spy(_: Any, file: Any) -> None:
+        seen.extend(stat.S_IMODE(one.stat().st_mode) for one in tmp_path.iterdir())
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", spy)
+        with pytest.raises(KeyboardInterrupt):
+            save_tensors(tmp_path / "state.pt", {})
+    assert seen == [0o600]
+    assert list(tmp_path.iterdir()) == []
+    for mask in (0o022, 0o077):
+        before = os.umask(mask)
+        try:
+            write_bytes(tmp_path / "file", b"")
+            (tmp_path / "plain").touch()
+            assert os.umask(mask) == mask
+        finally:
+            os.umask(before)
+        modes = {stat.S_IMODE(one.stat().st_mode) for one in tmp_path.iterdir()}
+        assert modes == {0o666 & ~mask}
+        (tmp_path / "plain").unlink()
 
 
 def test_a_writer_that_is_stopped_before_the_end_leaves_the_old_file(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,10 +27,11 @@ from estimators import (
     sphere_probes,
 )
 from estimators.distributed import rank, world
-from estimators.files import load_tensors
+from estimators.files import load_tensors, write_bytes
 from estimators.lanczos import Lanczos
-from pruning_limits import PruningLimit, predict_limit
-from pruning_limits.cli import PATH, main, report_verdict
+from pruning_limits import PruningLimit, Verdict, predict_limit
+from pruning_limits.cli import PATH, main, tell
+from pruning_limits.gate import Case, Comparison, compare, junit, without_masks
 from validation.cross_check import SAMPLES, comparison_table, cross_check
 from validation.data import DATA_DIR_VARIABLE, Batches, ImageData, load_data
 from validation.executors import EXECUTORS
@@ -110,7 +112,8 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
     Args:
         model: Any module; unchanged when the checkpoint does not fit.
-        path: A state dict, possibly under the key ``state_dict`` or ``model``.
+        path: A state dict, possibly under the key ``state_dict`` or ``model``; the masks of ``torch.nn.utils.prune``
+            are applied.
 
     Raises:
         UserError: The file is no plain state dict, or its keys or shapes differ; the message names them.
@@ -119,7 +122,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     for key in ("state_dict", "model"):
         if isinstance(state.get(key), dict):
             state = state[key]
-    own = model.state_dict()
+    state, own = without_masks(state), model.state_dict()
     wrong = [key for key in own if key in state and getattr(state[key], "shape", None) != own[key].shape]
     problems = [
         f"{what} {', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''}"
@@ -256,19 +259,76 @@ def _report_cross_check(task: Task, curvature: Literal["hessian", "ggn"], sample
 
 
 @main.command()
-@click.option("--sparsity", type=float, required=True, help="Wanted removed fraction in [0, 1).")
-@click.option("--limit", "limit_path", type=PATH, help="A limit written by predict --json.")
-@click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON.")
+@click.option("--sparsity", type=float, help="Wanted removed fraction in [0, 1).")
+@click.option("--limit", "limit_path", type=PATH, help="A limit written by predict --json; default: predict it.")
+@click.option("--dense", type=PATH, help="Checkpoint of the network before pruning.")
+@click.option("--pruned", type=PATH, help="Checkpoint of the pruned network, to be compared with --dense.")
+@click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
+@click.option("--junit", "junit_path", type=PATH, help="Write a JUnit report: infeasible fails, open is skipped.")
 @_task_options
 @alone
-def check(sparsity: float, limit_path: Path | None, as_json: bool, **options: Any) -> None:
-    """Judge a sparsity: exit code 0 achievable, 3 open, 4 infeasible."""
-    if not 0 <= sparsity < 1:
-        raise UserError(f"sparsity: expected a number in [0, 1) (the removed fraction), got {sparsity}")
-    if limit_path is None and options["model_name"] is None:
-        raise click.UsageError("give --limit FILE, or --model, --checkpoint and --dataset")
-    limit = _predicted(**options) if limit_path is None else PruningLimit.from_json(limit_path)
-    report_verdict(limit, sparsity, as_json)
+def check(
+    sparsity: float | None,
+    limit_path: Path | None,
+    dense: Path | None,
+    pruned: Path | None,
+    as_json: bool,
+    junit_path: Path | None,
+    **options: Any,
+) -> None:
+    """Judge a sparsity, or a pruned network by its dense parent: exit code 0 achievable, 3 open, 4 infeasible."""
+    started = time.perf_counter()
+    answer: Verdict | Comparison
+    if sparsity is not None and dense is None and pruned is None:
+        if not 0 <= sparsity < 1:
+            raise UserError(f"sparsity: expected a number in [0, 1) (the removed fraction), got {sparsity}")
+        if limit_path is None and options["model_name"] is None:
+            raise click.UsageError("give --limit FILE, or --model, --checkpoint and --dataset")
+        answer = (_predicted(**options) if limit_path is None else PruningLimit.from_json(limit_path)).check(sparsity)
+        cases: tuple[Case, ...] = (Case("sparsity", answer.status, answer.reason),)
+    elif sparsity is None and dense is not None and pruned is not None:
+        if options["checkpoint"] is not None:
+            raise click.UsageError("--dense names the weights; leave out --checkpoint")
+        answer = _comparison(limit_path, dense, pruned, **options)
+        cases = answer.cases
+    else:
+        raise click.UsageError("give either --sparsity, or --dense and --pruned")
+    if junit_path is not None:
+        write_bytes(junit_path, junit(cases, time.perf_counter() - started).encode())
+    tell(answer, as_json)
+
+
+def _comparison(
+    limit_path: Path | None,
+    dense: Path,
+    pruned: Path,
+    samples: int | None,
+    steps: int | None,
+    probes: int | None,
+    seed: int,
+    **task_options: Any,
+) -> Comparison:
+    limit = None if limit_path is None else PruningLimit.from_json(limit_path)
+    task = _load_task(**task_options | {"checkpoint": dense})
+    if limit is None:
+        limit = predict_limit(
+            task.model,
+            task.batches(),
+            penalty=task.penalty,
+            samples=samples,
+            steps=steps,
+            probes=probes,
+            seed=seed,
+        )
+
+    def objective() -> Objective:
+        return Objective(task.model, task.batches(), penalty=task.penalty, parameters=limit.settings["parameters"])
+
+    before = objective()
+    weights, value = {name: weight.clone() for name, weight in before.chosen.items()}, before.value()
+    load_weights(task.model, pruned)
+    after = objective()
+    return compare(limit, weights, after.chosen, value, after.value())
 
 
 @main.command()

@@ -1,0 +1,155 @@
+"""Ctrl-C: at whatever line it arrives the model stays as it was, and a stopped run continues to the same bits."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from helpers import BatchNormNet, classification, same, seeded, snapshot
+
+from pruning_limits import predict_limit
+
+ROOT = Path(__file__).parent.parent
+WRITERS = ("estimators/objective.py", "nn/utils/stateless.py", "nn/utils/_named_member_accessor.py")
+
+
+@contextmanager
+def interrupted(line):
+    """Raise KeyboardInterrupt at line number ``line`` of the code that swaps the model's tensors; count them."""
+    seen = Counter()
+
+    def trace(frame, event, argument):
+        if not frame.f_code.co_filename.endswith((*WRITERS, "contextlib.py")):
+            return None
+        if event == "line":
+            seen["lines"] += 1
+            if seen["lines"] == line:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        yield seen
+    finally:
+        sys.settrace(before)
+
+
+def problem():
+    model = seeded(BatchNormNet).train()
+    return model, classification(1, 4, 4, sizes=(9, 4))()
+
+
+def test_an_interrupt_at_any_line_leaves_the_model_alone():
+    model, batches = problem()
+    options = {"epsilon": 0.05, "steps": 4, "probes": 1, "samples": 8, "progress": False}
+    expected = predict_limit(model, batches, **options)
+    with interrupted(-1) as seen:
+        predict_limit(model, batches, **options)
+    before = snapshot(model)
+    stopped = 0
+    for line in sorted(random.Random(0).sample(range(1, seen["lines"]), 25)):
+        grad = torch.is_grad_enabled()
+        try:
+            with interrupted(line):
+                predict_limit(model, batches, **options)
+        except KeyboardInterrupt:
+            stopped += 1
+        assert same(snapshot(model), before), line
+        assert torch.is_grad_enabled() == grad
+    assert stopped == 25
+    assert predict_limit(model, batches, **options).sparsity == expected.sparsity
+
+
+PROGRAM = """
+import dataclasses
+import sys
+import torch
+from helpers import same, snapshot
+from pruning_limits import predict_limit
+
+x = torch.randn(40, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+batches = [(x, (x.sum(1) > 0).long())]
+model = torch.nn.Sequential(torch.nn.Linear(4, 150), torch.nn.Tanh(), torch.nn.Linear(150, 3)).double()
+for number, parameter in enumerate(model.parameters()):
+    torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(number))
+options = dict(epsilon=0.05, steps=40, probes=1, samples=30, measure=False)
+
+def told(stage, done, total):
+    print(stage, done, flush=True)
+    if stage.startswith("ggn") and done >= 8:
+        sys.stdin.readline()  # until the signal comes
+
+before = snapshot(model)
+if sys.argv[1] == "stop":
+    try:
+        predict_limit(model, batches, checkpoint="run.pt", progress=told, **options)
+    except KeyboardInterrupt:
+        assert same(snapshot(model), before)
+        print("stopped")
+else:
+    resumed, reference = (predict_limit(model, batches, checkpoint=one, **options) for one in ("run.pt", None))
+    assert resumed.cost.products < reference.cost.products
+    assert dataclasses.replace(resumed, cost=reference.cost) == reference
+"""
+
+
+def python(folder, *arguments, **options):
+    """Start Python in a folder, with this checkout and the helpers of the tests."""
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(folder)])
+    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.Popen(command, cwd=folder, env=environment, text=True, **pipes, **options)
+
+
+def test_a_signal_stops_a_program_that_then_continues_to_the_same_bits(tmp_path):
+    (tmp_path / "program.py").write_text(PROGRAM)
+    with python(tmp_path, "program.py", "stop") as process:
+        for line in process.stdout:
+            if line.startswith("ggn") and int(line.split()[-1]) >= 8:
+                break
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=60)
+    assert (output, errors, process.returncode) == ("stopped\n", "", 0)
+    assert [path.name for path in tmp_path.iterdir() if "run.pt" in path.name] == ["run.pt"]
+    with python(tmp_path, "program.py", "continue") as process:
+        assert (*process.communicate(timeout=60), process.returncode) == ("", "", 0)
+
+
+SLOW = """
+import time
+from pathlib import Path
+from torch import nn
+
+class Slow(nn.Sequential):
+    def forward(self, x):
+        Path("started").touch()
+        time.sleep(0.02)
+        return super().forward(x)
+
+def slow(shape, classes):
+    return Slow(nn.Flatten(), nn.Linear(64, classes))
+"""
+
+
+def test_a_signal_stops_the_command_with_one_line(tmp_path):
+    (tmp_path / "slow.py").write_text(SLOW)
+    arguments = ("predict", "--model", "slow:slow", "--dataset", "digits", "--json", "limit.json")
+    with python(tmp_path, "-m", "validation.cli", *arguments) as process:
+        while not (tmp_path / "started").exists():
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert output == ""
+    assert [line for line in errors.splitlines() if not line.startswith("note: ")] == ["Interrupted."]
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["slow.py", "started"]
