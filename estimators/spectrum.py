@@ -144,6 +144,24 @@ class SpectralMeasure:
         bumps: Floats = np.exp(-0.5 * distance**2) @ self.weights / (width * np.sqrt(2 * np.pi))
         return bumps
 
+    def among(self, known: Sequence[tuple[float, float]]) -> SpectralMeasure:
+        """Return the measure of the whole matrix when this one is that of a block and the other eigenvalues are known.
+
+        Args:
+            known: Pairs of an eigenvalue and its share of all D in [0, 1]; the block has the rest.
+
+        Returns:
+            The measure.
+
+        Example:
+            >>> SpectralMeasure.from_eigenvalues([2.0]).among([(0.0, 0.75)]).integrate(lambda x: x)[0]
+            0.5
+        """
+        values, shares = np.array(known, dtype=np.float64).reshape(-1, 2).T
+        rest = 1 - shares.sum()
+        rules = tuple((np.append(nodes, values), np.append(weights * rest, shares)) for nodes, weights in self.rules)
+        return SpectralMeasure(rules, self.dimension, self.exact)
+
     def scaled(self, factor: float) -> SpectralMeasure:
         """Return the measure of ``factor`` times the matrix."""
         rules = tuple((nodes * factor, weights) for nodes, weights in self.rules)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -154,9 +154,16 @@ class Estimate:
 
     def scaled(self, factor: float) -> Estimate:
         """Return the estimate of ``factor`` times the matrix."""
-        above = None if self.above is None else self.above.scaled(factor)
-        bracket = None if self.bracket is None else (self.bracket[0].scaled(factor), self.bracket[1].scaled(factor))
-        return replace(self, measure=self.measure.scaled(factor), above=above, bracket=bracket)
+        return self._with(lambda measure: measure.scaled(factor))
+
+    def among(self, known: Sequence[tuple[float, float]]) -> Estimate:
+        """Return the estimate of a matrix of which this one saw a block, see ``SpectralMeasure.among``."""
+        return self._with(lambda measure: measure.among(known))
+
+    def _with(self, change: Callable[[SpectralMeasure], SpectralMeasure]) -> Estimate:
+        above = None if self.above is None else change(self.above)
+        bracket = None if self.bracket is None else (change(self.bracket[0]), change(self.bracket[1]))
+        return replace(self, measure=change(self.measure), above=above, bracket=bracket)
 
     def half_width(self, standard_error: float) -> float:
         """Sum of two standard errors over probes, the step error and the sample error."""

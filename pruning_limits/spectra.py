@@ -53,6 +53,7 @@ SLOW = 2 / 3
 MOST_KNOTS, KNOT_DISTANCE = 4, 0.1
 WRITING_SHARE = 0.05
 LOGGER = logging.getLogger("pruning_limits")
+Known = list[tuple[float, float]]
 Progress = bool | Callable[[str, int, int], None] | None
 
 
@@ -181,28 +182,45 @@ class Spectra:
             return Estimate(dense_measure(operator), operator.objective.samples, dimension, 0.0, 0.0)
         most = self._most(dimension)
         probes = self.settings["probes"] or min(8, max(1, 200_000 // dimension))
-        run = Lanczos(operator, sphere_probes(operator, probes, self.settings["seed"]), self._basis(most, probes))
         key = f"{kind}-{samples}"
+        starts, known = sphere_probes(operator, probes, self.settings["seed"]), self._store.known(key)
+        if known is None:
+            starts, known = self._without_idle(operator, starts)
+        run = Lanczos(operator, starts, self._basis(most, probes))
         self._store.restore(key, run)
         with _bar(self.progress, f"{kind} spectrum, {samples} samples", most) as tell:
             while True:
                 tell(run.steps)
                 ended = run.steps >= most or (run.steps > 0 and all(one.exhausted for one in run.tridiagonals()))
                 if ended or (self.settings["steps"] is None and run.steps >= LEAST_STEPS):
-                    found = self._read(kind, _matrices(run), samples)
+                    found = self._read(kind, _matrices(run), samples, known)
                     LOGGER.debug("%s: step error %.4g after %d steps", key, found.step_error, run.steps)
                     done = found.step_error <= self._wanted(kind)[0]
-                    if ended or done or self._slow(kind, _matrices(run), found):
-                        self._store.save(key, run, finished=True)
+                    if ended or done or self._slow(kind, _matrices(run), found, known):
+                        self._store.save(key, run, known, finished=True)
                         return found
                 run.advance(min(max(STEPS_AT_ONCE, run.steps // 8), most - run.steps))
-                self._store.save(key, run)
+                self._store.save(key, run, known)
 
-    def _slow(self, kind: str, matrices: list[Tridiagonal], found: Estimate) -> bool:
+    def _without_idle(self, operator: Hessian | GGN, starts: Tensor) -> tuple[Tensor, Known]:
+        """Take weights out of the start vectors on which the losses do not depend, as behind dead units.
+
+        Their rows are zero but for the penalty, and so is the product of a random vector there, and nowhere else.
+        """
+        curvature = self.objective.penalty.curvature if self.objective.penalty else 0.0
+        kept = torch.ones_like(starts[:, 0], dtype=torch.bool) if self.kept is None else self.kept
+        still = (operator.matmat(starts[:, :1]) == curvature * starts[:, :1])[:, 0]
+        live = kept & ~still
+        if live.all() or not live.any():
+            return starts, []
+        counts = ((0.0, ~kept), (curvature, kept & still))
+        return starts * live[:, None], [(value, float(mask.double().mean())) for value, mask in counts if mask.any()]
+
+    def _slow(self, kind: str, matrices: list[Tridiagonal], found: Estimate, known: Known) -> bool:
         """Tell whether the second half of the steps narrowed the error by less than a third, where steps are dear."""
         if self._most(self.objective.dimension) > FEWEST_AT_MOST:
             return False
-        before = self._read(kind, [one.head(found.steps // 2) for one in matrices], found.samples)
+        before = self._read(kind, [one.head(found.steps // 2) for one in matrices], found.samples, known)
         return found.step_error > SLOW * before.step_error
 
     def directions(self, estimate: Estimate, profile: MagnitudeProfile, gradient: Tensor | None) -> Directions:
@@ -254,10 +272,10 @@ class Spectra:
                     gap = self._gap(estimate, low, high)
                     done = all(matrix.exhausted for matrix in _matrices(run))
                     if done or run.steps >= most or gap <= self.settings["tolerance"]:
-                        self._store.save(key, run, finished=True)
+                        self._store.save(key, run, [], finished=True)
                         return replace(high, step_error=max(gap, known.step_error if known else 0.0))
                 run.advance(min(STEPS_AT_ONCE, most - run.steps))
-                self._store.save(key, run)
+                self._store.save(key, run, [])
 
     def _gap(self, estimate: Estimate, low: Directions, high: Directions) -> float:
         """Width of the bracket of the limit, from the isotropic one where Gauss sees no way to epsilon."""
@@ -293,21 +311,22 @@ class Spectra:
         """Lower bound of the GGN's eigenvalues."""
         return self.objective.penalty.curvature if self.objective.penalty and self.kept is None else 0.0
 
-    def _read(self, kind: str, matrices: list[Tridiagonal], samples: int) -> Estimate:
+    def _read(self, kind: str, matrices: list[Tridiagonal], samples: int, known: Known) -> Estimate:
         """Read the limit and its step error off the matrices as far as they go."""
         dimension, negative = self.objective.dimension, self.settings["negative"]
-        found = estimate_of(kind, matrices, dimension, samples, self._floor, negative).certified(self._isotropic)
+        found = estimate_of(kind, matrices, dimension, samples, self._floor, negative)
+        found = found.among(known).certified(self._isotropic)
         if all(matrix.exhausted for matrix in matrices):
             return replace(found, step_error=0.0)
         if kind == "hessian" and negative == "clip":
-            return replace(found, step_error=self._change(matrices, found))
+            return replace(found, step_error=self._change(matrices, found, known))
         return found
 
-    def _change(self, matrices: list[Tridiagonal], last: Estimate) -> float:
+    def _change(self, matrices: list[Tridiagonal], last: Estimate, known: Known) -> float:
         """Twice the largest change of the limit since a third of the steps: no certificate."""
         first = -(-last.steps // (3 * STEPS_AT_ONCE)) * STEPS_AT_ONCE
         heads = [[one.head(steps) for one in matrices] for steps in range(first, last.steps, STEPS_AT_ONCE)]
-        earlier = [estimate_of("hessian", head, self.objective.dimension, last.samples) for head in heads]
+        earlier = [estimate_of("hessian", head, self.objective.dimension, last.samples).among(known) for head in heads]
         return 2 * max((abs(self._root(one) - self._root(last)) for one in earlier), default=0.5)
 
 
@@ -382,7 +401,11 @@ class _Store:
         if key in self.states:
             run.load_state(self.states[key])
 
-    def save(self, key: str, run: Lanczos, finished: bool = False) -> None:
+    def known(self, key: str) -> Known | None:
+        """Return the eigenvalues that were known when the run began, or None where there is no run yet."""
+        return [tuple(pair) for pair in self.states[key]["known"]] if key in self.states else None
+
+    def save(self, key: str, run: Lanczos, known: Known, finished: bool = False) -> None:
         """Write all states, on one rank; a finished run keeps its matrices only.
 
         Large states are written less often, so that writing takes no more than a small share of the time.
@@ -392,7 +415,7 @@ class _Store:
         with together():
             started = time.monotonic()
             if rank() == 0 and (finished or started >= self._rest):
-                self.states[key] = run.state(vectors=not finished)
+                self.states[key] = run.state(vectors=not finished) | {"known": known}
                 save_tensors(self.path, {"fingerprint": self.fingerprint, "states": self.states})
                 ended = time.monotonic()
                 self._rest = ended + (ended - started) / WRITING_SHARE

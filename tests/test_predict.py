@@ -286,8 +286,8 @@ def test_cost(wide):
     limit = predict_limit(*wide, **(QUICK | {"measure": True}))
     cost = limit.cost
     knots = len(limit.directions.sparsities)
-    # both spectra; four steps and the rise of every direction; four products for traces, one for notes
-    assert cost.products == 2 * 8 * 2 + 5 * knots + 5
+    # both spectra and what is idle; four steps and the rise of every direction; four products for traces, one for notes
+    assert cost.products == 2 * (8 * 2 + 1) + 5 * knots + 5
     assert cost.samples == 96 * cost.products
     assert cost.forward_samples == 96 * (2 + len(limit.rises) - 1)
     assert 0 < cost.seconds < 600
@@ -412,6 +412,24 @@ def test_the_interval_holds_the_dense_answer(wide, exact, options):
         assert (limit.hessian.sample_error > 0) == ("samples" in options)
     assert sum(error <= 1 for error in errors) >= 2
     assert max(errors) < 2
+
+
+@pytest.mark.parametrize("penalty", [None, L2(0.01)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_weights_of_dead_units_are_taken_out_exactly(penalty, masked):
+    model = seeded(lambda: nn.Sequential(nn.Linear(12, 40), nn.ReLU(), nn.Linear(40, 8)))
+    with torch.no_grad():
+        model[0].bias[:30] = -100.0
+        if masked:
+            model[0].weight[:10] = 0.0
+    x = random(96, 12, seed=1)
+    options = {"epsilon": 0.02, "steps": 10, "probes": 1, "measure": False}
+    limit = predict_limit(model, [(x, model(x).argmax(1))], penalty=penalty, **options)
+    for one in (limit.hessian, limit.ggn):
+        shares = {value: one.measure.weights[one.measure.nodes == value].sum() for value in (0.0, 0.01)}
+        removed, idle = (120, 20 * 12 + 30 * 8) if masked else (0, 30 * 20)
+        assert shares[0.0] == pytest.approx((removed + (0 if penalty else idle)) / 800, abs=1e-12)
+        assert shares[0.01] == pytest.approx((idle if penalty else 0) / 800, abs=1e-12)
 
 
 def test_an_unresolved_limit_says_why(wide):
