@@ -340,7 +340,10 @@ class _Store:
             raise UserError(
                 f"checkpoint: {path} belongs to another model, data or setting; delete it or name another file"
             )
-        states: dict[str, Any] = stored["states"]
+        states = stored.get("states")
+        whole = isinstance(states, dict) and all(isinstance(one, dict) and "steps" in one for one in states.values())
+        if not isinstance(states, dict) or not whole:
+            raise UserError(f"checkpoint: {path} is damaged; delete it and start again")
         return states
 
     def _equal_on_all_ranks(self) -> dict[str, str]:
