@@ -1,4 +1,8 @@
-"""What all benchmarks share: wall times of competitors that take turns, and the machine that they ran on."""
+"""What all benchmarks share: times of competitors that take turns, and the machine that they ran on.
+
+Times are processor times of the process, user and system: with one thread they are the wall time on a machine that does
+nothing else, and what others do on it hardly changes them.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +19,17 @@ from validation import tables
 
 
 def seconds_of(call: Callable[[], Any]) -> float:
-    """Wall time of one call."""
-    started = time.perf_counter()
+    """Processor time of one call."""
+    started = time.process_time()
     call()
-    return time.perf_counter() - started
+    return time.process_time() - started
 
 
 def interleaved(calls: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Shortest wall time of every call; they take turns, and the first turn does not count.
+    """Shortest processor time of every call; they take turns, and the first turn does not count.
 
-    Other work on the machine only ever makes a call slower, so that the shortest time says most about the call.
+    Other work on the machine, which shares its caches, only ever makes a call slower, so that the shortest time says
+    most about the call.
     """
     best = dict.fromkeys(calls, math.inf)
     for turn in range(repeats + 1):
