@@ -85,9 +85,9 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
     notes = [
         f"Made by `{command}`.",
         f"Dense and pruned networks may spend {suite.compare.epochs} epochs beyond the recipe. By magnitude: "
-        f"{MAGNITUDE}, iterative pruning that trains on from the trained weights, in rounds of 20 %, or fewer and larger "
-        "ones where the budget has no epoch for each. At random: the trained network loses as many weights anywhere and "
-        "is trained on.",
+        f"{MAGNITUDE}, iterative pruning that trains on from the trained weights, in rounds of 20 %, or fewer and "
+        "larger ones where the budget has no epoch for each. At random: the trained network loses as many weights "
+        "anywhere and is trained on.",
         recipes(suite),
         RULE,
         *words(table, 100 * suite.compare.tolerance),
