@@ -194,8 +194,10 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
 
 def _figure(table: Sequence[Row], barriers: Sequence[Row], path: Path) -> None:
     groups, heights = kinds_of(table), kinds_of(barriers)
-    figure, axes = new_figure(len(groups), 2, size=(10.0, 3.6 * len(groups)), squeeze=False)
-    for (left, right), (which, own) in zip(axes, groups.items(), strict=True):
+    columns = 2 if heights else 1
+    figure, axes = new_figure(len(groups), columns, size=(5.0 * columns, 3.6 * len(groups)), squeeze=False)
+    for line, (which, own) in zip(axes, groups.items(), strict=True):
+        left = line[0]
         labels = list(dict.fromkeys(row["second"] for row in own))
         for number, compression in enumerate(dict.fromkeys(row["compression"] for row in own)):
             start = own[0]["first"]
@@ -211,10 +213,9 @@ def _figure(table: Sequence[Row], barriers: Sequence[Row], path: Path) -> None:
         left.set_title(f"{which[0]}, KMP masks across epochs (dotted: random masks)", loc="left", fontsize=9)
         left.legend(fontsize=7, title="compression", title_fontsize=7, ncols=2)
         left.grid(alpha=0.25)
-        if which not in heights:
-            right.set_visible(False)
+        if not heights:
             continue
-        rows = heights[which]
+        right, rows = line[1], heights[which]
         said, spreads = [when(row["label"]) for row in rows], [row["barrier_spread"] or 0 for row in rows]
         right.bar(said, [row["barrier"] for row in rows], 0.5, yerr=spreads, color=BLUE, ecolor=GREY, capsize=3)
         right.set_ylabel("barrier, points of test error", color=BLUE)

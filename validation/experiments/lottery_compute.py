@@ -188,7 +188,8 @@ def _draw(table: Sequence[Row], path: Path) -> None:
         panels[1].minorticks_off()
         panels[1].set_xlabel("times fewer multiply-accumulates")
         panels[1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
-        panels[0].set_title(" ".join(kind(group[0])), loc="left", fontsize=10)
+        model, dataset, penalty = kind(group[0])
+        panels[0].set_title(f"{model} on {dataset}, penalty {penalty}", loc="left", fontsize=10)
     save(figure, path)
 
 
