@@ -21,6 +21,7 @@ from estimators.parameters import aligned_rows, columns
 Reorthogonalise = Literal["full", "none"]
 PIECE = 1 << 24
 GROUP = 8
+MOST_TURNS = 5
 
 
 @dataclass(frozen=True)
@@ -232,6 +233,17 @@ class Lanczos:
         rows = -(-vectors // GROUP) * GROUP
         return aligned_rows(rows, self.operator.shape[0], self.operator.dtype, self.operator.device)
 
+    def _orthogonalise(self, k: int, vector: Tensor) -> None:
+        """Take the basis out of a vector, twice and for as long as it shrinks: then rounding errors weigh more."""
+        before = math.inf
+        for turn in range(MOST_TURNS):
+            for group in self._groups(k):
+                vector.addmv_(group.T, group @ vector, alpha=-1)
+            length = _dot(vector, vector)
+            if turn and length > before / 2:
+                return
+            before = length
+
     def _reserve(self, steps: int) -> None:
         if self.reorthogonalise == "none":
             return
@@ -258,9 +270,7 @@ class Lanczos:
         if self.reorthogonalise == "full":
             *_, last = self._groups(k)
             last[-1].copy_(current)
-            for _ in range(2):
-                for group in self._groups(k):
-                    vector.addmv_(group.T, group @ vector, alpha=-1)
+            self._orthogonalise(k, vector)
         length = _dot(vector, vector) ** 0.5
         scale = max(map(abs, [*self._alpha[k], *self._beta[k]]), default=0.0)
         tiny = torch.finfo(vector.dtype).eps * 4 * max(scale, torch.finfo(vector.dtype).tiny)

@@ -60,7 +60,9 @@ def gauss_radau(tridiagonal: Tridiagonal, node: float) -> Rule:
         last = np.inf
     if not np.isfinite(last):
         return gauss(tridiagonal)
-    return _rule(np.append(alpha, last), np.append(beta, tridiagonal.residual))
+    nodes, weights = _rule(np.append(alpha, last), np.append(beta, tridiagonal.residual))
+    outermost = np.maximum if node < alpha.mean() else np.minimum
+    return outermost(nodes, node), weights  # where a Gauss node lies on the prescribed one, rounding moves one beyond
 
 
 def averaged_gauss(tridiagonal: Tridiagonal) -> Rule:

@@ -271,7 +271,7 @@ class Spectra:
                     )
                     gap = self._gap(estimate, low, high)
                     done = all(matrix.exhausted for matrix in _matrices(run))
-                    if done or run.steps >= most or gap <= self.settings["tolerance"]:
+                    if done or run.steps >= most or gap <= self.settings["tolerance"] / 4:
                         self._store.save(key, run, [], finished=True)
                         return replace(high, step_error=max(gap, known.step_error if known else 0.0))
                 run.advance(min(STEPS_AT_ONCE, most - run.steps))

@@ -137,6 +137,7 @@ def main(rank: int, folder: Path) -> None:
     torch.save(result, folder / f"{rank}.pt")
     result["death"] = dies(rank)
     torch.save(result, folder / f"{rank}.pt")
+    os._exit(0)  # the threads of a broken group may still run, and C++ aborts a program that ends before them
 
 
 if __name__ == "__main__":
