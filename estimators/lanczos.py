@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -108,13 +109,15 @@ class Lanczos:
         """Take so many more steps, or fewer when every Krylov space is exhausted.
 
         Raises:
-            UserError: The basis of these steps would not fit into memory.
+            UserError: The basis of these steps would not fit into memory, or the state has no vectors.
         """
         self._reserve(steps)
         for _ in range(steps):
             alive = self._alive()
             if not alive:
                 return
+            if not self._current:
+                raise UserError("checkpoint: holds no vectors to continue from; delete it and start again")
             for k, product in zip(alive, columns(self.operator.matmat(self._together(alive))), strict=True):
                 self._step(k, product)
             self.steps += 1
@@ -151,7 +154,17 @@ class Lanczos:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Continue from what ``state`` returned, reorthogonalised as it was."""
+        """Continue from what ``state`` returned, reorthogonalised as it was.
+
+        Raises:
+            UserError: The state is damaged or that of another operator; this run stays as it was.
+        """
+        try:
+            fits = self._fits(state)
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError):
+            fits = False
+        if not fits:
+            raise UserError("checkpoint: the state of the recurrence is damaged; delete it and start again")
         self.steps = state["steps"]
         self.reorthogonalise = state.get("reorthogonalise", self.reorthogonalise)
         device = self.operator.device  # a state read from a file lies on the CPU
@@ -163,6 +176,31 @@ class Lanczos:
         self._alpha = [list(one) for one in state["alpha"]]
         self._beta = [list(one) for one in state["beta"]]
         self._exhausted = list(state["exhausted"])
+
+    def _fits(self, state: dict[str, Any]) -> bool:
+        """Tell whether a state can be one of this operator and as many start vectors."""
+        count, dimension = len(self._alpha), self.operator.shape[0]
+        alpha, beta, exhausted, basis = (state[key] for key in ("alpha", "beta", "exhausted", "basis"))
+        current, previous = state["current"], state["previous"]
+        vectors = [*current, *previous, *(vector for one in basis for vector in one)]
+        return (
+            isinstance(state["steps"], int)
+            and state.get("reorthogonalise", "full") in ("full", "none")
+            and len(alpha) == len(beta) == len(exhausted) == len(basis) == count
+            and isinstance(current, list)
+            and isinstance(previous, list)
+            and len(current) == len(previous)
+            and len(current) in (0, count)
+            and all(flag is True or flag is False for flag in exhausted)
+            and all(len(a) == len(b) <= state["steps"] for a, b in zip(alpha, beta, strict=True))
+            and all(len(a) == state["steps"] or flag for a, flag in zip(alpha, exhausted, strict=True))
+            and all(len(one) in (0, len(a)) for one, a in zip(basis, alpha, strict=True))
+            and all(isinstance(x, float) and math.isfinite(x) for one in (*alpha, *beta) for x in one)
+            and all(
+                vector.shape == (dimension,) and vector.dtype == self.operator.dtype and bool(vector.isfinite().all())
+                for vector in vectors
+            )
+        )
 
     def _alive(self) -> list[int]:
         return [k for k, done in enumerate(self._exhausted) if not done]

@@ -30,7 +30,7 @@ from pruning_limits.parts import Cost, Estimate, Layer, Sharpness
 from pruning_limits.result import PruningLimit, isotropic, upper_bound
 from pruning_limits.spectra import DIAGNOSTIC_SAMPLES, FEWEST_AT_MOST, Progress, Spectra
 
-EPSILON_BATCH = 128
+EPSILON_BATCH, LARGEST_SEED = 128, 1 << 62
 NOTED_SHARE = 0.1
 LOGGER = logging.getLogger("pruning_limits")
 
@@ -121,6 +121,8 @@ def predict_limit(
             raise UserError(f"{name}: expected at least 1 or None, got {count}")
     if not tolerance > 0:
         raise UserError(f"tolerance: expected a positive number (in sparsity), got {tolerance}")
+    if not abs(seed) < LARGEST_SEED:
+        raise UserError(f"seed: expected a whole number of less than 63 bits, got {seed}")
     if not isinstance(model, nn.Module):
         raise UserError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     started = time.perf_counter()

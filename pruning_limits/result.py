@@ -22,7 +22,7 @@ from pruning_limits.inverse import epsilon_for
 from pruning_limits.kinematics import concentration_width
 from pruning_limits.magnitude import MagnitudeCurve, MagnitudeProfile
 from pruning_limits.parts import Cost, Estimate, Layer, Sharpness, Verdict
-from pruning_limits.serial import fields_of, to_plain
+from pruning_limits.serial import fields_of, read_plain, to_plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -307,19 +307,14 @@ class PruningLimit:
         Raises:
             UserError: The file is missing, is not JSON, or is not a limit of this version.
         """
-        try:
-            plain = json.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UserError(f"limit: cannot read {path}: {error.strerror}") from None
-        except (ValueError, RecursionError):
-            raise UserError(f"limit: {path} is not valid JSON") from None
+        plain = read_plain(Path(path))
         if not isinstance(plain, dict) or plain.get("format") != FORMAT:
             raise UserError(f"limit: {path} is not a pruning limit of format {FORMAT}; predict it again")
         try:
             return cls(**fields_of(plain))
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             detail = str(error) or type(error).__name__
-            raise UserError(f"limit: {path} is damaged ({detail.splitlines()[0]}); predict it again") from None
+            raise UserError(f"limit: {path} is damaged ({detail.splitlines()[0][:200]}); predict it again") from None
 
 
 def isotropic(estimate: Estimate, curve: MagnitudeCurve, epsilon: float, negative: Negative) -> float:

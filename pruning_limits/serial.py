@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from estimators import SpectralMeasure
+from estimators import SpectralMeasure, UserError
 from pruning_limits.directions import Directions
 from pruning_limits.magnitude import MagnitudeCurve
 from pruning_limits.parts import Cost, Estimate, Layer, Sharpness
 
+MOST_BYTES = 64 << 20
 Row = TypeVar("Row", Sharpness, Cost, Layer)
 
 
@@ -30,6 +33,36 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [to_plain(one) for one in value]
     return value
+
+
+def read_plain(path: Path) -> Any:
+    """Read JSON without NaN, infinity and keys that occur twice, of at most ``MOST_BYTES``.
+
+    Raises:
+        UserError: The file cannot be read, is too large, or is not such JSON.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
+    except OSError as error:
+        raise UserError(f"limit: cannot read {path}: {error.strerror}") from None
+    if len(content) > MOST_BYTES:
+        raise UserError(f"limit: {path} has more than {MOST_BYTES >> 20} MiB and is no limit")
+    try:
+        return json.loads(content.decode(), parse_constant=_refuse_constant, object_pairs_hook=_unique)
+    except (ValueError, RecursionError):
+        raise UserError(f"limit: {path} is not valid JSON") from None
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        raise ValueError("a key occurs twice")
+    return result
 
 
 def fields_of(plain: dict[str, Any]) -> dict[str, Any]:
@@ -58,6 +91,10 @@ def fields_of(plain: dict[str, Any]) -> dict[str, Any]:
     if not 0 < parameters == hessian.measure.dimension == ggn.measure.dimension < 2**63:
         raise ValueError("parameters and the dimensions of hessian and ggn differ")
     settings = dict(plain["settings"])
+    for name, value in settings.items():
+        names = isinstance(value, list) and all(isinstance(one, str) for one in value)
+        if not names and (name == "parameters" or isinstance(value, list | dict)):
+            raise ValueError(f"settings: {name} is not what predict_limit writes")
     for name, known in (("curvature", ("hessian", "ggn")), ("negative", ("abs", "clip"))):
         if settings[name] not in known:
             raise ValueError(f"{name} is {settings[name]!r}")

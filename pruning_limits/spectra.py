@@ -388,7 +388,10 @@ class _Store:
             raise UserError(
                 f"checkpoint: {path} belongs to another model, data or setting; delete it or name another file"
             )
-        states: dict[str, Any] = stored["states"]
+        states = stored.get("states")
+        whole = isinstance(states, dict) and all(isinstance(one, dict) and "steps" in one for one in states.values())
+        if not isinstance(states, dict) or not whole:
+            raise UserError(f"checkpoint: {path} is damaged; delete it and start again")
         return states
 
     def _equal_on_all_ranks(self) -> dict[str, str]:
@@ -403,7 +406,15 @@ class _Store:
 
     def known(self, key: str) -> Known | None:
         """Return the eigenvalues that were known when the run began, or None where there is no run yet."""
-        return [tuple(pair) for pair in self.states[key]["known"]] if key in self.states else None
+        if key not in self.states:
+            return None
+        try:
+            known = [(float(value), float(share)) for value, share in self.states[key]["known"]]
+        except (KeyError, TypeError, ValueError, OverflowError):
+            known = [(math.nan, math.nan)]
+        if not all(math.isfinite(value) and 0 <= share < 1 for value, share in known):
+            raise UserError(f"checkpoint: {self.path} is damaged; delete it and start again")
+        return known
 
     def save(self, key: str, run: Lanczos, known: Known, finished: bool = False) -> None:
         """Write all states, on one rank; a finished run keeps its matrices only.

@@ -71,7 +71,7 @@ def _task_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--samples", type=int, help="Data sub-sample for curvature products; default adaptive."),
         click.option("--steps", type=int, help="Lanczos steps; default adaptive."),
         click.option("--probes", type=int, help="Probe vectors; default by size."),
-        click.option("--seed", type=int, default=0, show_default=True),
+        click.option("--seed", type=click.IntRange(0, (1 << 62) - 1), default=0, show_default=True),
         click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1 ..."),
     ]
     for option in reversed(options):
@@ -322,7 +322,7 @@ def _comparison(
         )
 
     def objective() -> Objective:
-        return Objective(task.model, task.batches(), penalty=task.penalty, parameters=limit.settings["parameters"])
+        return Objective(task.model, task.batches(), penalty=task.penalty, parameters=limit.settings.get("parameters"))
 
     before = objective()
     weights, value = {name: weight.clone() for name, weight in before.chosen.items()}, before.value()

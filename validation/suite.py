@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import reprlib
 import sys
 import types
 from collections import Counter
@@ -258,7 +259,7 @@ def load_suite(name: str) -> Suite:
     try:
         text = path.read_bytes().decode()
         plain = tomllib.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"suite: {path} is not valid TOML: {error}") from None
     top = _Place(path, tuple(text.splitlines()))
     _check_keys(top, plain, {"network", *SECTIONS})
@@ -315,7 +316,9 @@ def _build(kind: type[Any], place: _Place, values: Any) -> Any:
 
 def _check_keys(place: _Place, values: Any, known: set[str], required: set[str] | None = None) -> None:
     if not isinstance(values, dict):
-        raise UserError(f"suite: {place.path}: expected a table with {', '.join(sorted(known))}, got {values!r}")
+        raise UserError(
+            f"suite: {place.path}: expected a table with {', '.join(sorted(known))}, got {reprlib.repr(values)}"
+        )
     for key in values:
         if key not in known:
             raise place.error(key, f"unknown key {key!r}; expected {', '.join(sorted(known))}")
@@ -327,7 +330,7 @@ def _check_keys(place: _Place, values: Any, known: set[str], required: set[str] 
 def _check_types(place: _Place, values: dict[str, Any], hints: dict[str, Any]) -> None:
     for key, value in values.items():
         if not _fits(value, hints[key]):
-            raise place.error(key, f"{key}: expected {_said(hints[key])}, got {value!r}")
+            raise place.error(key, f"{key}: expected {_said(hints[key])}, got {reprlib.repr(value)}")
 
 
 def _fits(value: Any, hint: Any) -> bool:
