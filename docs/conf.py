@@ -40,7 +40,7 @@ sphinx_gallery_conf = {
     "examples_dirs": "gallery",
     "gallery_dirs": "examples",
     "filename_pattern": "plot_",
-    "image_scrapers": ("matplotlib", "figures"),
+    "image_scrapers": ("figures",),
     "within_subsection_order": "FileNameSortKey",
     "abort_on_example_error": True,
     "show_memory": False,

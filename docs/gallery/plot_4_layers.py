@@ -38,7 +38,7 @@ for layer, one in rows:
     )
 
 # %%
-# The widest gaps between measured and predicted bars are where the quadratic model is least true.
+# The measured bars are near the predicted ones but in the smallest layer, the last.
 
 positions = np.arange(len(rows))
 figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
