@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Protocol
 
 import torch
@@ -18,7 +19,7 @@ from estimators.objective import Objective
 from estimators.outputs import loss_inputs
 from estimators.parameters import aligned_rows, columns, flatten, unflatten
 
-Product = Callable[[Tensor], Tensor]
+Product = Callable[..., Tensor]
 
 
 class Operator(Protocol):
@@ -127,15 +128,23 @@ class _Curvature(ABC):
 
     @abstractmethod
     def _differentiate(self, forward: Forward) -> Product:
-        """Differentiate the summed losses of one batch and return the product with a vector ``[D]``."""
+        """Differentiate the summed losses of one batch.
+
+        Returns:
+            The product with a vector ``[D]``. With ``again=False`` it frees the graph on the way, so that the memory is
+            used again at once, which saves the time to get new memory.
+        """
 
     def _summed(self, rows: list[Tensor]) -> Tensor:
         """Sum the products of all batches with K vectors; returns ``[K, D]``."""
         total = aligned_rows(len(rows), self.shape[0], self.dtype, self.device).zero_()
         with self.objective.held():
-            for product in self._batch_products():
-                for row, result in zip(rows, total, strict=True):
-                    result += product(row.to(self.objective.dtype)).detach()  # zeros of idle weights, in torch 2.3
+            for product, kept in self._batch_products():
+                for number, (row, result) in enumerate(zip(rows, total, strict=True), 1):
+                    last = {} if kept or number < len(rows) else {"again": False}
+                    found = product(row.to(self.objective.dtype), **last)
+                    result += found.detach()  # zeros of idle weights, in torch 2.3
+                del product
         return total
 
     def _make_room(self) -> None:
@@ -147,26 +156,33 @@ class _Curvature(ABC):
         if not kept:
             self.objective.shrink()
 
-    def _batch_products(self) -> Iterator[Product]:
+    def _batch_products(self) -> Iterator[tuple[Product, bool]]:
+        """Yield the product of every batch and whether anyone needs its graph again."""
         versions = self.objective.versions()
         if self._kept is not None and self._kept_at == versions:
-            yield from self._kept
+            yield from ((product, True) for product in self._kept)
             return
         self._kept, self._kept_at = None, versions
         keep: list[Product] | None = [] if self.memory else None
-        used = 0
+        used = 0.0
         for forward in self.forwards:
             check_twice_differentiable(self.objective, forward)
             counter = SavedBytes(forward.seen)
-            with torch.enable_grad(), counter.counting():
+            with torch.enable_grad(), counter.counting() if keep is not None else nullcontext():
                 product = self._differentiate(forward)
             used += forward.bytes + counter.bytes + self.objective.dimension * self.objective.dtype.itemsize
             if used > self.memory:
                 keep = None
             if keep is not None:
                 keep.append(product)
-            yield product
+            yield product, keep is not None or self.forwards.keeping
+            del product, forward  # before the next graph is built
         self._kept = keep
+
+
+def _nothing(vector: Tensor, again: bool = True) -> Tensor:
+    """Product of a batch whose losses do not depend on the chosen weights."""
+    return torch.zeros_like(vector)
 
 
 class Hessian(_Curvature):
@@ -195,14 +211,14 @@ class Hessian(_Curvature):
     def _differentiate(self, forward: Forward) -> Product:
         inputs = forward.weights
         if not forward.loss.requires_grad:
-            return torch.zeros_like
+            return _nothing
         _refuse_weight_norm(forward.loss)
         gradient = flatten(torch.autograd.grad(forward.loss, inputs, create_graph=True, materialize_grads=True))
 
-        def product(vector: Tensor) -> Tensor:
+        def product(vector: Tensor, again: bool = True) -> Tensor:
             if not gradient.requires_grad:
                 return torch.zeros_like(vector)
-            rows = torch.autograd.grad(gradient, inputs, vector, retain_graph=True, materialize_grads=True)
+            rows = torch.autograd.grad(gradient, inputs, vector, retain_graph=again, materialize_grads=True)
             return flatten(rows)
 
         return product
@@ -252,7 +268,7 @@ class GGN(_Curvature):
     def _differentiate(self, forward: Forward) -> Product:
         inputs = forward.weights
         if not forward.loss.requires_grad:
-            return torch.zeros_like
+            return _nothing
         outputs = loss_inputs(forward.outputs, forward.loss)
         if not outputs:
             got = ", ".join(type(one).__name__ for one in forward.outputs) or "0 calls of the model"
@@ -264,14 +280,14 @@ class GGN(_Curvature):
         duals = [torch.zeros_like(one, requires_grad=True) for one in outputs]
         pulled = torch.autograd.grad(outputs, inputs, duals, create_graph=True, materialize_grads=True)
 
-        def product(vector: Tensor) -> Tensor:
+        def product(vector: Tensor, again: bool = True) -> Tensor:
             pushed = torch.autograd.grad(pulled, duals, unflatten(vector, inputs), retain_graph=True)
             curving = [(slope, along) for slope, along in zip(slopes, pushed, strict=True) if slope.requires_grad]
             if not curving:
                 return torch.zeros_like(vector)
             bent, along = zip(*curving, strict=True)
             curved = torch.autograd.grad(bent, outputs, along, retain_graph=True, materialize_grads=True)
-            rows = torch.autograd.grad(outputs, inputs, curved, retain_graph=True, materialize_grads=True)
+            rows = torch.autograd.grad(outputs, inputs, curved, retain_graph=again, materialize_grads=True)
             return flatten(rows)
 
         return product

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -48,14 +49,14 @@ class Forward:
         weights: The chosen weights that the graph starts from.
         outputs: What every call of the model put out.
         loss: Summed losses of the batch.
-        bytes: Memory that the graph keeps alive.
+        bytes: Memory that the graph keeps alive; infinite where it was not counted and must not be kept.
         seen: Addresses of the storages behind it.
     """
 
     weights: list[Tensor]
     outputs: list[Any]
     loss: Tensor
-    bytes: int
+    bytes: float
     seen: frozenset[int]
 
 
@@ -84,6 +85,7 @@ class Forwards:
         if precision == "bfloat16" and objective.dtype != torch.float32:
             raise UserError(f"precision: 'bfloat16' needs a float32 model, got {objective.dtype}; call model.float()")
         self.objective, self.memory, self.precision = objective, memory, precision
+        self.keeping = False
         self._kept: list[Forward] | None = None
         self._kept_at: list[int] = []
 
@@ -92,31 +94,39 @@ class Forwards:
         self._kept = None
 
     def __iter__(self) -> Iterator[Forward]:
-        """Yield every batch; what is kept is as good as new as long as the model has not been written to."""
+        """Yield every batch; what is kept is as good as new as long as the model has not been written to.
+
+        ``keeping`` says of the batch that was yielded last whether its graph may be asked for again.
+        """
         versions = self.objective.versions()
         if self._kept is not None and self._kept_at == versions:
+            self.keeping = True
             yield from self._kept
             return
         self._kept, self._kept_at = None, versions
         keep: list[Forward] | None = [] if self.memory else None
-        used = 0
+        used = 0.0
         for batch, size in self.objective.batches():
-            forward = self._pass(batch, size)
+            forward = self._pass(batch, size, counted=keep is not None)
             used += forward.bytes
             if used > self.memory:
                 keep = None
             if keep is not None:
                 keep.append(forward)
+            self.keeping = keep is not None
             yield forward
+            del forward  # before the next graph is built
         self._kept = keep
 
-    def _pass(self, batch: Any, size: int) -> Forward:
+    def _pass(self, batch: Any, size: int, counted: bool) -> Forward:
+        """Pass a batch; counting takes time and is left out where nothing is kept."""
         weights = {name: tensor.detach().requires_grad_() for name, tensor in self.objective.chosen.items()}
         counter = SavedBytes(self._shared())
-        with torch.enable_grad(), counter.counting(), self._autocast():
+        with torch.enable_grad(), counter.counting() if counted else nullcontext(), self._autocast():
             outputs, losses = self.objective.outputs_and_losses(weights, batch)
             loss = losses.sum() if losses.dim() else losses * size
-        return Forward(list(weights.values()), outputs, loss, counter.bytes, frozenset(counter.seen))
+        taken = counter.bytes if counted else math.inf
+        return Forward(list(weights.values()), outputs, loss, taken, frozenset(counter.seen))
 
     def _shared(self) -> frozenset[int]:
         """Addresses of the model's own storages, which no graph keeps alive."""

@@ -126,6 +126,31 @@ def test_an_unpruned_network_is_the_same_by_every_method(runs: Path, suite_file:
         assert row["sparsity"] == pytest.approx(1 - 1 / row["compression"])
 
 
+def test_a_reduced_study_refines_where_the_suite_says_and_trains_no_branch(
+    runs: Path, suite_file: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "reduced.toml"
+    path.write_text(
+        suite_file.read_text().replace("[koopman]", '[koopman]\nrefined = ["1", "converged"]\nbranches = false')
+    )
+    suite = load_suite(str(path))
+    folder = run_table("koopman-equivalence", suite, None, runs, command="test")
+    for row in json.loads((folder / "koopman-equivalence.json").read_text())["rows"]:
+        assert (row["kmp_refined"] is None) == (row["label"] == "2")
+        assert row["kmp"] is not None
+    text = (folder / "koopman-equivalence.md").read_text()
+    assert "Refined at epoch 1, converged only." in text
+    assert "converged, both beat LSP at every compression below 16" in text
+    folder = run_table("koopman-epochs", suite, None, runs, command="test")
+    plain = json.loads((folder / "koopman-epochs.json").read_text())
+    assert plain["barriers"] == []
+    assert len(plain["rows"]) == 3
+    assert "K9" not in (folder / "koopman-epochs.md").read_text()
+    folder = run_table("koopman-spectrum", suite, None, runs, command="test")
+    pruned = json.loads((folder / "koopman-spectrum.json").read_text())["pruned"]
+    assert all(row["jgp_refined"] is None for row in pruned)
+
+
 # ------------------------------------------------------------------------------------------------- recording
 
 

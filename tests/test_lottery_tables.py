@@ -9,15 +9,33 @@ from typing import Any
 import numpy as np
 import pytest
 
-from validation.experiments import lottery_compute, lottery_measures, lottery_neurons, lottery_sizes, lottery_theory
+from validation.data import ImageData
+from validation.experiments import (
+    lottery_accuracy,
+    lottery_compute,
+    lottery_measures,
+    lottery_neurons,
+    lottery_sizes,
+    lottery_spectrum,
+    lottery_theory,
+    lottery_tickets,
+)
 from validation.experiments.runner import run_table
 from validation.experiments.table import tables
 from validation.exponents import PowerLaw
 from validation.feature_mixture import Mixture, draw_samples, forward, gradient, train
+from validation.masks import sparsity_of
+from validation.models import build_model
+from validation.pruners import Problem
+from validation.pruners.imp import levels
 from validation.suite import load_suite
 from validation.tables import Row
+from validation.training import accuracy
 
 SUITE = """
+[limit]
+steps = 4
+probes = 1
 [compare]
 epochs = 1
 [[network]]
@@ -27,10 +45,13 @@ seeds = [0, 1]
 recipe = { epochs = 1, lr = 0.05 }
 """
 MODULES: dict[str, ModuleType] = {
+    "lottery-accuracy": lottery_accuracy,
     "lottery-compute": lottery_compute,
     "lottery-neurons": lottery_neurons,
     "lottery-sizes": lottery_sizes,
+    "lottery-spectrum": lottery_spectrum,
     "lottery-theory": lottery_theory,
+    "lottery-tickets": lottery_tickets,
 }
 
 
@@ -51,6 +72,10 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setattr(lottery_sizes, "PUBLISHED", lottery_sizes.PUBLISHED[::4])
     monkeypatch.setattr(lottery_compute, "MAGNITUDE", ("gmp",))
     monkeypatch.setattr(lottery_compute, "SPARSITIES", (0.8, 0.9))
+    monkeypatch.setattr(lottery_accuracy, "RATIOS", (0.8, 0.9))
+    monkeypatch.setattr(lottery_spectrum, "SPARSITIES", (0.0, 0.8))
+    monkeypatch.setattr(lottery_tickets, "ROUNDS", 3)
+    monkeypatch.setattr(lottery_tickets, "COMPARED", (1, 3))
     path = tmp_path / "small.toml"
     path.write_text(SUITE)
     return path
@@ -252,21 +277,139 @@ def compute_rows(magnitude: float, random: float, macs: float) -> list[Row]:
 
 
 @pytest.mark.parametrize(
-    ("magnitude", "random", "macs", "words"),
+    ("magnitude", "macs", "words"),
     [
-        (0.5, -3.0, 150, ("reproduced", "reproduced", "reproduced")),
-        (-0.06, -3.0, 300, ("partly reproduced", "reproduced", "partly reproduced")),
-        (-2.0, -1.0, 300, ("not reproduced", "not reproduced", "not reproduced")),
-        (0.5, 0.7, 150, ("reproduced", "partly reproduced", "reproduced")),
+        (0.5, 150, ("reproduced", "reproduced")),
+        (-0.06, 300, ("partly reproduced", "partly reproduced")),
+        (-2.0, 300, ("not reproduced", "not reproduced")),
     ],
 )
-def test_words_on_pruned_networks_follow_the_rows(
-    magnitude: float, random: float, macs: float, words: tuple[str, ...]
-) -> None:
-    table = lottery_compute.averaged(compute_rows(magnitude, random, macs))
+def test_words_on_pruned_networks_follow_the_rows(magnitude: float, macs: float, words: tuple[str, ...]) -> None:
+    table = lottery_compute.averaged(compute_rows(magnitude, -3.0, macs))
     lines = lottery_compute.verdicts(table, tolerance=0.5)
     assert [line.split(": ")[1].split(";")[0] for line in lines] == list(words)
     best = next(row for row in table if row["pruner"] == "gmp")
     assert best["gain"] == pytest.approx(magnitude + 0.05)
     assert best["gain_error"] == pytest.approx(0.05)
     assert best["factor"] == pytest.approx(1000 / macs)
+
+
+# ----------------------------------------------------------------------------------------------- accuracy
+
+
+def accuracy_rows(magnitude: float, random: float) -> list[Row]:
+    """Two seeds with the same differences to dense, in points, at every ratio."""
+    rows: list[Row] = []
+    for seed in (0, 1):
+        base = {"model": "m", "dataset": "d", "penalty": "none", "seed": seed, "dense_macs": 10, "macs": 1}
+        rows.append(base | {"pruner": "dense", "sparsity": 0.0, "accuracy": 0.9})
+        for name, gain in ((lottery_accuracy.MAGNITUDE, magnitude), (lottery_accuracy.RANDOM, random)):
+            for ratio in lottery_accuracy.RATIOS:
+                row = {"pruner": name, "sparsity": ratio, "accuracy": 0.9 + (gain + 0.02 * seed) / 100}
+                rows.append(base | row)
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("magnitude", "random", "word", "kept"),
+    [
+        (0.3, -3.0, "**reproduced**", "95%"),
+        (-0.3, -3.0, "**partly reproduced**", "95%"),
+        (-1.0, -0.5, "**not reproduced**", "0%"),
+        (0.3, 0.1, "**partly reproduced**", "95%"),
+    ],
+)
+def test_words_on_magnitude_and_chance_follow_the_rows(magnitude: float, random: float, word: str, kept: str) -> None:
+    table = lottery_compute.averaged(accuracy_rows(magnitude, random))
+    (line,) = lottery_accuracy.words(table, tolerance=0.5)
+    assert word in line
+    assert f"and so up to {kept}" in line
+
+
+# ------------------------------------------------------------------------------------------------ tickets
+
+
+def ticket_rows(ticket: float, controls: float, arrival: int, late: int | None) -> list[Row]:
+    """Two seeds with a ticket and both controls at 84 and 95 % removed; accuracies in points against dense."""
+    rows: list[Row] = []
+    for seed in (0, 1):
+        dense = {"kind": lottery_tickets.DENSE, "sparsity": 0.0, "gain": 0.0, "epochs": 5}
+        points: list[Row] = [dense]
+        for sparsity in (0.84, 0.95):
+            points.append({"kind": lottery_tickets.TICKET, "sparsity": sparsity, "gain": ticket, "epochs": arrival})
+            for kind in lottery_tickets.CONTROLS:
+                points.append({"kind": kind, "sparsity": sparsity, "gain": controls + 0.02 * seed, "epochs": late})
+        points = [{"accuracy": 0.9 + point["gain"] / 100, "lowest": 0.1} | point for point in points]
+        rows.append({"model": "m", "dataset": "d", "penalty": "none", "seed": seed, "points": points})
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("ticket", "controls", "arrival", "late", "word"),
+    [
+        (0.2, -3.0, 3, None, "**reproduced**"),
+        (0.2, -3.0, 3, 4, "**reproduced**"),
+        (0.2, -3.0, 6, 4, "**partly reproduced**"),
+        (0.2, 0.3, 3, 4, "**partly reproduced**"),
+        (-2.0, -1.0, 6, 4, "**not reproduced**"),
+    ],
+)
+def test_words_on_tickets_follow_the_rows(
+    ticket: float, controls: float, arrival: int, late: int | None, word: str
+) -> None:
+    table = lottery_tickets.averaged(ticket_rows(ticket, controls, arrival, late))
+    (line,) = lottery_tickets.words(table, tolerance=0.5)
+    assert word in line
+    assert ("re-initialised never" in line) == (late is None)
+    assert table[0]["arrived"] == 2
+
+
+def test_tickets_are_those_of_the_pruner_and_controls_keep_as_many_weights(
+    small: Path, tmp_path: Path, digits: ImageData
+) -> None:
+    suite = load_suite(str(small))
+    folder = run_table("lottery-tickets", suite, None, tmp_path / "runs", command="test")
+    cell = json.loads((folder / "lottery-tickets.json").read_text())["cells"][0]
+    network = suite.networks[0]
+    model = build_model(network.model, digits.shape, digits.classes, network.seed)
+    problem = Problem(network.model, digits, network.recipe, network.seed, model, 4)
+    reached = list(levels(problem, lottery_tickets.SPARSITY, rewind=0, rounds=3))
+    tickets = [point for point in cell["points"] if point["kind"] not in lottery_tickets.CONTROLS]
+    assert [point["sparsity"] for point in tickets] == [sparsity_of(level.masks) for level in reached]
+    assert [point["accuracy"] for point in tickets] == [accuracy(level.model, digits) for level in reached]
+    assert len(cell["points"]) == 4 + 2 * 2
+    assert all(len(point["losses"]) == network.recipe.epochs for point in cell["points"])
+
+
+# ----------------------------------------------------------------------------------------------- spectrum
+
+
+def spectrum_rows(sign: float) -> list[Row]:
+    base = {"model": "m", "dataset": "d", "penalty": "none", "top": 2.0, "trace": 9.0, "effective": 50.0, "left": 0.3}
+    return [
+        base
+        | {"sparsity": s, "smallest": -1 + sign * s, "mean": 1 + sign * s, "negative": 0.2 - sign * s / 10}
+        | {"limit": 0.5 + sign * s / 10}
+        for s in (0.0, 0.5, 0.9)
+    ]
+
+
+def test_words_on_the_landscape_follow_the_rows() -> None:
+    (line,) = lottery_spectrum.words(spectrum_rows(1.0))
+    assert "**reproduced**" in line
+    assert "beyond that of the dense network at 50%, 90% removed" in line
+    (line,) = lottery_spectrum.words(spectrum_rows(-1.0))
+    assert "**not reproduced**" in line
+    assert "beyond that of the dense network at none removed" in line
+
+
+def test_limits_of_kept_weights_are_counted_from_all(small: Path, tmp_path: Path) -> None:
+    folder = run_table("lottery-spectrum", load_suite(str(small)), None, tmp_path / "runs", command="test")
+    found = json.loads((folder / "lottery-spectrum.json").read_text())
+    dense, pruned = found["rows"]
+    assert dense["kept"] == 644
+    assert pruned["kept"] == 128
+    assert dense["limit"] == dense["left"]
+    assert pruned["limit"] == pytest.approx(0.8 + 0.2 * pruned["left"])
+    for cell in found["cells"]:
+        assert len({point["epsilon"] for point in cell["points"]}) == 1

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import weakref
 
 import pytest
 import torch
@@ -276,6 +277,27 @@ def test_rebuilt_graphs_are_freed(kind):
         gc.collect()
         counts.append(sum(issubclass(type(one), torch.Tensor) for one in gc.get_objects()))
     assert counts[1:] == counts[:1] * 3
+
+
+@kinds
+def test_one_rebuilt_graph_at_a_time(kind):
+    seen = []
+
+    class Noting(OPERATORS[kind]):
+        def _differentiate(self, forward):
+            seen.append(weakref.ref(forward.loss))
+            return super()._differentiate(forward)
+
+    def loss_fn(model, batch):
+        assert all(loss() is None for loss in seen)
+        return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+    case = CASES["ragged"]
+    operator = Noting(Objective(case.model(), case.loader(), loss_fn), memory=0)
+    v = random(operator.shape[0], 2)
+    found = operator @ v
+    assert len(seen) > 1
+    assert torch.equal(found, OPERATORS[kind](operator.objective) @ v)
 
 
 SIZES = """

@@ -150,6 +150,8 @@ class KoopmanSettings:
         compressions: Compressions c, each at least 1; the sparsity is 1 - 1/c.
         batch_size: Samples per training step of these tables, the learning rate scaled in proportion; a small data set
             needs small batches for many snapshots. None keeps the recipe's.
+        refined: Recorded epochs whose pruned networks are refined, as texts, ``"converged"`` among them; none for all.
+        branches: Whether training branches off at every recorded epoch to measure linear mode connectivity.
         share: Fraction in (0, 1] of the paper's numbers of parameters that ``koopman-cost`` decomposes.
         svd_share: The same fraction for the full singular value decomposition, which is slow.
     """
@@ -157,8 +159,14 @@ class KoopmanSettings:
     epochs: tuple[int, ...] = (1, 5, 10, 20)
     compressions: tuple[float, ...] = (1, 2, 4, 8, 16, 32, 64)
     batch_size: int | None = None
+    refined: tuple[str, ...] = ()
+    branches: bool = True
     share: float = 1.0
     svd_share: float = 0.125
+
+    def refines(self, label: str) -> bool:
+        """Whether pruned networks of a recorded epoch are refined."""
+        return not self.refined or label in self.refined
 
     def __post_init__(self) -> None:
         if min(self.epochs, default=1) < 1:

@@ -135,15 +135,20 @@ def limit_notes(suite: Suite) -> list[str]:
         "chosen by the engine" if value is None else str(value)
         for value in (suite.limit.samples, suite.limit.steps, suite.limit.probes)
     ]
-    recipes = dict.fromkeys(f"{n.model} on {n.dataset}: {recipe_text(n.recipe)}" for n in suite.networks)
     return [
         "Sparsity is the removed fraction of convolution and linear weights; kept = 1 - sparsity. Epsilon is the "
         "standard deviation of the mean loss of 128 training samples, the same rule for every row. The objective "
         "includes the penalty and runs over all training samples without augmentation.",
         f"Prediction: isotropic limit; samples {said[0]}, Lanczos steps {said[1]}, probes {said[2]}. The numerical "
         "interval adds the errors from probes, steps and sub-sample.",
-        "Recipes: " + "; ".join(recipes) + ".",
+        recipes(suite),
     ]
+
+
+def recipes(suite: Suite) -> str:
+    """Return the sentence that says how every kind of network of a suite is trained."""
+    texts = dict.fromkeys(f"{n.model} on {n.dataset}: {recipe_text(n.recipe)}" for n in suite.networks)
+    return "Recipes: " + "; ".join(texts) + "."
 
 
 def recipe_text(recipe: Recipe) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from validation.experiments.algorithms import kind
 from validation.suite import Suite
-from validation.tables import Row, mean_and_spread
+from validation.tables import Row, mean_and_spread, recipes
 
 GAP = 2.0
 ALIKE = 0.95
@@ -21,7 +21,7 @@ RULE = (
 def settings(suite: Suite) -> dict[str, Any]:
     """Return the suite's settings that rows of tables of recorded runs depend on."""
     koopman = asdict(suite.koopman)
-    return {"koopman": {key: koopman[key] for key in ("epochs", "compressions", "batch_size")}}
+    return {"koopman": {key: koopman[key] for key in ("epochs", "compressions", "batch_size", "refined", "branches")}}
 
 
 def recording_notes(suite: Suite) -> list[str]:
@@ -34,6 +34,7 @@ def recording_notes(suite: Suite) -> list[str]:
         "converged for one further epoch after the recipe's last at a constant rate of 0.2 times the peak. Exact "
         "dynamic mode decomposition by the method of snapshots; singular values of at most 1e-7 times the largest are "
         "dropped. Compression c keeps the fraction 1/c of convolution and linear weights; sparsity is 1 - 1/c.",
+        recipes(suite),
         RULE,
     ]
 

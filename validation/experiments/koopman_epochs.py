@@ -61,7 +61,7 @@ def run(cell: Cell, bench: Bench) -> Row:
             row = {"first": first, "second": second, "compression": compression, "floor": floor}
             points.append(row | {"overlap": overlap(masks[first], masks[second])})
     barriers = []
-    for point in one.points[:-1]:
+    for point in one.points[:-1] if bench.suite.koopman.branches else ():
         other = branch(one, bench, point, cell.network.seed + OTHER_ORDER, bench.folder)
         alike = [overlap(point.masks(c), magnitude_masks(point.model, sparsity(c))) for c in compressions]
         barriers.append(
@@ -164,6 +164,15 @@ def _connected(said: str, rows: Sequence[Row]) -> str:
     return judged(f"K9, {said}, the change of the masks goes with linear mode connectivity (a speculation)", conditions)
 
 
+def _barrier_note() -> str:
+    return (
+        "Barrier: from the weights and momentum at the end of an epoch, training goes on to the end of the recipe once "
+        "in the run's own order of data and once in another; the largest test error on the straight line between both "
+        f"ends, on {len(SHARES)} points, less the mean error of the ends. The overlap beside it is that of KMP and "
+        "GMP, averaged over compressions above 1."
+    )
+
+
 def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None:
     """Write the table, judge K6 and K9, and draw overlaps and barriers against the epoch."""
     table = averaged(rows, ("first", "second", "compression"))
@@ -173,12 +182,9 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
     notes = [
         f"Made by `{command}`.",
         *recording_notes(suite),
-        "Barrier: from the weights and momentum at the end of an epoch, training goes on to the end of the recipe once "
-        "in the run's own order of data and once in another; the largest test error on the straight line between both "
-        f"ends, on {len(SHARES)} points, less the mean error of the ends. The overlap beside it is that of KMP and "
-        "GMP, averaged over compressions above 1.",
+        *([_barrier_note()] if barriers else ["No branch was trained, so linear mode connectivity was not measured."]),
         *words(table, barriers),
-        "\n".join(f"| {line} |" for line in lines),
+        *(["\n".join(f"| {line} |" for line in lines)] if barriers else []),
     ]
     write_table(
         folder, NAME, f"Koopman masks across epochs, suite {suite.name}", notes, COLUMNS, table, barriers=barriers
@@ -188,8 +194,10 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
 
 def _figure(table: Sequence[Row], barriers: Sequence[Row], path: Path) -> None:
     groups, heights = kinds_of(table), kinds_of(barriers)
-    figure, axes = new_figure(len(groups), 2, size=(10.0, 3.6 * len(groups)), squeeze=False)
-    for (left, right), (which, own) in zip(axes, groups.items(), strict=True):
+    columns = 2 if heights else 1
+    figure, axes = new_figure(len(groups), columns, size=(5.0 * columns, 3.6 * len(groups)), squeeze=False)
+    for line, (which, own) in zip(axes, groups.items(), strict=True):
+        left = line[0]
         labels = list(dict.fromkeys(row["second"] for row in own))
         for number, compression in enumerate(dict.fromkeys(row["compression"] for row in own)):
             start = own[0]["first"]
@@ -205,7 +213,9 @@ def _figure(table: Sequence[Row], barriers: Sequence[Row], path: Path) -> None:
         left.set_title(f"{which[0]}, KMP masks across epochs (dotted: random masks)", loc="left", fontsize=9)
         left.legend(fontsize=7, title="compression", title_fontsize=7, ncols=2)
         left.grid(alpha=0.25)
-        rows = heights.get(which, [])
+        if not heights:
+            continue
+        right, rows = line[1], heights[which]
         said, spreads = [when(row["label"]) for row in rows], [row["barrier_spread"] or 0 for row in rows]
         right.bar(said, [row["barrier"] for row in rows], 0.5, yerr=spreads, color=BLUE, ecolor=GREY, capsize=3)
         right.set_ylabel("barrier, points of test error", color=BLUE)

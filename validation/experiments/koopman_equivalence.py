@@ -66,9 +66,10 @@ def _measured(network: Network, bench: Bench, point: Recorded, compression: floa
     masks = {"kmp": point.masks(compression), "gmp": by_size, "lsp": shuffled(by_size, mask_seed(network.seed))}
     row: Row = {"label": point.label, "compression": compression, "sparsity": removed, "floor": 1 - removed}
     row["overlap"] = overlap(masks["kmp"], by_size)
+    refines = bench.suite.koopman.refines(point.label)
     for key, chosen in masks.items():
         row[key] = accuracy(pruned(point.model, chosen), bench.data)
-        row[f"{key}_refined"] = accuracy(refined(network, bench, point, chosen), bench.data)
+        row[f"{key}_refined"] = accuracy(refined(network, bench, point, chosen), bench.data) if refines else None
     return row
 
 
@@ -92,14 +93,20 @@ def words(table: Sequence[Row]) -> list[str]:
     for which, own in kinds_of(table).items():
         at = {label: [row for row in own if row["label"] == label] for label in labels_of(own)}
         early = {label: rows for label, rows in at.items() if label != "converged"}
+        refined_rows = {label: rows for label, rows in at.items() if rows[0]["kmp_refined"] is not None}
         lines.append(_equivalent(", ".join(which), at["converged"]))
+        before = {label: rows for label, rows in refined_rows.items() if label in early}
+        if before:
+            lines.append(_shuffling(", ".join(which), before if len(before) > 1 else refined_rows))
         if early:
-            lines += [_shuffling(", ".join(which), early), _static(", ".join(which), early)]
+            lines.append(_static(", ".join(which), early))
     return lines
 
 
 def _close(rows: Sequence[Row], said: str) -> list[tuple[str, bool]]:
-    found = {"": largest(rows, gap), "_refined": largest(rows, partial(gap, suffix="_refined"))}
+    found = {"": largest(rows, gap)}
+    if rows[0]["kmp_refined"] is not None:
+        found["_refined"] = largest(rows, partial(gap, suffix="_refined"))
     names = {"": "before", "_refined": "after"}
     return [
         (f"{said} accuracies within {GAP:g} points {names[key]} refining: at most {value:.1f} apart", value <= GAP)
@@ -118,16 +125,16 @@ def _shuffling(said: str, early: dict[str, list[Row]]) -> str:
     first, last = next(iter(early)), list(early)[-1]
     conditions = []
     for label in dict.fromkeys((first, last)):
-        conditions += _close(early[label], f"epoch {label}, KMP and GMP")
+        conditions += _close(early[label], f"{when(label)}, KMP and GMP")
     below = [row["compression"] for row in early[last] if 1 < row["compression"] < 16]
     wins = {label: beaten(rows) for label, rows in early.items()}
     conditions.append(
         (
-            f"at epoch {last} both beat LSP at every compression below 16: at {_listed(wins[last])}",
+            f"{when(last)}, both beat LSP at every compression below 16: at {_listed(wins[last])}",
             set(below) <= set(wins[last]),
         )
     )
-    text = "; ".join(f"epoch {label} at {_listed(found)}" for label, found in wins.items())
+    text = "; ".join(f"{when(label)} at {_listed(found)}" for label, found in wins.items())
     return (
         judged(f"K2, {said}, KMP and GMP are alike before convergence and come to beat LSP", conditions)
         + f" Both beat LSP after refining: {text}. The paper has two patterns for epoch {first}: none or hardly any "
@@ -167,7 +174,8 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
         f"Made by `{command}`.",
         *recording_notes(suite),
         "Test accuracy right after pruning and after one epoch of re-training at 0.2 of the peak rate. LSP shuffles "
-        "the mask of GMP within every layer. Overlap is the share of kept weights in common.",
+        "the mask of GMP within every layer. Overlap is the share of kept weights in common."
+        + (f" Refined at {', '.join(map(when, suite.koopman.refined))} only." if suite.koopman.refined else ""),
         *words(table),
     ]
     title = f"Koopman against global magnitude pruning, suite {suite.name}"
@@ -204,6 +212,8 @@ def _figure(table: Sequence[Row], path: Path) -> None:
 def _curves(panel: Any, rows: Sequence[Row], key: str) -> None:
     said, colour, marker = METHODS[key]
     for suffix, style, state in (("", "--", "pruned"), ("_refined", "-", "refined")):
+        if rows[0][key + suffix] is None:
+            continue
         panel.errorbar(
             [row["compression"] for row in rows],
             [100 * row[key + suffix] for row in rows],

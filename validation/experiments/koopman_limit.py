@@ -63,6 +63,7 @@ def run(cell: Cell, bench: Bench) -> Row:
                 samples=early.samples,
                 steps=early.steps,
                 probes=early.probes,
+                measure=label == "final",
                 seed=cell.network.seed,
                 progress=None if bench.progress else False,
             ).to_json(file)

@@ -69,7 +69,8 @@ def run(cell: Cell, bench: Bench) -> Row:
     early = [point.label for point in one.points if not point.converged]
     pruned = []
     for point in one.points:
-        pruned += _pruned(one, bench, point, refine=point.label in early[-1:])
+        refine = point.label in early[-1:] and bench.suite.koopman.refines(point.label)
+        pruned += _pruned(one, bench, point, refine)
     return network_row(cell.network) | {
         "points": [_described(one, point) for point in one.points],
         "pruned": pruned,

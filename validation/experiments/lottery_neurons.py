@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pruning_limits.plotting import BLUE, GREEN, GREY, ORANGE, new_figure, save
+from pruning_limits.plotting import BLUE, GREEN, GREY, ORANGE, new_figure, plain_ticks, save
 from validation.experiments.table import Bench, Cell, Table
 from validation.exponents import PowerLaw, fit_power
 from validation.feature_mixture import Mixture, train
@@ -160,7 +160,8 @@ def _draw(rows: Sequence[Row], path: Path) -> None:
         right.loglog(samples, law.curve(samples), color=colour, label=f"fitted exponent {law.exponent:.2f}")
     claimed = rows[0]["moved"] * (samples / samples[0]) ** CLAIMED
     right.loglog(samples, claimed, "--", color=GREY, label=f"claimed exponent {CLAIMED}")
-    right.set(xlabel="samples N", ylabel="1 - gap: way of bad / way of good neurons")
+    right.set(xlabel="samples N", ylabel="1 - gap: how far bad neurons move, in units of good ones")
+    plain_ticks(right)
     right.set_title("The gap of norms against the number of samples", loc="left", fontsize=10)
     for axes in (left, right):
         axes.grid(alpha=0.25)

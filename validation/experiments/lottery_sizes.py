@@ -170,7 +170,7 @@ def _draw(table: Sequence[Row], path: Path) -> None:
         (("convolution_weights", "of the weights", BLUE), ("convolution_macs", "of the MACs", ORANGE))
     ):
         right.bar(places + 0.38 * (number - 0.5), [100 * row[key] for row in table], 0.36, color=colour, label=label)
-    right.set(ylabel="in convolutions, %", ylim=(0, 125))
+    right.set(ylabel="in convolutions, %", ylim=(0, 125), yticks=range(0, 101, 20))
     for axes in (left, right):
         axes.set_xticks(places, [row["model"] for row in table])
         axes.grid(axis="y", alpha=0.25)

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from pruning_limits.plotting import BLUE, GREY, ORANGE, new_figure, save
+from pruning_limits.plotting import BLUE, GREY, ORANGE, new_figure, plain_ticks, save
 from validation.experiments import lottery_measures as measures
 from validation.experiments.table import Bench, Cell, Table
 from validation.exponents import PowerLaw, fit_decline, fit_power
@@ -264,7 +263,7 @@ def _draw(rows: Sequence[Row], table: Sequence[Row], path: Path) -> None:
         if not claim.decline:
             axes.set_yscale("log")
         axes.set_xlabel(AXES[claim.against])
-        _few_ticks(axes)
+        plain_ticks(axes)
         _dress(axes, f"{claim.claim}: {row['verdict']}\n{claim.quantity}")
     word = table[-1]["verdict"] if table[-1]["claim"] == "S12" else "no verdict"
     _draw_pruned([row for row in rows if row["measure"] == "pruned"], grid.flat[len(CLAIMS)], word)
@@ -304,15 +303,6 @@ def _claimed(claim: Claim, across: Sequence[float], up: Sequence[float], line: A
     if claim.limit is not None:
         return claim.limit - power @ (claim.limit - np.array(up)) / (power @ power) * line**claim.exponent
     return np.polyval(np.polyfit(power, up, 1), line**claim.exponent)
-
-
-def _few_ticks(axes: Any) -> None:
-    """Write plain numbers at 1, 2 and 5 times the powers of ten of logarithmic axes."""
-    for axis in (axes.xaxis, axes.yaxis):
-        if axis.get_scale() == "log":
-            axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-            axis.set_minor_formatter(NullFormatter())
 
 
 def _dress(axes: Any, title: str) -> None:

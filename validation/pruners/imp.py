@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -37,7 +37,13 @@ class Level:
     epochs: int
 
 
-def levels(problem: Problem, sparsity: float, rewind: float | None = REWIND) -> Iterator[Level]:
+def levels(
+    problem: Problem,
+    sparsity: float,
+    rewind: float | None = REWIND,
+    rounds: int | None = None,
+    on_step: Callable[[int, nn.Module], None] | None = None,
+) -> Iterator[Level]:
     r"""Train, remove 20 % of the weights alive by magnitude, rewind, and train again, until a sparsity is reached.
 
     The levels + 1 trainings share ``problem.epochs`` evenly, at least one epoch each; where levels at 20 % would be too
@@ -51,6 +57,8 @@ def levels(problem: Problem, sparsity: float, rewind: float | None = REWIND) -> 
         rewind: Rewinding step k as a fraction of the first training's steps in [0, 1), rounded up but short of its
             last step; 0 rewinds to the initial weights, None keeps the trained weights and restarts the learning rate
             schedule.
+        rounds: Most prunings, at least 1; None allows as many as the budget.
+        on_step: Called after every step of every level, see ``train``.
 
     Yields:
         The dense level and one level per pruning; the last one has exactly the requested count.
@@ -66,7 +74,8 @@ def levels(problem: Problem, sparsity: float, rewind: float | None = REWIND) -> 
     model = problem.fresh()
     masks = select(prunable(model), 0)
     total = sum(mask.numel() for mask in masks.values())
-    counts = alive_counts(total, total - removed_count(sparsity, total), RATE, max(1, problem.epochs - 1))
+    most = max(1, problem.epochs - 1) if rounds is None else rounds
+    counts = alive_counts(total, total - removed_count(sparsity, total), RATE, most)
     epochs = shares(problem.epochs, len(counts))
     first = stretched(problem.recipe, epochs[0])
     steps = epochs[0] * len(problem.data.batches("train", first.batch_size))
@@ -83,7 +92,8 @@ def levels(problem: Problem, sparsity: float, rewind: float | None = REWIND) -> 
             model.load_state_dict(anchor)
         apply_masks(model, masks)
         start = state_of(model)
-        train(model, problem.data, stretched(problem.recipe, share), problem.seed, first_step=k, masks=masks)
+        recipe = stretched(problem.recipe, share)
+        train(model, problem.data, recipe, problem.seed, first_step=k, masks=masks, on_step=on_step)
         spent += share
         yield Level(masks, start, model.eval(), spent)
 

@@ -1,0 +1,58 @@
+"""What all benchmarks share: times of competitors that take turns, and the machine that they ran on.
+
+Times are processor times of the process, user and system: with one thread they are the wall time on a machine that does
+nothing else, and what others do on it hardly changes them.
+"""
+
+from __future__ import annotations
+
+import datetime
+import math
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from validation import tables
+
+
+def seconds_of(call: Callable[[], Any]) -> float:
+    """Processor time of one call."""
+    started = time.process_time()
+    call()
+    return time.process_time() - started
+
+
+def interleaved(calls: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """Shortest processor time of every call; they take turns, and the first turn does not count.
+
+    Other work on the machine, which shares its caches, only ever makes a call slower, so that the shortest time says
+    most about the call.
+    """
+    best = dict.fromkeys(calls, math.inf)
+    for turn in range(repeats + 1):
+        order = list(calls) if turn % 2 else list(calls)[::-1]
+        for name in order:
+            spent = seconds_of(calls[name])
+            if turn:
+                best[name] = min(best[name], spent)
+    return best
+
+
+def environment() -> dict[str, Any]:
+    """Machine, versions, threads and date."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    date = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
+    return tables.environment() | {"cpu": names[0] if names else "unknown", "date": date}
+
+
+def environment_note() -> str:
+    """The same as a sentence."""
+    said = environment()
+    return (
+        f"{said['cpu']}, {torch.get_num_threads()} thread(s) of a machine shared with other work, torch "
+        f"{said['torch']}, Python {said['python']}, {said['date']}."
+    )
