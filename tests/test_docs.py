@@ -1,0 +1,47 @@
+"""The README is short, the scripts of the gallery compile, and the reference lists what is public.
+
+Links are the business of ``test_documentation.py``.
+"""
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SCRIPTS = sorted((ROOT / "docs" / "gallery").glob("plot_*.py"))
+
+
+def test_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) < 150
+
+
+def test_there_are_scripts():
+    assert len(SCRIPTS) >= 6
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_scripts_compile(script):
+    source = script.read_text()
+    compile(source, str(script), "exec")
+    assert source.startswith('"""\n')  # the title of its page
+
+
+@pytest.mark.parametrize("package", ["estimators", "pruning_limits", "pruning_limits.cones"])
+def test_reference_lists_every_public_name(package):
+    page = (ROOT / "docs" / "api" / f"{package.rpartition('.')[2]}.md").read_text()
+    listed = set(re.findall(r"^\.\. auto\w+:: (\w+)$", page, re.MULTILINE))
+    public = set(importlib.import_module(package).__all__)
+    if package == "pruning_limits":
+        public -= {"L1", "L2", "UserError"}  # on the page of estimators
+    assert public <= listed
+
+
+def test_every_page_is_in_the_contents():
+    docs = ROOT / "docs"
+    contents = re.findall(r"```\{toctree\}\n(.*?)```", (docs / "index.md").read_text(), re.DOTALL)
+    named = {line for block in contents for line in block.splitlines()}
+    pages = {str(page.relative_to(docs).with_suffix("")) for page in docs.rglob("*.md") if "_build" not in page.parts}
+    tables = {page for page in pages if re.match("results/.+/", page)}  # in the contents of tables.md
+    assert pages - tables - {"index"} <= named
