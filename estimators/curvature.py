@@ -76,7 +76,7 @@ class _Curvature(ABC):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of vectors and products: that of the chosen weights, at least float32."""
+        """Type of vectors and products, that of the chosen weights, at least float32."""
         return torch.promote_types(self.objective.dtype, torch.float32)
 
     @property

@@ -45,7 +45,7 @@ class L1:
 
     @property
     def curvature(self) -> float:
-        """Zero: the penalty is linear away from zero weights."""
+        """Zero, as the penalty is linear away from zero weights."""
         return 0.0
 
     def value(self, weights: Iterable[Tensor]) -> Tensor:

@@ -89,7 +89,7 @@ class PruningLimit:
 
     @property
     def headroom(self) -> float | None:
-        """Upper bound minus achieved: what further pruning effort can still win; None without a measurement."""
+        """Upper bound minus achieved, what further pruning effort can still win; None without a measurement."""
         return None if self.achieved is None else self.upper - self.achieved
 
     def layers(self) -> list[Layer]:
