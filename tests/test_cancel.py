@@ -8,6 +8,7 @@ import sys
 import time
 from collections import Counter
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -107,7 +108,8 @@ def python(folder, *arguments, **options):
     environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     command = [sys.executable, *map(str, arguments)]
-    return subprocess.Popen(command, cwd=folder, env=environment, text=True, **pipes, **options)
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # programs in the background are born deaf to it
+    return subprocess.Popen(command, cwd=folder, env=environment, text=True, preexec_fn=heard, **pipes, **options)
 
 
 def test_a_signal_stops_a_program_that_then_continues_to_the_same_bits(tmp_path):
@@ -126,6 +128,7 @@ def test_a_signal_stops_a_program_that_then_continues_to_the_same_bits(tmp_path)
 
 SLOW = """
 import time
+from functools import partial
 from pathlib import Path
 from torch import nn
 
