@@ -6,7 +6,7 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -191,12 +191,13 @@ class Spectra:
         with _bar(self.progress, f"{kind} spectrum, {samples} samples", most) as tell:
             while True:
                 tell(run.steps)
-                ended = run.steps >= most or (run.steps > 0 and all(one.exhausted for one in run.tridiagonals()))
+                matrices = _matrices(run)
+                ended = run.steps >= most or (run.steps > 0 and all(one.exhausted for one in matrices))
                 if ended or (self.settings["steps"] is None and run.steps >= LEAST_STEPS):
-                    found = self._read(kind, _matrices(run), samples, known)
+                    found = self._read(kind, matrices, samples, known)
                     LOGGER.debug("%s: step error %.4g after %d steps", key, found.step_error, run.steps)
                     done = found.step_error <= self._wanted(kind)[0]
-                    if ended or done or self._slow(kind, _matrices(run), found, known):
+                    if ended or done or self._slow(kind, matrices, found, known):
                         self._store.save(key, run, known, finished=True)
                         return found
                 run.advance(min(max(STEPS_AT_ONCE, run.steps // 8), most - run.steps))
@@ -265,17 +266,18 @@ class Spectra:
             while True:
                 tell(run.steps)
                 if run.steps:
+                    matrices = _matrices(run)
                     low, high = (
-                        self._directions(knots, seen, _matrices(run), rule, profile, known)
+                        self._directions(knots, seen, matrices, rule, profile, known)
                         for rule in (gauss, partial(gauss_radau, node=self._floor))
                     )
                     gap = self._gap(estimate, low, high)
-                    done = all(matrix.exhausted for matrix in _matrices(run))
+                    done = all(matrix.exhausted for matrix in matrices)
                     if done or run.steps >= most or gap <= self.settings["tolerance"] / 4:
-                        self._store.save(key, run, [], finished=True)
+                        self._store.save(key, run, finished=True)
                         return replace(high, step_error=max(gap, known.step_error if known else 0.0))
                 run.advance(min(STEPS_AT_ONCE, most - run.steps))
-                self._store.save(key, run, [])
+                self._store.save(key, run)
 
     def _gap(self, estimate: Estimate, low: Directions, high: Directions) -> float:
         """Width of the bracket of the limit, from the isotropic one where Gauss sees no way to epsilon."""
@@ -416,7 +418,7 @@ class _Store:
             raise UserError(f"checkpoint: {self.path} is damaged; delete it and start again")
         return known
 
-    def save(self, key: str, run: Lanczos, known: Known, finished: bool = False) -> None:
+    def save(self, key: str, run: Lanczos, known: Sequence[tuple[float, float]] = (), finished: bool = False) -> None:
         """Write all states, on one rank; a finished run keeps its matrices only.
 
         Large states are written less often, so that writing takes no more than a small share of the time.
@@ -426,7 +428,7 @@ class _Store:
         with together():
             started = time.monotonic()
             if rank() == 0 and (finished or started >= self._rest):
-                self.states[key] = run.state(vectors=not finished) | {"known": known}
+                self.states[key] = run.state(vectors=not finished) | {"known": list(known)}
                 save_tensors(self.path, {"fingerprint": self.fingerprint, "states": self.states})
                 ended = time.monotonic()
                 self._rest = ended + (ended - started) / WRITING_SHARE
