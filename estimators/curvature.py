@@ -19,7 +19,7 @@ from estimators.objective import Objective
 from estimators.outputs import loss_inputs
 from estimators.parameters import aligned_rows, columns, flatten, unflatten
 
-Product = Callable[..., Tensor]
+Product = Callable[[Tensor, bool], Tensor]
 
 
 class Operator(Protocol):
@@ -131,8 +131,8 @@ class _Curvature(ABC):
         """Differentiate the summed losses of one batch.
 
         Returns:
-            The product with a vector ``[D]``. With ``again=False`` it frees the graph on the way, so that the memory is
-            used again at once, which saves the time to get new memory.
+            The product with a vector ``[D]``, told whether it will be asked again. The last time it frees the graph on
+            the way, so that the memory is used again at once, which saves the time to get new memory.
         """
 
     def _summed(self, rows: list[Tensor]) -> Tensor:
@@ -141,8 +141,7 @@ class _Curvature(ABC):
         with self.objective.held():
             for product, kept in self._batch_products():
                 for number, (row, result) in enumerate(zip(rows, total, strict=True), 1):
-                    last = {} if kept or number < len(rows) else {"again": False}
-                    found = product(row.to(self.objective.dtype), **last)
+                    found = product(row.to(self.objective.dtype), kept or number < len(rows))
                     result += found.detach()  # zeros of idle weights, in torch 2.3
                 del product
         return total
@@ -180,7 +179,7 @@ class _Curvature(ABC):
         self._kept = keep
 
 
-def _nothing(vector: Tensor, again: bool = True) -> Tensor:
+def _nothing(vector: Tensor, again: bool) -> Tensor:
     """Product of a batch whose losses do not depend on the chosen weights."""
     return torch.zeros_like(vector)
 
@@ -215,7 +214,7 @@ class Hessian(_Curvature):
         _refuse_weight_norm(forward.loss)
         gradient = flatten(torch.autograd.grad(forward.loss, inputs, create_graph=True, materialize_grads=True))
 
-        def product(vector: Tensor, again: bool = True) -> Tensor:
+        def product(vector: Tensor, again: bool) -> Tensor:
             if not gradient.requires_grad:
                 return torch.zeros_like(vector)
             rows = torch.autograd.grad(gradient, inputs, vector, retain_graph=again, materialize_grads=True)
@@ -280,7 +279,7 @@ class GGN(_Curvature):
         duals = [torch.zeros_like(one, requires_grad=True) for one in outputs]
         pulled = torch.autograd.grad(outputs, inputs, duals, create_graph=True, materialize_grads=True)
 
-        def product(vector: Tensor, again: bool = True) -> Tensor:
+        def product(vector: Tensor, again: bool) -> Tensor:
             pushed = torch.autograd.grad(pulled, duals, unflatten(vector, inputs), retain_graph=True)
             curving = [(slope, along) for slope, along in zip(slopes, pushed, strict=True) if slope.requires_grad]
             if not curving:
