@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 from estimators.errors import UserError
 from estimators.forwards import Forward
 from estimators.objective import Objective
+from estimators.outputs import tensors
 
 MISSING = re.compile(r"once_differentiable|derivative.*not implemented|double backward", re.IGNORECASE)
 
@@ -109,7 +110,7 @@ def _twice_differentiable(module: nn.Module, arguments: tuple[Any, ...], keyword
         try:
             outputs = module.forward(*map(_copy, positional), **{key: _copy(one) for key, one in named.items()})
             sources = [one for one in (*positional, *named.values(), *module.parameters()) if _differentiable(one)]
-            targets = [one for one in _tensors(outputs) if _differentiable(one)]
+            targets = [one for one in tensors(outputs) if _differentiable(one)]
             if _once_differentiable(targets):
                 return False
             duals = [torch.ones_like(one, requires_grad=True) for one in targets]
@@ -134,13 +135,3 @@ def _leaf(value: Any) -> Any:
 def _copy(value: Any) -> Any:
     """Copy a tensor inside the graph, so that a layer may write to its input."""
     return value.clone() if isinstance(value, Tensor) else value
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        yield from _tensors(list(value.values()))
-    elif isinstance(value, list | tuple):
-        for one in value:
-            yield from _tensors(one)
