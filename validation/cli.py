@@ -32,6 +32,7 @@ from estimators.lanczos import Lanczos
 from pruning_limits import PruningLimit, Verdict, predict_limit
 from pruning_limits.cli import PATH, main, tell
 from pruning_limits.gate import Case, Comparison, compare, junit, without_masks
+from pruning_limits.predict import LARGEST_SEED
 from validation.cross_check import SAMPLES, comparison_table, cross_check
 from validation.data import DATA_DIR_VARIABLE, Batches, ImageData, load_data
 from validation.executors import EXECUTORS
@@ -43,6 +44,8 @@ from validation.suite import load_suite
 from validation.training import Network, Recipe, accuracy, trained_network
 
 __all__ = ["main"]
+
+TASK = ("model_name", "checkpoint", "dataset", "data_dir", "l1", "l2", "device")
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ def _task_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--samples", type=int, help="Data sub-sample for curvature products; default adaptive."),
         click.option("--steps", type=int, help="Lanczos steps; default adaptive."),
         click.option("--probes", type=int, help="Probe vectors; default by size."),
-        click.option("--seed", type=click.IntRange(0, (1 << 62) - 1), default=0, show_default=True),
+        click.option("--seed", type=click.IntRange(0, LARGEST_SEED - 1), default=0, show_default=True),
         click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1 ..."),
     ]
     for option in reversed(options):
@@ -149,12 +152,19 @@ def load_weights(model: nn.Module, path: Path) -> None:
 @shared
 def predict(json_path: Path | None, plot_path: Path | None, **options: Any) -> None:
     """Predict the pruning limit of a trained network."""
-    limit = _predicted(**options)
+    task = _taken(options)
+    limit = _predicted(task, **options)
     click.echo(limit.summary())
     _written(limit, json_path, plot_path)
 
 
+def _taken(options: dict[str, Any]) -> Task:
+    """Take the options that name a task out of all options, and load it."""
+    return _load_task(**{key: options.pop(key) for key in TASK})
+
+
 def _predicted(
+    task: Task,
     samples: int | None,
     steps: int | None,
     probes: int | None,
@@ -163,9 +173,7 @@ def _predicted(
     curvature: Any = "hessian",
     tolerance: float = 0.005,
     no_measure: bool = False,
-    **task_options: Any,
 ) -> PruningLimit:
-    task = _load_task(**task_options)
     return predict_limit(
         task.model,
         task.batches(),
@@ -284,12 +292,17 @@ def check(
             raise UserError(f"sparsity: expected a number in [0, 1) (the removed fraction), got {sparsity}")
         if limit_path is None and options["model_name"] is None:
             raise click.UsageError("give --limit FILE, or --model, --checkpoint and --dataset")
-        answer = (_predicted(**options) if limit_path is None else PruningLimit.from_json(limit_path)).check(sparsity)
+        if limit_path is None:
+            task = _taken(options)
+            limit = _predicted(task, **options)
+        else:
+            limit = PruningLimit.from_json(limit_path)
+        answer = limit.check(sparsity)
         cases: tuple[Case, ...] = (Case("sparsity", answer.status, answer.reason),)
     elif sparsity is None and dense is not None and pruned is not None:
         if options["checkpoint"] is not None:
             raise click.UsageError("--dense names the weights; leave out --checkpoint")
-        answer = _comparison(limit_path, dense, pruned, **options)
+        answer = _comparison(limit_path, pruned, options | {"checkpoint": dense})
         cases = answer.cases
     else:
         raise click.UsageError("give either --sparsity, or --dense and --pruned")
@@ -298,28 +311,11 @@ def check(
     tell(answer, as_json)
 
 
-def _comparison(
-    limit_path: Path | None,
-    dense: Path,
-    pruned: Path,
-    samples: int | None,
-    steps: int | None,
-    probes: int | None,
-    seed: int,
-    **task_options: Any,
-) -> Comparison:
+def _comparison(limit_path: Path | None, pruned: Path, options: dict[str, Any]) -> Comparison:
     limit = None if limit_path is None else PruningLimit.from_json(limit_path)
-    task = _load_task(**task_options | {"checkpoint": dense})
+    task = _taken(options)
     if limit is None:
-        limit = predict_limit(
-            task.model,
-            task.batches(),
-            penalty=task.penalty,
-            samples=samples,
-            steps=steps,
-            probes=probes,
-            seed=seed,
-        )
+        limit = _predicted(task, **options)
 
     def objective() -> Objective:
         return Objective(task.model, task.batches(), penalty=task.penalty, parameters=limit.settings.get("parameters"))
