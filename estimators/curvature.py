@@ -108,7 +108,7 @@ class _Curvature(ABC):
             for row, result in zip(rows, total, strict=True):
                 result += self.objective.penalty.curvature * row
         total = self._without_removed(total.T).T
-        if not total.sum(dtype=torch.float64).isfinite():
+        if not all(end.isfinite() for end in total.aminmax()):
             raise UserError(
                 f"{type(self).__name__}: a product is NaN or infinite; look for infinite losses or layers whose second "
                 "derivative is undefined, or use a float64 model"

@@ -19,7 +19,7 @@ from estimators.memory import refuse_beyond
 from estimators.parameters import aligned_rows, columns
 
 Reorthogonalise = Literal["full", "none"]
-PIECE = 1 << 24
+PIECE = 1 << 17
 GROUP = 8
 MOST_TURNS = 5
 
@@ -78,7 +78,7 @@ class Lanczos:
     Args:
         operator: Symmetric operator with ``matmat``.
         starts: Start vectors as columns ``[D, K]``, each non-zero.
-        reorthogonalise: ``"full"`` keeps all basis vectors (D x steps memory) and orthogonalises against them twice;
+        reorthogonalise: ``"full"`` keeps all basis vectors (D x steps memory) and orthogonalises against them;
             ``"none"`` keeps three vectors: repeated eigenvalues appear in T, but integrals stay accurate. Both per
             start vector.
 
@@ -233,16 +233,21 @@ class Lanczos:
         rows = -(-vectors // GROUP) * GROUP
         return aligned_rows(rows, self.operator.shape[0], self.operator.dtype, self.operator.device)
 
-    def _orthogonalise(self, k: int, vector: Tensor) -> None:
-        """Take the basis out of a vector, twice and for as long as it shrinks: then rounding errors weigh more."""
-        before = math.inf
-        for turn in range(MOST_TURNS):
+    def _orthogonalise(self, k: int, vector: Tensor) -> float:
+        """Take the basis out of a vector, again for as long as it shrinks: then rounding errors weigh more.
+
+        Returns:
+            The squared length that is left.
+        """
+        before = _dot(vector, vector)
+        for _ in range(MOST_TURNS):
             for group in self._groups(k):
                 vector.addmv_(group.T, group @ vector, alpha=-1)
             length = _dot(vector, vector)
-            if turn and length > before / 2:
-                return
+            if length > before / 2:
+                break
             before = length
+        return length
 
     def _reserve(self, steps: int) -> None:
         if self.reorthogonalise == "none":
@@ -270,8 +275,10 @@ class Lanczos:
         if self.reorthogonalise == "full":
             *_, last = self._groups(k)
             last[-1].copy_(current)
-            self._orthogonalise(k, vector)
-        length = _dot(vector, vector) ** 0.5
+            squared = self._orthogonalise(k, vector)
+        else:
+            squared = _dot(vector, vector)
+        length = squared**0.5
         scale = max(map(abs, [*self._alpha[k], *self._beta[k]]), default=0.0)
         tiny = torch.finfo(vector.dtype).eps * 4 * max(scale, torch.finfo(vector.dtype).tiny)
         complete = self.reorthogonalise == "full" and len(self._alpha[k]) == self.operator.shape[0]
@@ -309,6 +316,6 @@ def lanczos(operator: Operator, start: Tensor, steps: int, reorthogonalise: Reor
 
 
 def _dot(a: Tensor, b: Tensor) -> float:
-    """Multiply and sum in float64, piece by piece so that no copy of a large vector is made."""
+    """Multiply and sum in float64, piece by piece so that no copy of a large vector leaves the cache."""
     pairs = zip(torch.split(a, PIECE), torch.split(b, PIECE), strict=True)
-    return sum(float((one * other).sum(dtype=torch.float64)) for one, other in pairs)
+    return float(torch.stack([torch.dot(one.double(), other.double()) for one, other in pairs]).sum())
