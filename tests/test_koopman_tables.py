@@ -131,7 +131,7 @@ def test_a_reduced_study_refines_where_the_suite_says_and_trains_no_branch(
 ) -> None:
     path = tmp_path / "reduced.toml"
     path.write_text(
-        suite_file.read_text().replace("[koopman]", '[koopman]\nrefined = ["1", "converged"]\nbranches = false')
+        suite_file.read_text().replace("[koopman]", '[koopman]\nrefined = ["1", "converged"]\nbranches = []')
     )
     suite = load_suite(str(path))
     folder = run_table("koopman-equivalence", suite, None, runs, command="test")
@@ -149,6 +149,26 @@ def test_a_reduced_study_refines_where_the_suite_says_and_trains_no_branch(
     folder = run_table("koopman-spectrum", suite, None, runs, command="test")
     pruned = json.loads((folder / "koopman-spectrum.json").read_text())["pruned"]
     assert all(row["jgp_refined"] is None for row in pruned)
+
+
+def test_a_study_of_one_network_refines_nothing_and_branches_off_for_one_seed(
+    runs: Path, suite_file: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "reduced.toml"
+    path.write_text(suite_file.read_text().replace("[koopman]", "[koopman]\nrefined = []\nbranches = [1]"))
+    suite = load_suite(str(path))
+    folder = run_table("koopman-equivalence", suite, None, runs, command="test")
+    rows = json.loads((folder / "koopman-equivalence.json").read_text())["rows"]
+    assert all(row["kmp_refined"] is None for row in rows)
+    text = (folder / "koopman-equivalence.md").read_text()
+    assert "No network was refined." in text
+    assert "K1" in text
+    assert "K2" not in text
+    folder = run_table("koopman-epochs", suite, None, runs, command="test")
+    plain = json.loads((folder / "koopman-epochs.json").read_text())
+    assert {row["seeds"] for row in plain["rows"]} == {2}
+    assert {row["seeds"] for row in plain["barriers"]} == {1}
+    assert "K9" in (folder / "koopman-epochs.md").read_text()
 
 
 # ------------------------------------------------------------------------------------------------- recording

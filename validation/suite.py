@@ -150,8 +150,9 @@ class KoopmanSettings:
         compressions: Compressions c, each at least 1; the sparsity is 1 - 1/c.
         batch_size: Samples per training step of these tables, the learning rate scaled in proportion; a small data set
             needs small batches for many snapshots. None keeps the recipe's.
-        refined: Recorded epochs whose pruned networks are refined, as texts, ``"converged"`` among them; none for all.
-        branches: Whether training branches off at every recorded epoch to measure linear mode connectivity.
+        refined: Recorded epochs whose pruned networks are refined, as texts, ``"converged"`` among them; None for all.
+        branches: Seeds of the networks whose training branches off at every recorded epoch to measure linear mode
+            connectivity; None for all.
         share: Fraction in (0, 1] of the paper's numbers of parameters that ``koopman-cost`` decomposes.
         svd_share: The same fraction for the full singular value decomposition, which is slow.
     """
@@ -159,14 +160,18 @@ class KoopmanSettings:
     epochs: tuple[int, ...] = (1, 5, 10, 20)
     compressions: tuple[float, ...] = (1, 2, 4, 8, 16, 32, 64)
     batch_size: int | None = None
-    refined: tuple[str, ...] = ()
-    branches: bool = True
+    refined: tuple[str, ...] | None = None
+    branches: tuple[int, ...] | None = None
     share: float = 1.0
     svd_share: float = 0.125
 
     def refines(self, label: str) -> bool:
         """Whether pruned networks of a recorded epoch are refined."""
-        return not self.refined or label in self.refined
+        return self.refined is None or label in self.refined
+
+    def branches_off(self, seed: int) -> bool:
+        """Whether training of the networks of a seed branches off."""
+        return self.branches is None or seed in self.branches
 
     def __post_init__(self) -> None:
         if min(self.epochs, default=1) < 1:

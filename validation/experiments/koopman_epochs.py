@@ -61,7 +61,7 @@ def run(cell: Cell, bench: Bench) -> Row:
             row = {"first": first, "second": second, "compression": compression, "floor": floor}
             points.append(row | {"overlap": overlap(masks[first], masks[second])})
     barriers = []
-    for point in one.points[:-1] if bench.suite.koopman.branches else ():
+    for point in one.points[:-1] if bench.suite.koopman.branches_off(cell.network.seed) else ():
         other = branch(one, bench, point, cell.network.seed + OTHER_ORDER, bench.folder)
         alike = [overlap(point.masks(c), magnitude_masks(point.model, sparsity(c))) for c in compressions]
         barriers.append(

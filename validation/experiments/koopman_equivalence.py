@@ -174,13 +174,19 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
         f"Made by `{command}`.",
         *recording_notes(suite),
         "Test accuracy right after pruning and after one epoch of re-training at 0.2 of the peak rate. LSP shuffles "
-        "the mask of GMP within every layer. Overlap is the share of kept weights in common."
-        + (f" Refined at {', '.join(map(when, suite.koopman.refined))} only." if suite.koopman.refined else ""),
+        "the mask of GMP within every layer. Overlap is the share of kept weights in common." + _where(suite),
         *words(table),
     ]
     title = f"Koopman against global magnitude pruning, suite {suite.name}"
     write_table(folder, NAME, title, notes, COLUMNS, table)
     _figure(table, folder / f"{NAME}.png")
+
+
+def _where(suite: Suite) -> str:
+    refined = suite.koopman.refined
+    if refined is None:
+        return ""
+    return f" Refined at {', '.join(map(when, refined))} only." if refined else " No network was refined."
 
 
 def _figure(table: Sequence[Row], path: Path) -> None:
