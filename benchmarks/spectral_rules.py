@@ -29,6 +29,7 @@ from estimators import (
     even_bracket,
     gauss,
     sphere_probes,
+    steady_gauss,
 )
 from pruning_limits.bounds import isotropic_limit
 from pruning_limits.magnitude import MagnitudeCurve, MagnitudeProfile
@@ -47,11 +48,12 @@ DEFLATED = 16
 RULES = {
     "gauss": "Gauss",
     "averaged": "averaged Gauss",
+    "steady": "steady Gauss",
     "below": "even moments, from below",
     "above": "even moments, from above",
     "geometric": "geometric mean of both",
-    "zeros": "averaged Gauss, exact zeros taken out",
-    "deflated": f"averaged Gauss, {DEFLATED} outliers deflated",
+    "zeros": "steady Gauss, exact zeros taken out",
+    "deflated": f"steady Gauss, {DEFLATED} outliers deflated",
 }
 
 
@@ -167,7 +169,7 @@ def readings(bed: Bed, steps: int, seed: int) -> dict[str, float]:
     """Read the limit off one Lanczos run by every rule, all at the same number of products."""
     size = len(bed.eigenvalues)
     matrix = tridiagonal(bed.eigenvalues, steps, seed)
-    rules = {"gauss": gauss(matrix), "averaged": averaged_gauss(matrix)}
+    rules = {"gauss": gauss(matrix), "averaged": averaged_gauss(matrix), "steady": steady_gauss(matrix)}
     rules["below"], rules["above"] = even_bracket(matrix)
     found = {name: bed.limit(SpectralMeasure((rule,), size)) for name, rule in rules.items()}
     found["geometric"] = 1 - math.sqrt((1 - found["below"]) * (1 - found["above"]))
@@ -179,7 +181,7 @@ def readings(bed: Bed, steps: int, seed: int) -> dict[str, float]:
         ("deflated", outliers, rest, 2 * DEFLATED),
     ):
         if steps > spent:
-            nodes, weights = averaged_gauss(tridiagonal(left, steps - spent, seed))
+            nodes, weights = steady_gauss(tridiagonal(left, steps - spent, seed))
             both = np.append(nodes, known), np.append(weights * len(left) / size, np.full(len(known), 1 / size))
             found[name] = bed.limit(SpectralMeasure((both,), size))
     return found
@@ -239,7 +241,7 @@ def figure(rows: list[Row], path: Path) -> None:
             alpha=0.2,
             label="bracket from even moments",
         )
-        for rule, colour in (("gauss", BLUE), ("averaged", ORANGE), ("geometric", GREEN)):
+        for rule, colour in (("gauss", BLUE), ("averaged", GREEN), ("steady", ORANGE)):
             panel.plot(across, [row[rule] for row in own], ".-", color=colour, label=RULES[rule])
         panel.axhline(0, color=GREY, linewidth=0.8)
         panel.set(xscale="log", xticks=across, xticklabels=across)

@@ -7,7 +7,7 @@ from estimators.errors import UserError
 from estimators.lanczos import Lanczos, Tridiagonal, lanczos
 from estimators.objective import Objective
 from estimators.penalty import L1, L2, Penalty
-from estimators.quadrature import averaged_gauss, even_bracket, gauss, gauss_radau
+from estimators.quadrature import averaged_gauss, even_bracket, gauss, gauss_radau, steady_gauss
 from estimators.spectrum import SpectralMeasure, dense_measure, measure_of, spectral_measure, sphere_probes
 from estimators.symmetry import check_symmetric
 from estimators.trace import TraceEstimate, block_traces, diagonal, hutch_plus_plus, hutchinson, row_norms, xtrace
@@ -43,5 +43,6 @@ __all__ = [
     "row_norms",
     "spectral_measure",
     "sphere_probes",
+    "steady_gauss",
     "xtrace",
 ]

@@ -9,7 +9,7 @@ from helpers import Dense, assert_close, random, tolerance
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from estimators import Tridiagonal, averaged_gauss, even_bracket, gauss, gauss_radau, lanczos
+from estimators import Tridiagonal, averaged_gauss, even_bracket, gauss, gauss_radau, lanczos, steady_gauss
 
 SPECTRA = {
     "signed": torch.linspace(-1, 1, 40, dtype=torch.float64),
@@ -123,6 +123,41 @@ def test_averaged_rule_by_hand():
     nodes, weights = averaged_gauss(Tridiagonal(np.array([0.0, 0.0]), np.array([1.0]), 2.0, False))
     assert_close(nodes, [-(5**0.5), 0.0, 5**0.5])
     assert_close(weights, [0.1, 0.8, 0.1])
+
+
+@pytest.mark.parametrize(("steps", "count"), [(1, 1), (5, 1), (6, 2), (15, 5), (24, 8), (35, 8)])
+def test_steady_rule_is_the_mean_of_the_last_averaged_rules(steps, count):
+    spectrum = SPECTRA["signed"]
+    matrix, weight = run(spectrum, steps)
+    nodes, weights = rule = steady_gauss(matrix)
+    assert len(nodes) == len(weights) == sum(2 * (steps - back) - 1 for back in range(count))
+    assert (weights >= 0).all()
+    assert_close(weights.sum(), 1.0)
+
+    def value(rule):
+        return rule[1] @ (0.01 / (0.01 + np.abs(rule[0])))
+
+    assert_close(value(rule), np.mean([value(averaged_gauss(matrix.head(steps - back))) for back in range(count)]))
+    for degree in range(2 * (steps - count + 1)):
+        assert abs(error(rule, spectrum, weight, lambda x, k=degree: x**k)) <= tolerance(torch.float64)
+
+
+def test_steady_rule_of_many_steps_is_one_averaged_rule():
+    matrix = Tridiagonal(np.zeros(600), np.ones(599), 1.0, exhausted=False)
+    for one, other in zip(steady_gauss(matrix), averaged_gauss(matrix), strict=True):
+        assert_close(one, other)
+
+
+def test_steady_rule_moves_less_from_step_to_step_in_a_narrow_bulk():
+    generator = np.random.default_rng(0)
+    spectrum = torch.from_numpy(np.concatenate([10 / np.arange(1, 31), 0.003 * generator.standard_normal(1500)]))
+    matrices = [run(spectrum, 30, seed)[0] for seed in range(10)]
+
+    def moved(rule):
+        rules = [[rule(matrix.head(steps)) for steps in range(18, 31)] for matrix in matrices]
+        return np.abs(np.diff([[w @ (0.003 / (0.003 + np.abs(x))) for x, w in one] for one in rules])).mean()
+
+    assert moved(steady_gauss) < min(moved(gauss), moved(averaged_gauss)) / 2
 
 
 def test_by_hand():
