@@ -328,7 +328,9 @@ def _comparison(limit_path: Path | None, pruned: Path, options: dict[str, Any]) 
 
 
 @main.command()
-@click.option("--suite", "suite_name", default="quick", show_default=True, help=f"{', '.join(known_suites())}, or a .toml file.")
+@click.option(
+    "--suite", "suite_name", default="quick", show_default=True, help=f"{', '.join(known_suites())}, or a .toml file."
+)
 @click.option("--table", "names", multiple=True, type=click.Choice(list(tables())), help="Default: every table.")
 @click.option("--data-dir", type=click.Path(path_type=Path), help=f"Where data lie (or {DATA_DIR_VARIABLE}).")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("runs"), show_default=True)
