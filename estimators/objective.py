@@ -23,6 +23,7 @@ from estimators.kernels import twice_differentiable
 from estimators.memory import GIB, available, retried
 from estimators.parameters import choose_parameters, flatten, named, pruning_masks
 from estimators.penalty import Penalty
+from estimators.sampling import Weighted, inclusion, systematic, weighted
 from estimators.unfit import refuse_unfit
 
 LOGGER = logging.getLogger("pruning_limits")
@@ -74,6 +75,8 @@ class Objective:
         names: Names of the chosen parameters, in order.
         dimension: Number D of chosen weights.
         most: Most samples that are passed at once; None passes batches as they come.
+        picked: Of a sub-sample, the numbers of its samples in loader order; None of all data.
+        factors: Of a sub-sample, what their losses are multiplied by; None of all data.
 
     Example:
         >>> model = nn.Linear(2, 2)
@@ -109,6 +112,7 @@ class Objective:
         self.device, self.dtype = first.device, first.dtype
         self.most: int | None = None
         self.picked: Tensor | None = None
+        self.factors: Tensor | None = None
         self._samples: int | None = None
         self._own_samples: int | None = None
         self._batches_seen = ""
@@ -327,50 +331,80 @@ class Objective:
             total += self.penalty.gradient(self.vector())
         return _in_loader_order(found), total
 
-    def subset(self, samples: int, seed: int = 0) -> Objective:
-        """Freeze a random sub-sample of the data in memory.
+    def subset(self, samples: int, seed: int = 0, scores: Tensor | None = None) -> Objective:
+        r"""Freeze a random sub-sample of the data in memory.
+
+        With scores a sample is drawn with a probability in proportion to its score, :math:`\pi_j`, and its loss is
+        multiplied by :math:`n/(N \pi_j)`, so that values, gradients and products estimate those of all data without
+        bias, and with the less noise the more a sample's share in them goes with its score.
 
         Args:
-            samples: Number of samples, drawn without replacement; at least the whole data set means all of it.
+            samples: Number n of samples, drawn without replacement; at least the whole data set means all N of it.
             seed: Seed of the draw; the global random state is not used.
+            scores: One positive number per sample ``[N]``, in loader order, where ``loss_fn`` returns one loss per
+                sample; None draws all with equal probability.
 
         Returns:
             The same objective on the sub-sample, a part of it on every rank, or this one when it asks for everything.
-            Its ``picked`` holds the numbers of the samples in loader order.
+            Its ``picked`` holds the numbers of the samples in loader order, its ``factors`` what their losses are
+            multiplied by.
+
+        Source: Madow, On the theory of systematic sampling II, Annals of Mathematical Statistics 20, 1949; Horvitz and
+        Thompson, Journal of the American Statistical Association 47, 1952.
         """
         total = self.samples
         if samples >= total:
             return self
         if samples < 1:
             raise UserError(f"samples: expected at least 1, got {samples}")
-        order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
-        chosen = order[:samples].sort().values
+        generator = torch.Generator().manual_seed(seed)
+        if scores is None:
+            chosen = torch.randperm(total, generator=generator)[:samples].sort().values
+            factors = torch.ones(samples, dtype=torch.float64)
+        else:
+            if scores.shape != (total,):
+                raise UserError(f"scores: expected {total}, one per sample, got shape {tuple(scores.shape)}")
+            odds = inclusion(scores, samples)
+            chosen = systematic(odds, samples, generator)
+            factors = samples / total / odds[chosen]
         wanted = self._own_part(chosen)
+        everyone = torch.zeros(total, dtype=torch.float64)
+        everyone[chosen] = factors
+        own = everyone[self._own_start() :].to(self.dtype)
         picked, start, largest = [], 0, 1
         with self.one_pass():
             for _, batch, size in self._numbered():
                 largest = max(largest, size)
                 rows = wanted[start : start + size].nonzero().squeeze(1)
-                start += size
                 if len(rows):
-                    picked.append(map_leaves(lambda leaf, rows=rows, size=size: pick_rows(leaf, rows, size), batch))
+                    part = map_leaves(lambda leaf, rows=rows, size=size: pick_rows(leaf, rows, size), batch)
+                    picked.append(part if scores is None else Weighted(part, own[start + rows]))
+                start += size
         result = Objective(
-            self.model, Shard(rebatched(picked, max(largest, 256))), self.loss_fn, self.penalty, self.patterns
+            self.model,
+            Shard(rebatched(picked, max(largest, 256))),
+            self.loss_fn if scores is None else weighted(self.loss_fn),
+            self.penalty,
+            self.patterns,
         )
         result._samples, result._own_samples, result.most = samples, int(wanted.sum()), self.most
-        result.picked = chosen
+        result.picked, result.factors = chosen, factors
         return result
+
+    def _own_start(self) -> int:
+        """Number of the first sample of this rank's loader among all."""
+        if not isinstance(self.loader, Shard):
+            return 0
+        return sum(distributed.gathered(self._own_samples or 0)[: distributed.rank()])
 
     def _own_part(self, chosen: Tensor) -> Tensor:
         """Mark which samples of this rank's loader it takes of the chosen ones, given by their number among all."""
-        seen, start = self._own_samples or 0, 0
-        if isinstance(self.loader, Shard):
-            start = sum(distributed.gathered(seen)[: distributed.rank()])
-        else:
+        start = self._own_start()
+        if not isinstance(self.loader, Shard):
             chosen = chosen.tensor_split(distributed.world())[distributed.rank()]
         wanted = torch.zeros(self.samples, dtype=torch.bool)
         wanted[chosen] = True
-        return wanted[start : start + seen]
+        return wanted[start : start + (self._own_samples or 0)]
 
     @contextmanager
     def held(self) -> Iterator[None]:
