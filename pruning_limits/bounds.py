@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -107,11 +108,17 @@ def isotropic_limit(
     return IsotropicLimit(root, error / max(1.0, -slope), scale(root))
 
 
-def largest_passing(passes: Callable[[float], bool], guess: float, dimension: int, resolution: float = 1e-4) -> float:
-    """Find where a monotone test of sparsity stops to pass, in few evaluations when the guess is good.
+def largest_passing(
+    rise: Callable[[float], float], allowed: float, guess: float, dimension: int, resolution: float = 1e-4
+) -> float:
+    """Find up to which sparsity a rising function stays within what is allowed, in few evaluations.
+
+    From the guess on a bracket is sought, then narrowed by interpolation between the logarithms of rise and kept count,
+    and by halving where that does not halve it.
 
     Args:
-        passes: Test of a sparsity; assumed to pass below and fail above some point.
+        rise: Function of sparsity; assumed to pass below and fail above some point, by whatever values.
+        allowed: Largest value that passes.
         guess: Where the point may lie.
         dimension: Number D of weights; the answer is a multiple of 1/D.
         resolution: Wanted width of the final bracket, in sparsity.
@@ -122,10 +129,12 @@ def largest_passing(passes: Callable[[float], bool], guess: float, dimension: in
     width = max(1, round(resolution * dimension))
     stride = max(width, dimension // 128)
     low, high = 0, dimension + 1
+    values: dict[int, float] = {}
 
     def probe(count: int) -> None:
         nonlocal low, high
-        if passes(count / dimension):
+        values[count] = rise(count / dimension)
+        if values[count] <= allowed:
             low = count
         else:
             high = count
@@ -137,9 +146,24 @@ def largest_passing(passes: Callable[[float], bool], guess: float, dimension: in
     while low == 0 and high > 1:
         probe(max(1, high - stride))
         stride *= 4
-    while high - low > width:
-        probe((low + high) // 2)
+    halved = True
+    while (before := high - low) > width:
+        middle = (low + high) // 2
+        probe(_beyond(low, high, values, allowed, dimension, width) if halved else middle)
+        halved = not halved or 2 * (high - low) <= before + 1
     return low / dimension
+
+
+def _beyond(low: int, high: int, values: dict[int, float], allowed: float, dimension: int, width: int) -> int:
+    """Return a count half a width beyond the interpolated crossing, seen from the nearer end; else the middle."""
+    middle = (low + high) // 2
+    if low == 0 or not (0 < values[low] <= allowed < values[high] < math.inf):
+        return middle
+    ends = [math.log(max(dimension - count, 0.5)) for count in (low, high)]
+    share = math.log(allowed / values[low]) / math.log(values[high] / values[low])
+    crossing = dimension - math.exp(ends[0] + share * (ends[1] - ends[0]))
+    half = width / 2 if crossing < middle else -width / 2
+    return min(high - 1, max(low + 1, round(crossing + half)))
 
 
 @dataclass(frozen=True)
@@ -178,8 +202,8 @@ def measured_limit(
             rises[sparsity] = objective.value(profile.vector - profile.removed(sparsity)) - start
         return rises[sparsity]
 
-    sparsity = largest_passing(lambda s: rise(s) <= epsilon, guess, profile.dimension)
-    for kept in (4.0, 2.0, 1.4, 0.7, 0.5, 0.25):
+    sparsity = largest_passing(rise, epsilon, guess, profile.dimension)
+    for kept in (4.0, 2.0, 0.5, 0.25):
         outside = 1 - kept * (1 - sparsity)
         if 0 < outside < 1:
             rise(removed_count(outside, profile.dimension) / profile.dimension)
@@ -202,10 +226,9 @@ def quadratic_limit(
         The sparsity, to a resolution of 1e-3 or one weight.
     """
 
-    def passes(sparsity: float) -> bool:
+    def rise(sparsity: float) -> float:
         removed = profile.removed(sparsity)
         product = operator.matmat(removed[:, None])[:, 0]
-        rise = 0.5 * removed.double().dot(product.double()) - gradient.double().dot(removed.double())
-        return float(rise) <= epsilon
+        return float(0.5 * removed.double().dot(product.double()) - gradient.double().dot(removed.double()))
 
-    return largest_passing(passes, guess, profile.dimension, resolution=1e-3)
+    return largest_passing(rise, epsilon, guess, profile.dimension, resolution=1e-3)

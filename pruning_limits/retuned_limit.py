@@ -69,14 +69,14 @@ def retuned_limit(
         raise UserError(f"epsilon: expected a positive number (the allowed rise of the objective), got {epsilon}")
     found: dict[float, Retuned] = {}
 
-    def passes(sparsity: float) -> bool:
+    def rise(sparsity: float) -> float:
         kept = flatten(list(profile.masks(sparsity).values()))
         found[sparsity] = retune(
             operator, profile.vector, kept, gradient, damping, floor, diagonal, tolerance, steps, target=epsilon
         )
-        return found[sparsity].rise <= epsilon
+        return found[sparsity].rise
 
-    sparsity = largest_passing(passes, guess, profile.dimension, resolution)
+    sparsity = largest_passing(rise, epsilon, guess, profile.dimension, resolution)
     open_ends = [s for s, one in found.items() if one.rise > epsilon and one.status.startswith("un")]
     first = min(open_ends, default=None)
     return RetunedLimit(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -113,20 +114,43 @@ def test_negative_must_be_known() -> None:
         isotropic_limit(measure, profile.curve(), 1.0, "drop")  # type: ignore[arg-type]
 
 
-@settings(max_examples=300)
+RISES: dict[str, Callable[[float, float], float]] = {
+    "step": lambda count, last: 3.0 * (count > last) - 1,
+    "power": lambda count, last: ((count + 1) / (last + 1.5)) ** 3,
+    "steep": lambda count, last: math.exp(min(700.0, 40 * (count - last - 0.5) / (last + 1))),
+    "flat, then infinite": lambda count, last: 1e-9 if count <= last else math.inf,
+    "nothing, then not a number": lambda count, last: 0.0 if count <= last else math.nan,
+}
+
+
+@pytest.mark.parametrize("shape", RISES)
+@settings(max_examples=100)
 @given(st.integers(1, 3000), st.data())
-def test_largest_passing_finds_the_last_count_that_passes(dimension: int, data: st.DataObject) -> None:
+def test_largest_passing_finds_the_last_count_that_passes(shape: str, dimension: int, data: st.DataObject) -> None:
     last = data.draw(st.integers(0, dimension))
     guess = data.draw(st.floats(0, 1))
     calls = []
 
-    def passes(sparsity: float) -> bool:
+    def rise(sparsity: float) -> float:
         calls.append(sparsity)
-        return round(sparsity * dimension) <= last
+        return RISES[shape](round(sparsity * dimension), last)
 
-    assert round(largest_passing(passes, guess, dimension, resolution=1e-9) * dimension) == last
+    assert round(largest_passing(rise, 1.0, guess, dimension, resolution=1e-9) * dimension) == last
     assert len(calls) <= 40
     assert len(set(calls)) == len(calls)
+
+
+@pytest.mark.parametrize("power", [1.0, 2.0, 3.0])
+@pytest.mark.parametrize("guess", [0.96, 0.969, 0.98])
+def test_largest_passing_of_a_smooth_rise_takes_few_evaluations(power: float, guess: float) -> None:
+    calls = []
+
+    def rise(sparsity: float) -> float:
+        calls.append(sparsity)
+        return math.exp(2 * (sparsity - 0.97)) * (0.03 / max(1 - sparsity, 1e-9)) ** power
+
+    assert largest_passing(rise, 1.0, guess, 4_000_000) == pytest.approx(0.97, abs=1e-4)
+    assert len(calls) <= 6
 
 
 def test_transition_width_matches_the_theorem_and_refuses_bad_eta() -> None:
@@ -182,12 +206,13 @@ def test_measured_and_quadratic_limits_agree_with_enumeration_on_a_quadratic() -
 
 def test_the_linear_term_enters_the_quadratic_limit() -> None:
     objective, profile, matrix = quadratic_problem()
-    epsilon, gradient = 0.7, -0.05 * profile.vector
+    epsilon, gradient = 0.7, -0.1 * profile.vector
     rises = []
     for count in range(61):
         d = profile.removed(count / 60)
         rises.append(float(0.5 * d @ matrix @ d - gradient @ d))
     last = next(count for count in range(61) if rises[count] > epsilon) - 1
+    assert all(rise > epsilon for rise in rises[last + 1 :])
     operator = Hessian(objective)
     assert round(quadratic_limit(operator, gradient, profile, epsilon, 0.9) * 60) == last
     assert quadratic_limit(operator, 0 * gradient, profile, epsilon, 0.9) * 60 > last

@@ -137,7 +137,12 @@ def limits_and_truths(objective: Objective) -> Row:
 
     def last(rise: Callable[[float], float | None]) -> float:
         """Return the last sparsity that passes; a model that falls without end passes."""
-        return largest_passing(lambda s: (value := rise(s)) is None or value <= epsilon, guess, profile.dimension)
+
+        def known(sparsity: float) -> float:
+            value = rise(sparsity)
+            return -math.inf if value is None else value
+
+        return largest_passing(known, epsilon, guess, profile.dimension)
 
     rises: dict[str, Callable[[float], float | None]] = {
         "quadratic": lambda s: one_shot.rise(removed(s)),
