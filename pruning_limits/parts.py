@@ -96,7 +96,8 @@ class Estimate:
         steps: Lanczos steps.
         step_error: Half-width from the number of steps, in sparsity.
         sample_error: Half-width from the data sub-sample, in sparsity; zero for all data.
-        growth: Factor by which the kept fraction grows from the sub-sample to all data, extrapolated; at least 1.
+        growth: Factor from the kept fraction on the sub-sample to that on all data, extrapolated: at least 1 for the
+            GGN, at most 1 for the Hessian.
         above: The GGN's measure by the Gauss-Radau rule, which errs to higher sparsity; None where one measure does.
         bracket: Measures of the Hessian's absolute value that err to lower and to higher sparsity, or None.
     """

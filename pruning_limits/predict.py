@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from estimators import L1, Objective, Operator, Penalty, UserError
+from estimators.default_loss import cross_entropy
 from estimators.distributed import gathered
 from estimators.forwards import Precision
 from estimators.intact import intact
@@ -28,7 +29,7 @@ from pruning_limits.directions import slopes
 from pruning_limits.magnitude import MagnitudeProfile
 from pruning_limits.parts import Cost, Estimate, Layer, Sharpness
 from pruning_limits.result import PruningLimit, isotropic, upper_bound
-from pruning_limits.spectra import DIAGNOSTIC_SAMPLES, FEWEST_AT_MOST, Progress, Spectra
+from pruning_limits.spectra import DIAGNOSTIC_SAMPLES, FEWEST_AT_MOST, POOL_SAMPLES, Progress, Spectra
 
 EPSILON_BATCH, LARGEST_SEED = 128, 1 << 62
 NOTED_SHARE = 0.1
@@ -78,11 +79,12 @@ def predict_limit(
         negative: What a negative eigenvalue counts as, ``"abs"`` or ``"clip"`` (to zero).
         parameters: Name patterns of the prunable weights; default the weights of convolution and linear layers, the
             input projections of attention among them.
-        samples: Size of the random data sub-sample for curvature products; None doubles it from 1,024 until its error
-            is within ``tolerance`` or below that of the steps, or 16,384 samples are reached.
+        samples: Size of the random data sub-sample for curvature products; None doubles it from 1,024 until its
+            error is within ``tolerance`` or below that of the steps, or 16,384 samples are reached. With the default
+            loss badly fitted samples, which have most of the curvature, are drawn more often and weighted less.
         tolerance: Wanted numerical half-width of the limit, in sparsity.
         probes: Random vectors; None takes 1 for large models and more for small ones.
-        steps: Lanczos steps; None advances from 24 on until their error is within ``tolerance`` or twice the steps
+        steps: Lanczos steps; None advances from 16 on until their error is within ``tolerance`` or twice the steps
             narrow it by less than a third, at most to 96; for small models, whose steps are cheap, for as long as it
             takes up to 512. With D steps or more, and for models of at most 512 weights, the whole matrix is built and
             its eigenvalues are exact.
@@ -130,16 +132,11 @@ def predict_limit(
         objective = Objective(model, loader, loss_fn, penalty, parameters)
         profile = MagnitudeProfile(objective.chosen)
         kept = profile.vector != 0 if profile.zeros else None
-        # With L1 only a note depends on the gradient. It comes first: it needs more memory and may split batches.
-        part = objective.subset(DIAGNOSTIC_SAMPLES, seed) if isinstance(penalty, L1) else objective
-        again, gradient = part.losses_and_gradient()
+        # The gradient of all data comes first: it needs more memory and may split batches.
+        first = None if isinstance(penalty, L1) else objective.losses_and_gradient()
         losses, sizes = objective.sample_losses()
-        if part.picked is None or len(losses) == objective.samples:
-            _check_repeatable(losses if part.picked is None else losses[part.picked], again)
-        else:
-            _check_repeatable(losses, objective.sample_losses()[0])
-        if kept is not None:
-            gradient *= kept
+        if first is not None:
+            _check_repeatable(losses, first[0])
         dense = float((losses * sizes).sum() / sizes.sum()) + objective.penalty_value(objective.chosen)
         allowed = batch_deviation(losses, sizes) if epsilon == "batch-std" else _positive(epsilon)
         settings = {
@@ -157,7 +154,14 @@ def predict_limit(
         if precision != "full":
             settings["precision"] = precision
         LOGGER.info("%s weights, objective %.6g, epsilon %.4g", f"{profile.dimension:,}", dense, allowed)
-        spectra = Spectra(objective, profile.curve(), allowed, settings, progress, checkpoint, losses, kept)
+        shares = _curvature_shares(objective, losses)
+        spectra = Spectra(objective, profile.curve(), allowed, settings, progress, checkpoint, losses, kept, shares)
+        part = objective if first is not None else spectra.subset(POOL_SAMPLES)
+        again, gradient = first or part.losses_and_gradient()
+        if first is None:  # with L1 only a note depends on the gradient
+            _check_repeatable(*_comparable(objective, part, losses, again))
+        if kept is not None:
+            gradient *= kept
         hessian = spectra.estimate(curvature)
         ggn = hessian if curvature == "ggn" else spectra.estimate("ggn")
         error = isotropic_limit(hessian.measure, spectra.curve, allowed, negative).standard_error
@@ -269,6 +273,22 @@ def _status(estimate: Estimate, standard_error: float, tolerance: float, total: 
     }
     cause = max(causes, key=lambda one: causes[one])
     return f"unresolved: half-width {half:.4f} exceeds tolerance {tolerance}; {cause}"
+
+
+def _curvature_shares(objective: Objective, losses: Tensor) -> Tensor | None:
+    """Probability of a wrong label, with which the curvature of a cross-entropy goes; None for other losses."""
+    wrong = -torch.expm1(-losses)
+    known = objective.loss_fn is cross_entropy and len(losses) == objective.samples
+    return wrong if known and bool(wrong.any()) else None
+
+
+def _comparable(objective: Objective, part: Objective, losses: Tensor, again: Tensor) -> tuple[Tensor, Tensor]:
+    """Return losses of two passes over the same samples, the second of them ``again`` where it can be compared."""
+    if part.picked is None or part.factors is None:
+        return losses, again
+    if len(losses) < objective.samples:
+        return losses, objective.sample_losses()[0]
+    return losses[part.picked] * part.factors, again
 
 
 def _notes(

@@ -138,8 +138,8 @@ def _row(kind: type[Row], plain: dict[str, Any]) -> Row:
 
 def _estimate(plain: dict[str, Any]) -> Estimate:
     growth = float(plain["growth"])
-    if not 1 <= growth < float("inf"):
-        raise ValueError(f"growth is {growth}, expected at least 1")
+    if not 0 < growth < float("inf"):
+        raise ValueError(f"growth is {growth}, expected a positive number")
     return Estimate(
         measure=_measure(plain["measure"]),
         samples=int(plain["samples"]),

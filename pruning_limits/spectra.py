@@ -25,13 +25,13 @@ from estimators import (
     SpectralMeasure,
     Tridiagonal,
     UserError,
-    averaged_gauss,
     dense_measure,
     even_bracket,
     gauss,
     gauss_radau,
     measure_of,
     sphere_probes,
+    steady_gauss,
 )
 from estimators.distributed import gathered, rank, together
 from estimators.files import load_tensors, save_tensors
@@ -44,13 +44,14 @@ from pruning_limits.directions import Directions, Slope, slopes
 from pruning_limits.magnitude import MagnitudeCurve, MagnitudeProfile
 from pruning_limits.parts import Estimate
 
-LEAST_STEPS, STEPS_AT_ONCE = 24, 4
+LEAST_STEPS, STEPS_AT_ONCE = 16, 4
 FEWEST_AT_MOST, MOST_AT_MOST, MOST_NUMBERS = 96, 512, 2_000_000
-LEAST_SAMPLES, MOST_SAMPLES, DIAGNOSTIC_SAMPLES = 1024, 16384, 8192
+LEAST_SAMPLES, POOL_SAMPLES, MOST_SAMPLES, DIAGNOSTIC_SAMPLES, COMPARED = 1024, 2048, 16384, 1024, 8
 BASIS_MEMORY = 4 << 30
 DENSE = 512
 SLOW = 2 / 3
-MOST_KNOTS, KNOT_DISTANCE = 4, 0.1
+LEAST_GROWTH, LEAN, BENT = 0.5, 0.4, 0.7
+MOST_KNOTS, KNOT_DISTANCE, FLATTER = 4, 0.25, 5
 WRITING_SHARE = 0.05
 LOGGER = logging.getLogger("pruning_limits")
 Known = list[tuple[float, float]]
@@ -60,7 +61,9 @@ Progress = bool | Callable[[str, int, int], None] | None
 class Spectra:
     """Spectral estimates of one prediction, their sub-samples and operators shared.
 
-    Weights that are removed already, False in ``kept`` ``[D]``, have no curvature; None where all are kept.
+    Weights that are removed already, False in ``kept`` ``[D]``, have no curvature; None where all are kept. Half of the
+    draw goes in proportion to the samples' ``shares`` ``[N]`` in the curvature, half to all alike, so that no weight of
+    a sample exceeds 2; None draws all alike.
     """
 
     def __init__(
@@ -73,8 +76,9 @@ class Spectra:
         checkpoint: str | Path | None,
         losses: Tensor,
         kept: Tensor | None = None,
+        shares: Tensor | None = None,
     ) -> None:
-        self.kept = kept
+        self.kept, self.scores = kept, None if shares is None else shares + shares.mean()
         self.objective, self.curve, self.epsilon = objective, curve, epsilon
         self.settings, self.progress = settings, progress
         self._subsets: dict[int, Objective] = {}
@@ -91,10 +95,14 @@ class Spectra:
         return sum(samples * operator.products for (_, samples), operator in self._operators.items())
 
     def subset(self, samples: int) -> Objective:
-        """Return the frozen sub-sample of a size, drawn once."""
+        """Return the frozen sub-sample of a size, drawn once, the small ones from one of all data."""
         count = min(samples, self.objective.samples)
         if count not in self._subsets:
-            self._subsets[count] = self.objective.subset(count, self.settings["seed"])
+            seed = self.settings["seed"]
+            if count < POOL_SAMPLES < self.objective.samples:
+                self._subsets[count] = self.subset(POOL_SAMPLES).subset(count, seed)
+            else:
+                self._subsets[count] = self.objective.subset(count, seed, self.scores)
         return self._subsets[count]
 
     def operator(self, kind: str, samples: int) -> Hessian | GGN:
@@ -115,32 +123,29 @@ class Spectra:
             operator.forwards.forget()
 
     def estimate(self, kind: str) -> Estimate:
-        """Estimate one spectrum; its sample error compares the sub-sample with half of it.
+        """Estimate one spectrum; its sample error compares the sub-sample with an eighth of it, or of the first.
 
         More samples are taken as long as their error counts: below the step error it does not.
         """
         total, wanted = self.objective.samples, self.settings["samples"]
-        if wanted is not None:
-            count = min(wanted, total)
-            before = None if count == total or count < 2 else self._run(kind, count // 2)
-            if before is not None:
-                self._forget(kind, count // 2)
-            return self._compared(kind, self._run(kind, count), before)
-        count = min(LEAST_SAMPLES, total)
-        before = None
+        count = min(wanted or LEAST_SAMPLES, total)
+        roots: dict[int, float] = {}
+        if 1 < count < total:
+            first = max(1, count // COMPARED)
+            roots[first] = self._root(self._run(kind, first))
+            self._forget(kind, first)
         while True:
-            current = self._compared(kind, self._run(kind, count), before)
-            enough = max(self._wanted(kind)[1], current.step_error)
-            settled = before is not None and current.sample_error <= enough
-            if count == total or settled or count >= MOST_SAMPLES:
+            current = self._compared(kind, self._run(kind, count), roots)
+            settled = current.sample_error <= max(self._wanted(kind)[1], current.step_error)
+            if wanted is not None or count == total or settled or count >= MOST_SAMPLES:
                 return current
             self._forget(kind, count)
-            before, count = current, min(2 * count, total)
+            count = min(2 * count, total)
 
     def _wanted(self, kind: str) -> tuple[float, float]:
-        """Step and sample error to aim at: parts of the tolerance, or all of it for what the interval leaves out."""
+        """Step and sample error to aim at: parts of the tolerance, or more for what the interval leaves out."""
         tolerance = self.settings["tolerance"]
-        return (tolerance / 4, tolerance / 2) if kind == self.settings["curvature"] else (tolerance, tolerance)
+        return (tolerance / 4, tolerance / 2) if kind == self.settings["curvature"] else (2 * tolerance, tolerance)
 
     def _most(self, dimension: int) -> int:
         """Largest number of steps: more for a small model, whose products cost little."""
@@ -153,20 +158,30 @@ class Spectra:
         free = min(gathered(available(self.objective.device)))
         return "full" if size <= min(BASIS_MEMORY, free // 2) else "none"
 
-    def _compared(self, kind: str, current: Estimate, before: Estimate | None) -> Estimate:
-        """Add the sample error: as much again for every doubling up to all data.
+    def _compared(self, kind: str, current: Estimate, roots: dict[int, float]) -> Estimate:
+        """Carry the limit to all data from the smallest and this sub-sample. What is corrected counts as error.
 
-        The GGN, whose rank the samples limit, is extrapolated linearly in log(samples).
+        The noise in the Hessian shrinks with more samples, and the kept fraction with it, linearly in log(samples). The
+        rank of the GGN grows: at first by a power law in the odds of the kept fraction, towards all data linearly too.
+        The farther all data are, the more the geometric mean of both leans to the power law.
         """
-        if before is None or current.samples == self.objective.samples:
+        if current.samples == self.objective.samples:
             return current
-        root, doublings = self._root(current), math.log2(self.objective.samples / current.samples)
-        change = self._root(before) - root
-        current = replace(current, sample_error=abs(change) * max(1.0, doublings))
+        if not roots:
+            return replace(current, sample_error=1.0)
+        first, least = min(roots), 1 / self.objective.dimension
+        kept, before = (min(1 - least, max(least, 1 - root)) for root in (self._root(current), roots[first]))
+        left = math.log2(self.objective.samples / current.samples)
+        share = left / math.log2(current.samples / first)
+        linear = 1 + (1 - before / kept) * share
         if kind == "hessian":
-            return current
-        growth = 1 + max(0.0, change) * doublings / max(1 - root, 1 / self.objective.dimension)
-        return replace(current, growth=growth)
+            growth = min(1.0, max(LEAST_GROWTH, linear))
+        else:
+            odds = kept / (1 - kept) * (kept / (1 - kept) * (1 - before) / before) ** share
+            lean = min(1.0, max(0.0, LEAN * (share - BENT)))
+            growth = max(1.0, linear) ** (1 - lean) * max(1.0, odds / (1 + odds) / kept) ** lean
+        error = kept * max(abs(growth - 1), abs(linear - 1) / min(1.0, left))
+        return replace(current, sample_error=error, growth=growth)
 
     def _root(self, estimate: Estimate) -> float:
         """Limit on the sub-sample itself."""
@@ -193,7 +208,8 @@ class Spectra:
                 tell(run.steps)
                 matrices = _matrices(run)
                 ended = run.steps >= most or (run.steps > 0 and all(one.exhausted for one in matrices))
-                if ended or (self.settings["steps"] is None and run.steps >= LEAST_STEPS):
+                least = LEAST_STEPS if kind == self.settings["curvature"] else LEAST_STEPS // 2
+                if ended or (self.settings["steps"] is None and run.steps >= least):
                     found = self._read(kind, matrices, samples, known)
                     LOGGER.debug("%s: step error %.4g after %d steps", key, found.step_error, run.steps)
                     done = found.step_error <= self._wanted(kind)[0]
@@ -231,7 +247,7 @@ class Spectra:
         """
         low = max(self._root(estimate), (profile.zeros + 1) / profile.dimension)
         found: Directions | None = None
-        wanted = sorted({low, 1 - (1 - low) / 3})
+        wanted = sorted({low, 1 - (1 - low) / FLATTER})
         while True:
             found = self._along(estimate, profile, gradient, wanted, found)
             root = self._directional(estimate, found)
@@ -272,8 +288,8 @@ class Spectra:
                         for rule in (gauss, partial(gauss_radau, node=self._floor))
                     )
                     gap = self._gap(estimate, low, high)
-                    done = all(matrix.exhausted for matrix in matrices)
-                    if done or run.steps >= most or gap <= self.settings["tolerance"] / 4:
+                    enough = run.steps >= LEAST_STEPS // 2 and gap <= self.settings["tolerance"] / 2
+                    if enough or run.steps >= most or all(matrix.exhausted for matrix in matrices):
                         self._store.save(key, run, finished=True)
                         return replace(high, step_error=max(gap, known.step_error if known else 0.0))
                 run.advance(min(STEPS_AT_ONCE, most - run.steps))
@@ -340,7 +356,7 @@ def estimate_of(
     floor: float = 0.0,
     negative: Negative = "abs",
 ) -> Estimate:
-    """Read a spectrum off Lanczos matrices: averaged Gauss rule for the Hessian, Gauss and Gauss-Radau for the GGN.
+    """Read a spectrum off Lanczos matrices: steady Gauss rule for the Hessian, Gauss and Gauss-Radau for the GGN.
 
     The geometric mean of the two kept fractions moves far less from step to step than either, because the small
     eigenvalues of the GGN spread over decades.
@@ -358,7 +374,7 @@ def estimate_of(
     """
     steps = max(matrix.steps for matrix in matrices)
     if kind == "hessian":
-        measure, bracket = measure_of(matrices, dimension, averaged_gauss), None
+        measure, bracket = measure_of(matrices, dimension, steady_gauss), None
         if negative == "abs":
             low, high = zip(*(even_bracket(matrix) for matrix in matrices), strict=True)
             bracket = SpectralMeasure(low, dimension), SpectralMeasure(high, dimension)

@@ -454,7 +454,7 @@ def test_progress_is_told_stage_and_count(wide):
     predict_limit(*wide, **QUICK, samples=48, progress=lambda *arguments: told.append(arguments))
     assert {stage for stage, _, _ in told} == {
         "directions, 48 samples",
-        *(f"{kind} spectrum, {samples} samples" for kind in ("hessian", "ggn") for samples in (24, 48)),
+        *(f"{kind} spectrum, {samples} samples" for kind in ("hessian", "ggn") for samples in (6, 48)),
     }
     assert all(0 <= done <= total == 8 for _, done, total in told)
     for stage in {stage for stage, _, _ in told if "spectrum" in stage}:
@@ -700,7 +700,7 @@ def test_the_ggn_of_a_sub_sample_is_extrapolated_towards_all_data(trained, digit
     assert part.ggn.growth > 1 == whole.ggn.growth
     assert raw > part.retrained
     assert abs(part.retrained - whole.retrained) < abs(raw - whole.retrained) / 2
-    assert part.hessian.growth == 1
+    assert part.hessian.growth <= 1 == whole.hessian.growth
     assert abs(part.retrained - whole.retrained) <= part.ggn.sample_error + part.ggn.step_error
 
 
