@@ -41,6 +41,7 @@ from estimators.memory import available
 from estimators.quadrature import Rule
 from pruning_limits.bounds import Negative, isotropic_limit
 from pruning_limits.directions import Directions, Slope, slopes
+from pruning_limits.extrapolation import growth
 from pruning_limits.magnitude import MagnitudeCurve, MagnitudeProfile
 from pruning_limits.parts import Estimate
 
@@ -50,7 +51,6 @@ LEAST_SAMPLES, POOL_SAMPLES, MOST_SAMPLES, DIAGNOSTIC_SAMPLES, COMPARED = 1024, 
 BASIS_MEMORY = 4 << 30
 DENSE = 512
 SLOW = 2 / 3
-LEAST_GROWTH, LEAN, BENT = 0.5, 0.4, 0.7
 MOST_KNOTS, KNOT_DISTANCE, FLATTER = 4, 0.25, 5
 WRITING_SHARE = 0.05
 LOGGER = logging.getLogger("pruning_limits")
@@ -159,29 +159,17 @@ class Spectra:
         return "full" if size <= min(BASIS_MEMORY, free // 2) else "none"
 
     def _compared(self, kind: str, current: Estimate, roots: dict[int, float]) -> Estimate:
-        """Carry the limit to all data from the smallest and this sub-sample. What is corrected counts as error.
-
-        The noise in the Hessian shrinks with more samples, and the kept fraction with it, linearly in log(samples). The
-        rank of the GGN grows: at first by a power law in the odds of the kept fraction, towards all data linearly too.
-        The farther all data are, the more the geometric mean of both leans to the power law.
-        """
+        """Carry the limit to all data from the smallest and this sub-sample. What is corrected counts as error."""
         if current.samples == self.objective.samples:
             return current
         if not roots:
             return replace(current, sample_error=1.0)
         first, least = min(roots), 1 / self.objective.dimension
         kept, before = (min(1 - least, max(least, 1 - root)) for root in (self._root(current), roots[first]))
+        doublings = math.log2(current.samples / first)
         left = math.log2(self.objective.samples / current.samples)
-        share = left / math.log2(current.samples / first)
-        linear = 1 + (1 - before / kept) * share
-        if kind == "hessian":
-            growth = min(1.0, max(LEAST_GROWTH, linear))
-        else:
-            odds = kept / (1 - kept) * (kept / (1 - kept) * (1 - before) / before) ** share
-            lean = min(1.0, max(0.0, LEAN * (share - BENT)))
-            growth = max(1.0, linear) ** (1 - lean) * max(1.0, odds / (1 + odds) / kept) ** lean
-        error = kept * max(abs(growth - 1), abs(linear - 1) / min(1.0, left))
-        return replace(current, sample_error=error, growth=growth)
+        factor, error = growth(kept, before, doublings, left, kind == "ggn")
+        return replace(current, sample_error=error, growth=factor)
 
     def _root(self, estimate: Estimate) -> float:
         """Limit on the sub-sample itself."""
