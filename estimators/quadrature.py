@@ -88,7 +88,7 @@ def averaged_gauss(tridiagonal: Tridiagonal) -> Rule:
 
 
 def steady_gauss(tridiagonal: Tridiagonal) -> Rule:
-    r"""Mean of the averaged Gauss rules of the last steps, at most a third of them and at most eight.
+    r"""Mean of the averaged Gauss rules of the last steps, at most half of them and at most eight.
 
     Which nodes fall into a narrow bulk changes from step to step, and the value of :math:`c/(c+|x|)` with them; the
     mean of neighbouring steps is steady. With many steps, where a rule alone is, the mean takes fewer of them.
@@ -109,7 +109,7 @@ def steady_gauss(tridiagonal: Tridiagonal) -> Rule:
     steps = tridiagonal.steps
     if tridiagonal.exhausted:
         return gauss(tridiagonal)
-    count = max(1, min(LAST_STEPS, steps // 3, MOST_NODES // (2 * steps)))
+    count = max(1, min(LAST_STEPS, steps // 2, MOST_NODES // (2 * steps)))
     rules = [averaged_gauss(tridiagonal.head(steps - back)) for back in range(count)]
     return np.concatenate([nodes for nodes, _ in rules]), np.concatenate([weights for _, weights in rules]) / count
 
