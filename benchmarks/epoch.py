@@ -106,17 +106,19 @@ def main() -> None:
         Column("seconds", "prediction, s", ".1f"),
         Column("ratio", "prediction, epochs", ".2f"),
         Column("measured_ratio", "with measuring, epochs", ".2f"),
-        Column("dear", "limit from all data", ".2%"),
         Column("achieved", "measured one-shot", ".2%"),
         Column("retrained", "re-trained limit", ".2%"),
-        Column("dear_retrained", "re-trained limit from all data", ".2%"),
     ]
+    if arguments.dear:
+        columns.append(Column("dear", f"limit from all data, {DEAR_STEPS} steps", ".2%"))
+        columns.append(Column("dear_retrained", "re-trained limit from all data", ".2%"))
     notes = [
-        f"Made by `python benchmarks/epoch.py --out {arguments.out} --networks {arguments.networks}`. "
+        f"Made by `python benchmarks/epoch.py --out {arguments.out} --networks {arguments.networks} "
+        f"--dear {arguments.dear}`. "
         f"{environment_note()}",
         "FC5 on CIFAR-10 (JPEG) of the suite `cpu`, 3,883,000 weights. `predict_limit(..., penalty=L1(5e-5))`: "
         "spectra of Hessian and GGN, directions, notes and layers; without and with `measure`, which evaluates "
-        f"pruned networks on all training data. Processor times on one thread. All data: {DEAR_STEPS} steps.",
+        "pruned networks on all training data. Processor times on one thread.",
     ]
     write_table(
         arguments.out, "epoch", "A prediction in epochs of training", notes, columns, rows, environment=environment()

@@ -104,7 +104,7 @@ def steady_gauss(tridiagonal: Tridiagonal) -> Rule:
         >>> matrix = Tridiagonal(np.zeros(6), np.ones(5), 1.0, exhausted=False)
         >>> nodes, weights = steady_gauss(matrix)
         >>> len(nodes), round(float(weights @ nodes**2), 12)
-        (20, 1.0)
+        (27, 1.0)
     """
     steps = tridiagonal.steps
     if tridiagonal.exhausted:
