@@ -72,7 +72,7 @@ def show(browser, tmp_path):
     assert browser.get_log("browser") == []
     events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     requests = {e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"}
-    assert {url for url in requests if not url.startswith(("data:", "chrome:"))} == {page.as_uri()}
+    assert {url for url in requests if not url.startswith(("data:", "chrome:", "chrome-untrusted:"))} == {page.as_uri()}
 
 
 def move(browser, **values):
