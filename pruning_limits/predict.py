@@ -132,11 +132,9 @@ def predict_limit(
         objective = Objective(model, loader, loss_fn, penalty, parameters)
         profile = MagnitudeProfile(objective.chosen)
         kept = profile.vector != 0 if profile.zeros else None
-        # The gradient of all data comes first: it needs more memory and may split batches.
+        # With L1 only a note depends on the gradient. That of all data comes first: it may split batches.
         first = None if isinstance(penalty, L1) else objective.losses_and_gradient()
         losses, sizes = objective.sample_losses()
-        if first is not None:
-            _check_repeatable(losses, first[0])
         dense = float((losses * sizes).sum() / sizes.sum()) + objective.penalty_value(objective.chosen)
         allowed = batch_deviation(losses, sizes) if epsilon == "batch-std" else _positive(epsilon)
         settings = {
@@ -154,12 +152,11 @@ def predict_limit(
         if precision != "full":
             settings["precision"] = precision
         LOGGER.info("%s weights, objective %.6g, epsilon %.4g", f"{profile.dimension:,}", dense, allowed)
-        shares = _curvature_shares(objective, losses)
+        shares = curvature_shares(objective, losses)
         spectra = Spectra(objective, profile.curve(), allowed, settings, progress, checkpoint, losses, kept, shares)
         part = objective if first is not None else spectra.subset(POOL_SAMPLES)
         again, gradient = first or part.losses_and_gradient()
-        if first is None:  # with L1 only a note depends on the gradient
-            _check_repeatable(*_comparable(objective, part, losses, again))
+        _check_repeatable(*_comparable(objective, part, losses, again))
         if kept is not None:
             gradient *= kept
         hessian = spectra.estimate(curvature)
@@ -275,7 +272,7 @@ def _status(estimate: Estimate, standard_error: float, tolerance: float, total: 
     return f"unresolved: half-width {half:.4f} exceeds tolerance {tolerance}; {cause}"
 
 
-def _curvature_shares(objective: Objective, losses: Tensor) -> Tensor | None:
+def curvature_shares(objective: Objective, losses: Tensor) -> Tensor | None:
     """Probability of a wrong label, with which the curvature of a cross-entropy goes; None for other losses."""
     wrong = -torch.expm1(-losses)
     known = objective.loss_fn is cross_entropy and len(losses) == objective.samples
