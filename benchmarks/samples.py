@@ -1,0 +1,163 @@
+"""How the limits move with the data sub-sample, and how well they are carried from it to all data.
+
+``python benchmarks/samples.py --out docs/results/benchmarks``, with CIFAR-10 in ``PRUNING_LIMITS_DATA``. Networks are
+looked for in ``runs`` and trained where they are missing; then about 20 minutes of one core, most of them for FC5.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from timing import environment, environment_note
+
+from estimators import Objective
+from pruning_limits import MagnitudeProfile
+from pruning_limits.plotting import BLUE, GREY, ORANGE, new_figure, save
+from pruning_limits.predict import batch_deviation, curvature_shares
+from pruning_limits.result import isotropic
+from pruning_limits.spectra import Spectra
+from validation.data import load_data
+from validation.suite import load_suite
+from validation.tables import Column, Row, write_table
+from validation.training import Network, trained_network
+
+KINDS = {"hessian": "Hessian", "ggn": "GGN"}
+
+
+@dataclass(frozen=True)
+class Study:
+    """A network of a suite and what its limits are read off: draws of every sub-sample size, steps and probes."""
+
+    suite: str
+    model: str
+    draws: dict[int, int]
+    steps: int
+    probes: int
+
+    @property
+    def network(self) -> Network:
+        """The first of these networks."""
+        return next(one for one in load_suite(self.suite).networks if one.model == self.model)
+
+
+STUDIES = (
+    Study("cpu", "fc5", {1024: 4, 8192: 1}, 16, 1),
+    Study("quick", "fc5-mini", {88: 4, 175: 4, 350: 4, 700: 4}, 64, 4),
+    Study("quick", "small-cnn", {88: 4, 175: 4, 350: 4, 700: 4}, 64, 4),
+)
+
+
+def rows_of(study: Study, runs: Path) -> list[Row]:
+    """Predict from every draw of every size, and from all data."""
+    network = study.network
+    data = load_data(network.dataset)
+    objective = Objective(
+        trained_network(network, data, runs), data.batches("train", 1000), penalty=network.recipe.penalty
+    )
+    losses, sizes = objective.sample_losses()
+    curve, allowed = MagnitudeProfile(objective.chosen).curve(), batch_deviation(losses, sizes)
+    rows = []
+    for samples, draws in (study.draws | {objective.samples: 1}).items():
+        for seed in range(draws):
+            asked = {"samples": samples, "steps": study.steps, "probes": study.probes, "tolerance": 0.005}
+            asked |= {"seed": seed, "curvature": "hessian", "negative": "abs"}
+            shares = curvature_shares(objective, losses)
+            spectra = Spectra(objective, curve, allowed, asked, False, None, losses, shares=shares)
+            row: Row = {"model": network.model, "dataset": network.dataset, "samples": samples, "draw": seed}
+            row |= {"steps": study.steps, "probes": study.probes}
+            for kind in KINDS:
+                found = spectra.estimate(kind)
+                carried = isotropic(found, curve, allowed, "abs")
+                row |= {f"{kind}_raw": found.on_samples(carried), kind: carried, f"{kind}_error": found.sample_error}
+            rows.append(row)
+            print(row, flush=True)
+    return rows
+
+
+def figure(rows: list[Row], path: Path) -> None:
+    """Draw the kept fractions on the sub-sample and carried to all data, against the sub-sample."""
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    figure, axes = new_figure(len(models), 2, size=(10.0, 3.2 * len(models)), squeeze=False)
+    for line, model in zip(axes, models, strict=True):
+        own = [row for row in rows if row["model"] == model]
+        total = max(row["samples"] for row in own)
+        for panel, (kind, said) in zip(line, KINDS.items(), strict=True):
+            part = [row for row in own if row["samples"] < total]
+            for key, colour, label in (
+                (f"{kind}_raw", BLUE, "on the sub-sample"),
+                (kind, ORANGE, "carried to all data"),
+            ):
+                across = [row["samples"] for row in part]
+                panel.plot(across, [1 - row[key] for row in part], ".", color=colour, label=label)
+            truth = 1 - next(row[kind] for row in own if row["samples"] == total)
+            panel.axhline(truth, color=GREY, linestyle="--", linewidth=1, label=f"all {total:,} samples")
+            ticks = sorted({row["samples"] for row in part})
+            panel.set(xscale="log", yscale="log", xlabel="samples", ylabel="kept fraction at the limit")
+            panel.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+            values = [1 - row[key] for row in own for key in (kind, f"{kind}_raw")]
+            marks = [10**n * m for n in range(-5, 1) for m in (1, 1.5, 2, 2.5, 3, 5, 7)]
+            marks = [mark for mark in marks if 0.8 * min(values) <= mark <= 1.25 * max(values)]
+            panel.set_yticks(marks, [f"{100 * mark:.2g} %" for mark in marks])
+            panel.minorticks_off()
+            panel.set_title(f"{model}, {said}", loc="left", fontsize=9)
+            panel.grid(alpha=0.25)
+    axes[0, 0].legend(fontsize=7)
+    save(figure, path)
+
+
+def summary(rows: list[Row]) -> list[str]:
+    """Say for every network and size by which factor of the kept weights the limits miss that of all data."""
+    lines = []
+    for model in dict.fromkeys(row["model"] for row in rows):
+        own = [row for row in rows if row["model"] == model]
+        whole = max(own, key=lambda row: row["samples"])
+        for samples in sorted({row["samples"] for row in own} - {whole["samples"]}):
+            part = [row for row in own if row["samples"] == samples]
+            said = []
+            for kind, name in KINDS.items():
+                off = {
+                    key: math.exp(sum(math.log((1 - row[key]) / (1 - whole[kind])) for row in part) / len(part))
+                    for key in (f"{kind}_raw", kind)
+                }
+                held = sum(abs(row[kind] - whole[kind]) <= row[f"{kind}_error"] for row in part)
+                said.append(
+                    f"{name} {off[f'{kind}_raw']:.2f} times before and {off[kind]:.2f} times after, sample error holds "
+                    f"in {held} of {len(part)}"
+                )
+            lines.append(f"{model}, {samples:,} samples, kept fraction against that of all data: {'; '.join(said)}.")
+    return lines
+
+
+def main() -> None:
+    """Write the table and the figure."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks"))
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = [row for study in STUDIES for row in rows_of(study, arguments.runs)]
+    columns = [Column("model", "model"), Column("dataset", "data"), Column("samples", "samples", ",d")]
+    columns += [Column("draw", "draw", "d"), Column("steps", "steps", "d"), Column("probes", "probes", "d")]
+    for kind, said in KINDS.items():
+        columns += [
+            Column(f"{kind}_raw", f"{said}, on the sub-sample", ".2%"),
+            Column(kind, f"{said}, carried to all data", ".2%"),
+            Column(f"{kind}_error", "sample error", ".2%"),
+        ]
+    notes = [
+        f"Made by `python benchmarks/samples.py --out {arguments.out}`. {environment_note()}",
+        "First network of each kind. Isotropic limits, read off a sub-sample and an eighth of it and carried to all "
+        "data; the last row of a network is all data, with as many steps. A draw is a seed of sub-sample and probes.",
+        *summary(rows),
+    ]
+    title = "The limit against the data sub-sample"
+    write_table(arguments.out, "samples", title, notes, columns, rows, environment=environment())
+    figure(rows, arguments.out / "samples.png")
+
+
+if __name__ == "__main__":
+    main()
