@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Protocol
 
@@ -17,9 +17,9 @@ from estimators.forwards import Forward, Forwards, Precision, SavedBytes
 from estimators.memory import retried
 from estimators.objective import Objective
 from estimators.outputs import loss_inputs
-from estimators.parameters import aligned_rows, columns, flatten, unflatten
+from estimators.parameters import aligned_rows, columns, unflatten
 
-Product = Callable[[Tensor, bool], Tensor]
+Product = Callable[[Tensor, bool], Sequence[Tensor]]
 
 
 class Operator(Protocol):
@@ -131,8 +131,9 @@ class _Curvature(ABC):
         """Differentiate the summed losses of one batch.
 
         Returns:
-            The product with a vector ``[D]``, told whether it will be asked again. The last time it frees the graph on
-            the way, so that the memory is used again at once, which saves the time to get new memory.
+            The product with a vector ``[D]``, told whether it will be asked again, one tensor per chosen parameter. The
+            last time it frees the graph on the way, so that the memory is used again at once, which saves the time to
+            get new memory.
         """
 
     def _summed(self, rows: list[Tensor]) -> Tensor:
@@ -142,7 +143,8 @@ class _Curvature(ABC):
             for product, kept in self._batch_products():
                 for number, (row, result) in enumerate(zip(rows, total, strict=True), 1):
                     found = product(row.to(self.objective.dtype), kept or number < len(rows))
-                    result += found.detach()  # zeros of idle weights, in torch 2.3
+                    for place, part in zip(unflatten(result, found), found, strict=True):
+                        place += part.detach()  # zeros of idle weights, in torch 2.3
                 del product
         return total
 
@@ -179,9 +181,15 @@ class _Curvature(ABC):
         self._kept = keep
 
 
-def _nothing(vector: Tensor, again: bool) -> Tensor:
+def _nothing(vector: Tensor, again: bool) -> Sequence[Tensor]:
     """Product of a batch whose losses do not depend on the chosen weights."""
-    return torch.zeros_like(vector)
+    return [torch.zeros_like(vector)]
+
+
+def _curving(slopes: Sequence[Tensor], along: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Keep the slopes that depend on what they are differentiated by, and their partners."""
+    pairs = [pair for pair in zip(slopes, along, strict=True) if pair[0].requires_grad]
+    return [slope for slope, _ in pairs], [partner for _, partner in pairs]
 
 
 class Hessian(_Curvature):
@@ -212,13 +220,13 @@ class Hessian(_Curvature):
         if not forward.loss.requires_grad:
             return _nothing
         _refuse_weight_norm(forward.loss)
-        gradient = flatten(torch.autograd.grad(forward.loss, inputs, create_graph=True, materialize_grads=True))
+        slopes = torch.autograd.grad(forward.loss, inputs, create_graph=True, materialize_grads=True)
 
-        def product(vector: Tensor, again: bool) -> Tensor:
-            if not gradient.requires_grad:
-                return torch.zeros_like(vector)
-            rows = torch.autograd.grad(gradient, inputs, vector, retain_graph=again, materialize_grads=True)
-            return flatten(rows)
+        def product(vector: Tensor, again: bool) -> Sequence[Tensor]:
+            bent, along = _curving(slopes, unflatten(vector, inputs))
+            if not bent:
+                return _nothing(vector, again)
+            return torch.autograd.grad(bent, inputs, along, retain_graph=again, materialize_grads=True)
 
         return product
 
@@ -279,14 +287,12 @@ class GGN(_Curvature):
         duals = [torch.zeros_like(one, requires_grad=True) for one in outputs]
         pulled = torch.autograd.grad(outputs, inputs, duals, create_graph=True, materialize_grads=True)
 
-        def product(vector: Tensor, again: bool) -> Tensor:
+        def product(vector: Tensor, again: bool) -> Sequence[Tensor]:
             pushed = torch.autograd.grad(pulled, duals, unflatten(vector, inputs), retain_graph=True)
-            curving = [(slope, along) for slope, along in zip(slopes, pushed, strict=True) if slope.requires_grad]
-            if not curving:
-                return torch.zeros_like(vector)
-            bent, along = zip(*curving, strict=True)
+            bent, along = _curving(slopes, pushed)
+            if not bent:
+                return _nothing(vector, again)
             curved = torch.autograd.grad(bent, outputs, along, retain_graph=True, materialize_grads=True)
-            rows = torch.autograd.grad(outputs, inputs, curved, retain_graph=again, materialize_grads=True)
-            return flatten(rows)
+            return torch.autograd.grad(outputs, inputs, curved, retain_graph=again, materialize_grads=True)
 
         return product

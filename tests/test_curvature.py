@@ -4,9 +4,11 @@ import pytest
 import torch
 from helpers import CASES, Loader, assert_close, mlp, random, reference, same, seeded, snapshot
 from torch import nn
+from torch.nn import functional
 
 from estimators import GGN, L1, L2, Hessian, Objective, UserError
 from estimators.forwards import Forwards
+from estimators.kernels import twice_differentiable
 
 OPERATORS = {"hessian": Hessian, "ggn": GGN}
 kinds = pytest.mark.parametrize("kind", OPERATORS)
@@ -280,3 +282,17 @@ def test_buffers_that_the_forward_pass_writes():
     assert objective.value() == objective.value()
     assert torch.equal(columns(Hessian(objective, 0)), columns(Hessian(objective)))
     assert same(before, snapshot(model))
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize(("norm", "shape"), [(nn.BatchNorm1d, (5, 3)), (nn.BatchNorm2d, (5, 3, 4, 4))])
+def test_batch_norm_in_evaluation_mode_is_the_same_function_as_an_affine_map(norm, shape, affine):
+    layer = norm(3, affine=affine, dtype=torch.float64)
+    x = torch.randn(shape, dtype=torch.float64)
+    layer(x)  # running statistics that are not those of x
+    layer.eval()
+    expected = layer(x), torch.autograd.functional.jacobian(layer, x)
+    with twice_differentiable(layer):
+        torch.testing.assert_close((layer(x), torch.autograd.functional.jacobian(layer, x)), expected)
+        assert torch.equal(layer.train()(x), functional.batch_norm(x, None, None, layer.weight, layer.bias, True))
+    assert functional.batch_norm.__module__ == "torch.nn.functional"
