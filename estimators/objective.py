@@ -39,7 +39,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def _shrinking(method: Callable[Concatenate[Objective, P], T]) -> Callable[Concatenate[Objective, P], T]:
+def shrinking(method: Callable[Concatenate[Objective, P], T]) -> Callable[Concatenate[Objective, P], T]:
     """Repeat a pass over the data with smaller batches when memory runs out; several ranks stop together instead."""
 
     @functools.wraps(method)
@@ -243,7 +243,7 @@ class Objective:
         finally:
             handle.remove()
 
-    @_shrinking
+    @shrinking
     @torch.no_grad()
     def value(self, weights: Tensor | None = None) -> float:
         """Return F at the model's weights or at the given ones, ``[D]``."""
@@ -254,7 +254,7 @@ class Objective:
                 total += _sum(self.losses(at, batch), size).cpu()
         return sum(distributed.gathered(float(total))) / self.samples + self.penalty_value(at)
 
-    @_shrinking
+    @shrinking
     @torch.no_grad()
     def sample_losses(self) -> tuple[Tensor, Tensor]:
         """Return the data losses at the model's weights, without penalty, in loader order; of all ranks together.
@@ -309,7 +309,7 @@ class Objective:
         """Return the gradient of F with respect to the chosen weights, ``[D]``."""
         return self.losses_and_gradient()[1]
 
-    @_shrinking
+    @shrinking
     @torch.enable_grad()
     def losses_and_gradient(self) -> tuple[Tensor, Tensor]:
         """Return the losses as ``sample_losses`` does, without their sizes, and the gradient of F, in one pass."""

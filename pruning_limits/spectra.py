@@ -38,6 +38,7 @@ from estimators.files import load_tensors, save_tensors
 from estimators.forwards import Forwards
 from estimators.lanczos import Reorthogonalise
 from estimators.memory import available
+from estimators.narrowed import Narrowed, narrowed
 from estimators.quadrature import Rule
 from pruning_limits.bounds import Negative, isotropic_limit
 from pruning_limits.directions import Directions, Slope, slopes
@@ -82,8 +83,9 @@ class Spectra:
         self.objective, self.curve, self.epsilon = objective, curve, epsilon
         self.settings, self.progress = settings, progress
         self._subsets: dict[int, Objective] = {}
-        self._forwards: dict[int, Forwards] = {}
-        self._operators: dict[tuple[str, int], Hessian | GGN] = {}
+        self._narrowed: dict[int, Narrowed | None] = {}
+        self._forwards: dict[tuple[int, bool], Forwards] = {}
+        self._operators: dict[tuple[str, int, bool], Hessian | GGN] = {}
         self._store = _Store(checkpoint, _fingerprint(objective, losses, settings))
 
     def products(self) -> int:
@@ -92,7 +94,7 @@ class Spectra:
 
     def samples_seen(self) -> int:
         """Samples seen by them, counted once per product."""
-        return sum(samples * operator.products for (_, samples), operator in self._operators.items())
+        return sum(samples * operator.products for (_, samples, _), operator in self._operators.items())
 
     def subset(self, samples: int) -> Objective:
         """Return the frozen sub-sample of a size, drawn once, the small ones from one of all data."""
@@ -105,22 +107,34 @@ class Spectra:
                 self._subsets[count] = self.objective.subset(count, seed, self.scores)
         return self._subsets[count]
 
-    def operator(self, kind: str, samples: int) -> Hessian | GGN:
-        """Return the curvature on a sub-sample, its kept graphs shared by all who ask."""
+    def operator(self, kind: str, samples: int, narrow: bool = False) -> Hessian | GGN:
+        """Return the curvature on a sub-sample, its kept graphs shared by all who ask.
+
+        ``narrow`` asks for that of fewer weights with the same eigenvalues but zeros, where there is one.
+        """
         part = self.subset(samples)
-        key = kind, part.samples
+        inside = self._narrow(samples) if narrow else None
+        key = kind, part.samples, inside is not None
         if key not in self._operators:
-            precision = self.settings.get("precision", "full")
-            forwards = self._forwards.setdefault(part.samples, Forwards(part, precision=precision))
-            self._operators[key] = (Hessian if kind == "hessian" else GGN)(part, forwards=forwards, kept=self.kept)
+            on, precision = inside or part, self.settings.get("precision", "full")
+            forwards = self._forwards.setdefault(key[1:], Forwards(on, precision=precision))
+            self._operators[key] = (Hessian if kind == "hessian" else GGN)(on, forwards=forwards, kept=self.kept)
         return self._operators[key]
+
+    def _narrow(self, samples: int) -> Narrowed | None:
+        """Return the objective on a sub-sample in fewer weights; None where weights are removed or it does not pay."""
+        part = self.subset(samples)
+        if part.samples not in self._narrowed:
+            self._narrowed[part.samples] = narrowed(part) if self.kept is None else None
+        return self._narrowed[part.samples]
 
     def _forget(self, kind: str, samples: int) -> None:
         """Drop the graphs of an operator, and the forward passes beneath when the GGN, which comes last, is done."""
-        operator = self.operator(kind, samples)
-        operator.forget()
-        if kind == "ggn":
-            operator.forwards.forget()
+        for narrow in (False, True):
+            operator = self.operator(kind, samples, narrow)
+            operator.forget()
+            if kind == "ggn":
+                operator.forwards.forget()
 
     def estimate(self, kind: str) -> Estimate:
         """Estimate one spectrum; its sample error compares the sub-sample with an eighth of it, or of the first.
@@ -179,14 +193,15 @@ class Spectra:
         return isotropic_limit(measure, self.curve, self.epsilon, self.settings["negative"]).sparsity
 
     def _run(self, kind: str, samples: int) -> Estimate:
-        operator = self.operator(kind, samples)
-        dimension = operator.shape[0]
+        operator, dimension = self.operator(kind, samples), self.objective.dimension
         if dimension <= max(DENSE, self.settings["steps"] or 0):
             return Estimate(dense_measure(operator), operator.objective.samples, dimension, 0.0, 0.0)
         most = self._most(dimension)
         probes = self.settings["probes"] or min(8, max(1, 200_000 // dimension))
         key = f"{kind}-{samples}"
         starts, known = sphere_probes(operator, probes, self.settings["seed"]), self._store.known(key)
+        if (inside := self._narrow(samples)) is not None:
+            operator, starts = self.operator(kind, samples, narrow=True), inside.narrow(starts)
         if known is None:
             starts, known = self._without_idle(operator, starts)
         run = Lanczos(operator, starts, self._basis(most, probes))
@@ -210,16 +225,19 @@ class Spectra:
     def _without_idle(self, operator: Hessian | GGN, starts: Tensor) -> tuple[Tensor, Known]:
         """Take weights out of the start vectors on which the losses do not depend, as behind dead units.
 
-        Their rows are zero but for the penalty, and so is the product of a random vector there, and nowhere else.
+        Their rows are zero but for the penalty, and so is the product of a random vector there, and nowhere else. The
+        weights that a narrowed objective leaves out are likewise.
         """
         curvature = self.objective.penalty.curvature if self.objective.penalty else 0.0
         kept = torch.ones_like(starts[:, 0], dtype=torch.bool) if self.kept is None else self.kept
         still = (operator.matmat(starts[:, :1]) == curvature * starts[:, :1])[:, 0]
         live = kept & ~still
-        if live.all() or not live.any():
-            return starts, []
-        counts = ((0.0, ~kept), (curvature, kept & still))
-        return starts * live[:, None], [(value, float(mask.double().mean())) for value, mask in counts if mask.any()]
+        if not live.any():
+            live = kept = torch.ones_like(live)
+        outside = self.objective.dimension - len(live)
+        counts = (0.0, int((~kept).sum())), (curvature, outside + int((kept & ~live).sum()))
+        known = [(value, count / self.objective.dimension) for value, count in counts if count]
+        return (starts if live.all() else starts * live[:, None]), known
 
     def _slow(self, kind: str, matrices: list[Tridiagonal], found: Estimate, known: Known) -> bool:
         """Tell whether the second half of the steps narrowed the error by less than a third, where steps are dear."""
@@ -262,8 +280,10 @@ class Spectra:
         operator = self.operator("ggn", min(estimate.samples, DIAGNOSTIC_SAMPLES))
         seen = slopes(operator, profile, knots, gradient)
         most = min(self._most(operator.shape[0]), operator.shape[0])
-        starts = [one.vector if one.vector.any() else torch.ones_like(one.vector) for one in seen]
-        run = Lanczos(operator, torch.stack(starts, dim=1), self._basis(most, len(starts)))
+        starts = torch.stack([one.vector if one.vector.any() else torch.ones_like(one.vector) for one in seen], dim=1)
+        if (inside := self._narrow(operator.objective.samples)) is not None and inside.holds(starts):
+            operator, starts = self.operator("ggn", operator.objective.samples, narrow=True), inside.narrow(starts)
+        run = Lanczos(operator, starts, self._basis(most, len(seen)))
         key = f"directions-{operator.objective.samples}-{knots}"
         self._store.restore(key, run)
         with _bar(self.progress, f"directions, {operator.objective.samples} samples", most) as tell:

@@ -1,0 +1,151 @@
+"""Narrowed objectives: the same losses, curvature and eigenvalues in fewer weights, or none at all."""
+
+import pytest
+import torch
+from helpers import same, seeded, snapshot
+from torch import nn
+from torch.nn import functional
+from torch.nn.utils import prune
+
+from estimators import GGN, L2, Hessian, Objective
+from estimators.narrowed import narrowed
+from pruning_limits import predict_limit
+
+INPUTS, SAMPLES = 20, 6
+kinds = pytest.mark.parametrize("kind", [Hessian, GGN])
+
+
+def mlp():
+    return nn.Sequential(nn.Flatten(), nn.Linear(INPUTS, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+
+
+class Siamese(nn.Module):
+    """One layer that sees two images."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(INPUTS, 5), nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.last(torch.tanh(self.first(x)) * torch.sigmoid(self.first(x.flip(1))))
+
+
+class Recurrent(Siamese):
+    """One layer that sees an image and what it made of it."""
+
+    def forward(self, x):
+        return self.last(torch.tanh(self.first(functional.pad(self.first(x), (0, INPUTS - 5)))))
+
+
+class Functional(Siamese):
+    """A layer whose weight is used beside it."""
+
+    def forward(self, x):
+        return self.last(torch.tanh(functional.linear(x, self.first.weight) + self.first(x)))
+
+
+class Tied(nn.Module):
+    """Two layers with one weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.other = nn.Linear(INPUTS, 5), nn.Linear(INPUTS, 5)
+        self.other.weight = self.first.weight
+
+    def forward(self, x):
+        return torch.tanh(self.first(x)) + torch.sigmoid(self.other(x))
+
+
+def data(shape=(INPUTS,), samples=SAMPLES):
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(samples, *shape, generator=generator, dtype=torch.float64)
+    half = samples // 2
+    y = torch.arange(samples) % 3
+    return [(x[:half], y[:half]), (x[half:], y[half:])]
+
+
+def squares(model, batch):
+    """A loss that uses a weight without its layer."""
+    return functional.cross_entropy(model(batch[0]), batch[1], reduction="none") + model[1].weight.square().sum()
+
+
+def dense(operator):
+    return operator.matmat(torch.eye(operator.shape[0], dtype=operator.dtype))
+
+
+@kinds
+@pytest.mark.parametrize("penalty", [None, L2(0.3)])
+@pytest.mark.parametrize("make", [mlp, lambda: Siamese().double()])
+def test_eigenvalues_are_those_of_the_whole_matrix_but_for_the_penalty(make, kind, penalty):
+    objective = Objective(seeded(make), data(samples=4), penalty=penalty)
+    narrow = narrowed(objective)
+    whole, inside = (torch.linalg.eigvalsh(dense(kind(one))) for one in (objective, narrow))
+    flat = torch.full((objective.dimension - narrow.dimension,), penalty.curvature if penalty else 0.0)
+    torch.testing.assert_close(torch.cat([inside, flat.double()]).sort().values, whole)
+    assert narrow.dimension < objective.dimension
+
+
+@kinds
+def test_products_are_those_of_the_whole_matrix(kind):
+    objective = Objective(seeded(mlp), data())
+    narrow = narrowed(objective)
+    vectors = torch.randn(objective.dimension, 2, dtype=torch.float64)
+    expected = kind(objective) @ vectors
+    torch.testing.assert_close(kind(narrow) @ narrow.narrow(vectors), narrow.narrow(expected))
+    assert narrow.holds(expected)
+    assert not narrow.holds(vectors)
+
+
+def test_losses_are_equal_and_the_model_is_left_alone():
+    model = seeded(mlp)
+    before = snapshot(model)
+    objective = Objective(model, data())
+    narrow = narrowed(objective)
+    assert narrow.value() == pytest.approx(objective.value(), rel=1e-12)
+    Hessian(narrow) @ torch.ones(narrow.dimension, dtype=torch.float64)
+    assert same(snapshot(model), before)
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize(("length", "kept"), [(1, SAMPLES), (2, 2 * SAMPLES), (3, None)])
+def test_rows_of_sequences_count_one_by_one(length, kept):
+    model = nn.Sequential(nn.Linear(INPUTS, 5), nn.Tanh(), nn.Flatten(), nn.Linear(5 * length, 3)).double()
+    narrow = narrowed(Objective(model, data((length, INPUTS))))
+    assert (narrow and narrow.dimension) == (kept and 5 * kept + 15 * length)
+
+
+@pytest.mark.parametrize("make", [Recurrent, Functional, Tied])
+def test_weights_that_do_more_than_see_data_stay_whole(make):
+    assert narrowed(Objective(seeded(lambda: make().double()), data())) is None
+
+
+def test_weights_that_the_loss_uses_or_a_mask_multiplies_stay_whole():
+    assert narrowed(Objective(seeded(mlp), data(), squares)) is None
+    pruned = seeded(mlp)
+    prune.l1_unstructured(pruned[1], "weight", 0.5)
+    assert narrowed(Objective(pruned, data())) is None
+
+
+def test_layers_on_hidden_activations_or_many_samples_stay_whole():
+    deep = nn.Sequential(nn.Linear(INPUTS, INPUTS), nn.Tanh(), nn.Linear(INPUTS, 4)).double()
+    assert narrowed(Objective(deep, data())).dimension == SAMPLES * INPUTS + 4 * INPUTS
+    assert narrowed(Objective(seeded(mlp), data(samples=16))) is None
+
+
+@pytest.mark.parametrize("penalty", [None, L2(0.01)])
+def test_the_predicted_limit_is_that_of_the_dense_matrix(penalty, monkeypatch):
+    model = nn.Sequential(nn.Linear(120, 6), nn.Tanh(), nn.Linear(6, 3)).double()
+    generator = torch.Generator().manual_seed(0)
+    batches = [(torch.randn(12, 120, generator=generator, dtype=torch.float64), torch.arange(12) % 3)]
+
+    def limit(steps):
+        return predict_limit(model, batches, penalty=penalty, epsilon=0.05, steps=steps, probes=8, measure=False)
+
+    exact, found = limit(steps=1000), limit(steps=60)
+    assert exact.hessian.measure.exact
+    assert found.sparsity == pytest.approx(exact.sparsity, abs=0.01)
+    assert found.retrained == pytest.approx(exact.retrained, abs=0.01)
+    assert found.directional == pytest.approx(exact.directional, abs=0.01)
+    monkeypatch.setattr("pruning_limits.spectra.narrowed", lambda objective: None)
+    whole = limit(steps=60)
+    assert abs(found.sparsity - exact.sparsity) < abs(whole.sparsity - exact.sparsity)
