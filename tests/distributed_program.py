@@ -58,7 +58,10 @@ def objectives() -> dict[str, Objective]:
 def limits() -> dict[str, str]:
     model, x, y = wide_problem()
     loader = batched(x, y, 20)
+    images = seeded(lambda: nn.Sequential(nn.Linear(80, 8), model[1], nn.Linear(8, 8)))
+    seen = batched(random(96, 80, seed=3), y, 20)
     return {
+        "narrowed": predict_limit(images, seen, **LIMIT, measure=False).to_json(),
         "measured": predict_limit(model, loader, **LIMIT).to_json(),
         "quadratic": predict_limit(model, loader, **LIMIT, measure=False, curvature="ggn").to_json(),
         "dense": predict_limit(model, loader, parameters="2.weight").to_json(),
