@@ -15,7 +15,7 @@ from estimators.distributed import gathered
 from estimators.objective import Objective, shrinking
 from estimators.parameters import columns, flatten, named
 
-WORTH, ALIKE, HELD = 0.75, 1e-3, 1e-6
+WORTH, ALIKE = 0.75, 1e-3
 
 
 class Narrowed(Objective):
@@ -56,11 +56,6 @@ class Narrowed(Objective):
         r"""Multiply columns ``[D, K]`` over all weights with :math:`P^\top`; returns columns over the narrowed ones."""
         wide = [named(vector, self._whole.chosen) for vector in columns(vectors)]
         return torch.stack([flatten([self._inside(*item) for item in one.items()]) for one in wide], dim=1)
-
-    def holds(self, vectors: Tensor) -> bool:
-        """Tell whether nothing of columns ``[D, K]`` over all weights gets lost in ``narrow``."""
-        before, after = (torch.linalg.vector_norm(one.double(), dim=0) for one in (vectors, self.narrow(vectors)))
-        return bool((after >= (1 - HELD) * before).all())
 
     def _inside(self, name: str, weight: Tensor) -> Tensor:
         return weight @ self._bases[name].to(weight.dtype) if name in self._bases else weight

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from estimators import Operator, SpectralMeasure, UserError
 from estimators.quadrature import Rule
 from pruning_limits.directional import Direction, DirectionalLimit, directional_limit
-from pruning_limits.magnitude import MagnitudeCurve, MagnitudeProfile
+from pruning_limits.magnitude import MagnitudeCurve
 
 
 @dataclass(frozen=True)
@@ -32,21 +30,17 @@ class Slope:
     linear: float
 
 
-def slopes(
-    operator: Operator, profile: MagnitudeProfile, sparsities: Sequence[float], gradient: Tensor | None
-) -> list[Slope]:
+def slopes(operator: Operator, removed: Tensor, gradient: Tensor | None) -> list[Slope]:
     r"""Gradient :math:`q = g - H d` and rise :math:`-g^\top d + \frac12 d^\top H d` of the model at pruned weights.
 
     Args:
-        operator: Curvature H; one product per sparsity, all in one pass over the data.
-        profile: Magnitude profile; d are the removed weights.
-        sparsities: Removed fractions in (0, 1].
+        operator: Curvature H; one product per column, all in one pass over the data.
+        removed: Removed weights d as columns ``[D, K]``.
         gradient: Gradient g of the objective at the weights ``[D]``; None takes the weights as stationary.
 
     Returns:
-        One entry per sparsity.
+        One entry per column.
     """
-    removed = torch.stack([profile.removed(sparsity) for sparsity in sparsities], dim=1)
     result = []
     for d, product in zip(removed.unbind(1), operator.matmat(removed).unbind(1), strict=True):
         linear = 0.0 if gradient is None else -float(gradient.double() @ d.double())

@@ -292,7 +292,7 @@ def _notes(
     operator: Operator, profile: MagnitudeProfile, gradient: Tensor, sparsity: float, epsilon: float
 ) -> tuple[str, ...]:
     """Say where the quadratic model along the removed weights at the limit is not that of a minimum."""
-    (slope,) = slopes(operator, profile, [sparsity], gradient)
+    (slope,) = slopes(operator, profile.removed(sparsity)[:, None], gradient)
     curved, notes = slope.rise - slope.linear, []
     if curved < 0:
         notes.append(

@@ -277,12 +277,15 @@ class Spectra:
         known: Directions | None,
     ) -> Directions:
         """Run Lanczos from the gradients at pruned weights until Gauss and Gauss-Radau give the same limit."""
-        operator = self.operator("ggn", min(estimate.samples, DIAGNOSTIC_SAMPLES))
-        seen = slopes(operator, profile, knots, gradient)
+        samples = min(estimate.samples, DIAGNOSTIC_SAMPLES)
+        removed = torch.stack([profile.removed(knot) for knot in knots], dim=1)
+        inside = self._narrow(samples) if gradient is None and self._floor == 0 else None
+        if inside is not None:
+            removed = inside.narrow(removed)  # what is lost has no curvature and no gradient
+        operator = self.operator("ggn", samples, narrow=inside is not None)
+        seen = slopes(operator, removed, gradient)
         most = min(self._most(operator.shape[0]), operator.shape[0])
         starts = torch.stack([one.vector if one.vector.any() else torch.ones_like(one.vector) for one in seen], dim=1)
-        if (inside := self._narrow(operator.objective.samples)) is not None and inside.holds(starts):
-            operator, starts = self.operator("ggn", operator.objective.samples, narrow=True), inside.narrow(starts)
         run = Lanczos(operator, starts, self._basis(most, len(seen)))
         key = f"directions-{operator.objective.samples}-{knots}"
         self._store.restore(key, run)

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.utils import prune
 
-from estimators import GGN, L2, Hessian, Objective
+from estimators import GGN, L1, L2, Hessian, Objective
 from estimators.narrowed import narrowed
 from pruning_limits import predict_limit
 
@@ -92,8 +92,6 @@ def test_products_are_those_of_the_whole_matrix(kind):
     vectors = torch.randn(objective.dimension, 2, dtype=torch.float64)
     expected = kind(objective) @ vectors
     torch.testing.assert_close(kind(narrow) @ narrow.narrow(vectors), narrow.narrow(expected))
-    assert narrow.holds(expected)
-    assert not narrow.holds(vectors)
 
 
 def test_losses_are_equal_and_the_model_is_left_alone():
@@ -132,7 +130,7 @@ def test_layers_on_hidden_activations_or_many_samples_stay_whole():
     assert narrowed(Objective(seeded(mlp), data(samples=16))) is None
 
 
-@pytest.mark.parametrize("penalty", [None, L2(0.01)])
+@pytest.mark.parametrize("penalty", [None, L1(1e-3), L2(0.01)])
 def test_the_predicted_limit_is_that_of_the_dense_matrix(penalty, monkeypatch):
     model = nn.Sequential(nn.Linear(120, 6), nn.Tanh(), nn.Linear(6, 3)).double()
     generator = torch.Generator().manual_seed(0)
