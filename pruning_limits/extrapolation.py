@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from scipy.special import expit, logit
 
 LEAST_GROWTH, LEAN, BENT = 0.5, 0.4, 0.7
@@ -10,13 +12,14 @@ LEAST_GROWTH, LEAN, BENT = 0.5, 0.4, 0.7
 def growth(kept: float, before: float, doublings: float, left: float, rank: bool) -> tuple[float, float]:
     r"""Factor from the kept fraction on a sub-sample to that on all data, and what it may be wrong by.
 
-    The noise in the Hessian shrinks with more samples, and the kept fraction k with it, linearly in :math:`\log n`:
+    Near all data the kept fraction k is taken as linear in :math:`\log n`,
 
     .. math:: k(N) = k + (k - k_0)\, \ell / d.
 
-    The rank of the GGN grows: the odds :math:`k/(1-k)` at first by a power law of n, towards all data k linearly in
-    :math:`\log n`, too. The geometric mean of both leans to the power law by :math:`0.4\,(\ell/d - 0.7)`, at least 0
-    and at most 1: the farther all data are, the more.
+    Farther away it follows a law. Noise widens the Hessian's bulk in proportion to :math:`1/\sqrt n`; as its share of
+    k goes with :math:`|x|/(c+|x|)`, :math:`1/k` is linear in :math:`\sqrt n`. The rank of the GGN grows with n, and
+    the odds :math:`k/(1-k)` by a power of n. The geometric mean of line and law leans to the law by
+    :math:`0.4\,(\ell/d - 0.7)`, at least 0 and at most 1.
 
     Args:
         kept: Kept fraction k on the sub-sample, in (0, 1).
@@ -37,11 +40,14 @@ def growth(kept: float, before: float, doublings: float, left: float, rank: bool
         (0.0112, 0.0086)
     """
     share = left / doublings
+    lean = min(1.0, max(0.0, LEAN * (share - BENT)))
     linear = 1 + (1 - before / kept) * share
     if rank:
-        power = float(expit(logit(kept) + share * (logit(kept) - logit(before))))
-        lean = min(1.0, max(0.0, LEAN * (share - BENT)))
-        factor = max(1.0, linear) ** (1 - lean) * max(1.0, power / kept) ** lean
+        law = float(expit(logit(kept) + share * (logit(kept) - logit(before)))) / kept
+        low, high = 1.0, math.inf
     else:
-        factor = min(1.0, max(LEAST_GROWTH, linear))
+        rise = (1 - kept / before) * (2 ** (left / 2) - 1) / (1 - 2 ** (-doublings / 2))
+        law = 1 / (1 + rise) if rise > 0 else 1.0
+        low, high = LEAST_GROWTH, 1.0
+    factor = min(high, max(low, linear)) ** (1 - lean) * min(high, max(low, law)) ** lean
     return factor, kept * max(abs(factor - 1), abs(linear - 1) / min(1.0, left))
