@@ -15,7 +15,7 @@ from estimators.distributed import gathered
 from estimators.objective import Objective, shrinking
 from estimators.parameters import columns, flatten, named
 
-WORTH, ALIKE = 0.75, 1e-3
+WORTH, ALIKE, FAR = 0.75, 1e-3, 10.0
 
 
 class Narrowed(Objective):
@@ -56,6 +56,13 @@ class Narrowed(Objective):
         r"""Multiply columns ``[D, K]`` over all weights with :math:`P^\top`; returns columns over the narrowed ones."""
         wide = [named(vector, self._whole.chosen) for vector in columns(vectors)]
         return torch.stack([flatten([self._inside(*item) for item in one.items()]) for one in wide], dim=1)
+
+    def far(self) -> dict[str, Tensor]:
+        """Return all weights by name where what is left out is ``FAR`` times as large, and the losses are the same."""
+        weights = self._whole.chosen
+        for name, basis in self._bases.items():
+            weights[name] = FAR * weights[name] - (FAR - 1) * self._weights[name] @ basis.T
+        return weights
 
     def _inside(self, name: str, weight: Tensor) -> Tensor:
         return weight @ self._bases[name].to(weight.dtype) if name in self._bases else weight
@@ -106,13 +113,13 @@ def narrowed(objective: Objective) -> Narrowed | None:
 
 
 def _wide(objective: Objective) -> dict[str, nn.Linear]:
-    """Linear layers with more inputs than samples, by the name of their chosen weight, that no other layer holds."""
+    """Linear layers with more inputs than samples, by the name of their chosen weight, which no other layer holds."""
     holders = Counter(id(one) for module in objective.model.modules() for one in module._parameters.values())
     layers = {f"{path}.weight".lstrip("."): module for path, module in objective.model.named_modules()}
     return {
         name: module
         for name, module in layers.items()
-        if type(module) is nn.Linear and name in objective.names
+        if type(module) is nn.Linear and name in objective.names and objective.dtype.itemsize >= torch.float32.itemsize
         if holders[id(module.weight)] == 1 and objective.samples <= WORTH * module.in_features
     }
 
@@ -152,13 +159,16 @@ def _inputs(objective: Objective) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _alike(objective: Objective, narrow: Narrowed) -> bool:
-    """Tell whether the narrowed weights give a batch the same losses: only the layer itself uses its weight."""
-    alike = []
+    """Tell whether a batch has the losses of the narrowed weights far off in what these leave out.
+
+    Else more than the layer itself uses its weight, such as a penalty in the loss.
+    """
+    alike, far = [], narrow.far()
     for batch, _ in islice(objective.batches(), 1):
         try:
             losses = narrow.losses(narrow.chosen, batch)
         except RuntimeError:
             alike.append(False)
         else:
-            alike.append(torch.allclose(losses, objective.losses(objective.chosen, batch), rtol=ALIKE, atol=ALIKE))
+            alike.append(torch.allclose(losses, objective.losses(far, batch), rtol=ALIKE, atol=ALIKE))
     return all(map(all, gathered(alike)))

@@ -64,9 +64,9 @@ def data(shape=(INPUTS,), samples=SAMPLES):
     return [(x[:half], y[:half]), (x[half:], y[half:])]
 
 
-def squares(model, batch):
-    """A loss that uses a weight without its layer."""
-    return functional.cross_entropy(model(batch[0]), batch[1], reduction="none") + model[1].weight.square().sum()
+def decayed(model, batch):
+    """A loss that uses a weight without its layer, and hardly."""
+    return functional.cross_entropy(model(batch[0]), batch[1], reduction="none") + 1e-4 * model[1].weight.square().sum()
 
 
 def dense(operator):
@@ -117,11 +117,13 @@ def test_weights_that_do_more_than_see_data_stay_whole(make):
     assert narrowed(Objective(seeded(lambda: make().double()), data())) is None
 
 
-def test_weights_that_the_loss_uses_or_a_mask_multiplies_stay_whole():
-    assert narrowed(Objective(seeded(mlp), data(), squares)) is None
+def test_weights_that_the_loss_uses_a_mask_multiplies_or_bfloat16_holds_stay_whole():
+    assert narrowed(Objective(seeded(mlp), data(), decayed)) is None
     pruned = seeded(mlp)
     prune.l1_unstructured(pruned[1], "weight", 0.5)
     assert narrowed(Objective(pruned, data())) is None
+    half = seeded(mlp).bfloat16()
+    assert narrowed(Objective(half, [(x.bfloat16(), y) for x, y in data()])) is None
 
 
 def test_layers_on_hidden_activations_or_many_samples_stay_whole():
