@@ -100,7 +100,8 @@ def figure(rows: list[Row], path: Path) -> None:
             panel.set(xscale="log", yscale="log", xlabel="samples", ylabel="kept fraction at the limit")
             panel.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
             values = [1 - row[key] for row in own for key in (kind, f"{kind}_raw")]
-            marks = [10**n * m for n in range(-5, 1) for m in (1, 1.5, 2, 2.5, 3, 5, 7)]
+            fine = (1, 1.5, 2, 2.5, 3, 5, 7) if max(values) < 10 * min(values) else (1, 2, 5)
+            marks = [10**n * m for n in range(-5, 1) for m in fine]
             marks = [mark for mark in marks if 0.8 * min(values) <= mark <= 1.25 * max(values)]
             panel.set_yticks(marks, [f"{100 * mark:.2g} %" for mark in marks])
             panel.minorticks_off()
