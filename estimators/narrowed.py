@@ -69,13 +69,12 @@ class Narrowed(Objective):
 
     @contextmanager
     def _substituted(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
-        def onto(module: nn.Module, arguments: tuple[Any, ...], basis: Tensor) -> tuple[Tensor] | None:
-            inputs = arguments[0]
-            return None if inputs.shape[-1] < len(basis) else (inputs @ basis,)  # held and substituted: once only
+        def onto(basis: Tensor, inputs: Tensor) -> Tensor:
+            return inputs if inputs.shape[-1] < len(basis) else inputs @ basis  # held and substituted: once only
 
         handles = [
             self.model.get_submodule(name.rpartition(".")[0]).register_forward_pre_hook(
-                lambda module, arguments, basis=basis: onto(module, arguments, basis)
+                lambda module, arguments, basis=basis: (onto(basis, *arguments),)
             )
             for name, basis in self._bases.items()
         ]
