@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 
+from estimators.kernels import REPLACED
 from estimators.objective import modes_and_tensors
 
 
@@ -17,15 +19,17 @@ from estimators.objective import modes_and_tensors
 def intact(model: nn.Module) -> Iterator[None]:
     """Put back what evaluation changes for a while, in case Ctrl-C arrives where evaluation itself does so.
 
-    These are the modes of the modules, their parameters, buffers, hooks and plain tensors, and whether PyTorch records
-    gradients.
+    These are the modes of the modules, their parameters, buffers, hooks and plain tensors, functions of PyTorch, and
+    whether it records gradients.
 
     Args:
         model: Any module.
     """
     modules = list(model.modules())
-    stores: list[Any] = [store for one in modules for store in (one._parameters, one._buffers, one._forward_hooks)]
+    stores: list[Any] = [store for one in modules for store in (one._parameters, one._buffers)]
+    stores += [store for one in modules for store in (one._forward_hooks, one._forward_pre_hooks)]
     before, back = [dict(store) for store in stores], modes_and_tensors(model)
+    functions = {name: getattr(functional, name) for name in REPLACED}
     with torch.set_grad_enabled(torch.is_grad_enabled()):
         try:
             yield
@@ -34,6 +38,7 @@ def intact(model: nn.Module) -> Iterator[None]:
             raise
         finally:
             back()
+            vars(functional).update(functions)
             for store, old in zip(stores, before, strict=True):
                 store.update(old)
                 for key in store.keys() - old.keys():

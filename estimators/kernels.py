@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+REPLACED = ("hardsigmoid", "batch_norm")
+
 
 @contextmanager
 def twice_differentiable(model: nn.Module) -> Iterator[None]:
@@ -34,7 +36,7 @@ def twice_differentiable(model: nn.Module) -> Iterator[None]:
             torch.backends.cudnn.enabled = False
         if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-        for name, form in (("hardsigmoid", _hardsigmoid), ("batch_norm", _affine(functional.batch_norm))):
+        for name, form in zip(REPLACED, (_hardsigmoid, _affine(functional.batch_norm)), strict=True):
             stack.callback(setattr, functional, name, getattr(functional, name))
             setattr(functional, name, form)
         yield

@@ -11,13 +11,16 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+import pytest
 import torch
 from helpers import BatchNormNet, classification, same, seeded, snapshot
+from torch import nn
+from torch.nn import functional
 
 from pruning_limits import predict_limit
 
 ROOT = Path(__file__).parent.parent
-WRITERS = ("estimators/objective.py", "nn/utils/stateless.py", "nn/utils/_named_member_accessor.py")
+WRITERS = ("estimators/objective.py", "estimators/narrowed.py", "estimators/kernels.py")
 
 
 @contextmanager
@@ -48,8 +51,16 @@ def problem():
     return model, classification(1, 4, 4, sizes=(9, 4))()
 
 
-def test_an_interrupt_at_any_line_leaves_the_model_alone():
-    model, batches = problem()
+def images():
+    """A network that is narrowed to the inputs that it sees."""
+    model = seeded(lambda: nn.Sequential(nn.Linear(64, 9), nn.BatchNorm1d(9), nn.Tanh(), nn.Linear(9, 3))).train()
+    return model, classification(64, sizes=(9, 4))()
+
+
+@pytest.mark.parametrize("make", [problem, images])
+def test_an_interrupt_at_any_line_leaves_the_model_and_pytorch_alone(make):
+    model, batches = make()
+    functions = functional.hardsigmoid, functional.batch_norm
     options = {"epsilon": 0.05, "steps": 4, "probes": 1, "samples": 8, "progress": False}
     expected = predict_limit(model, batches, **options)
     with interrupted(-1) as seen:
@@ -65,6 +76,7 @@ def test_an_interrupt_at_any_line_leaves_the_model_alone():
             stopped += 1
         assert same(snapshot(model), before), line
         assert torch.is_grad_enabled() == grad
+        assert (functional.hardsigmoid, functional.batch_norm) == functions
     assert stopped == 25
     assert predict_limit(model, batches, **options).sparsity == expected.sparsity
 

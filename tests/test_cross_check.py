@@ -69,7 +69,7 @@ def test_a_wrong_product_is_found(libraries, monkeypatch):
 
     def scaled(self, forward):
         product = original(self, forward)
-        return lambda vector, again: 1.1 * product(vector, again)
+        return lambda vector, again: [1.1 * part for part in product(vector, again)]
 
     monkeypatch.setattr(Hessian, "_differentiate", scaled)
     case = CASES["ragged"]
