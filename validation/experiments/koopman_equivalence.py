@@ -211,7 +211,8 @@ def _figure(table: Sequence[Row], path: Path) -> None:
         line[-1].legend(fontsize=6)
         for panel in line:
             compression_axis(panel, places)
-    axes[0, 0].legend(fontsize=6)
+    fullest = max(axes[0, :-1], key=lambda panel: len(panel.get_legend_handles_labels()[1]))
+    fullest.legend(fontsize=6)
     save(figure, path)
 
 
