@@ -6,12 +6,11 @@ minutes once the networks of the suite ``cpu`` are trained, which are looked for
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from timing import environment, environment_note, seconds_of
+from timing import environment, environment_note, options, seconds_of
 
 from pruning_limits import PruningLimit, predict_limit
 from validation.data import ImageData, load_data
@@ -62,9 +61,7 @@ def row(network: Network, data: ImageData, runs: Path) -> Row:
 
 def main() -> None:
     """Write the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks"))
-    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser = options(__doc__)
     parser.add_argument("--networks", type=int, default=3, help="Number of networks, by seed.")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

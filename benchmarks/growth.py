@@ -6,7 +6,6 @@ measured in a process of its own; needs Linux, whose ``/proc`` tells the peak of
 
 from __future__ import annotations
 
-import argparse
 import gc
 import itertools
 import json
@@ -22,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 import torchvision
-from timing import environment, environment_note
+from timing import environment, environment_note, options
 from torch import nn
 
 from estimators import Hessian, Lanczos, Objective, sphere_probes
@@ -203,8 +202,7 @@ def report(rows: list[Row], out: Path) -> None:
 
 def main() -> None:
     """Write table and figure, or measure one point."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks"))
+    parser = options(__doc__, runs=False)
     parser.add_argument("--child", type=int, nargs=2)
     arguments = parser.parse_args()
     if arguments.child:

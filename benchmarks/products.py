@@ -5,15 +5,13 @@ Run by hand: ``python benchmarks/products.py --out docs/results/benchmarks``. Ta
 
 from __future__ import annotations
 
-import argparse
 import warnings
-from pathlib import Path
 
 import torch
 from curvlinops import HessianLinearOperator
 from pyhessian import hessian as PyHessian
 from pyhessian.utils import hessian_vector_product
-from timing import environment, environment_note, interleaved
+from timing import environment, environment_note, interleaved, options
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -74,9 +72,7 @@ def row(name: str) -> Row:
 
 def main() -> None:
     """Write the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks"))
-    arguments = parser.parse_args()
+    arguments = options(__doc__, runs=False).parse_args()
     torch.set_num_threads(1)
     columns = [
         Column("model", "model"),

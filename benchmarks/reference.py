@@ -7,15 +7,13 @@ prediction smaller, for trying out; ``--measured`` adds a row with the measured 
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from timing import environment, environment_note, seconds_of
+from timing import environment, environment_note, options, seconds_of
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -130,9 +128,7 @@ def taking_turns(reference: Reference, ours: Callable[[], Any], turns: int) -> t
 
 def main() -> None:
     """Write the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks"))
-    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser = options(__doc__)
     parser.add_argument("--samples", type=int, help="default: the engine's own choice")
     parser.add_argument("--steps", type=int, help="default: the engine's own choice")
     parser.add_argument("--turns", type=int, default=1, help="predictions to time, the shortest counts")

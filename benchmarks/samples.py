@@ -1,18 +1,18 @@
 """How the limits move with the data sub-sample, and how well they are carried from it to all data.
 
-``python benchmarks/samples.py --out docs/results/benchmarks``, with CIFAR-10 in ``PRUNING_LIMITS_DATA``. Networks are
-looked for in ``runs`` and trained where they are missing; then about 20 minutes of one core, most of them for FC5.
+``python benchmarks/samples.py --out docs/results/benchmarks``, with CIFAR-10 and MNIST in ``PRUNING_LIMITS_DATA``.
+Networks are looked for in ``runs`` and trained where they are missing; then about 20 minutes of one core, most of them
+for FC5.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from timing import environment, environment_note
+from timing import environment, environment_note, options
 
 from estimators import Objective
 from pruning_limits import MagnitudeProfile
@@ -95,7 +95,7 @@ def figure(rows: list[Row], path: Path) -> None:
                 across = [row["samples"] for row in part]
                 panel.plot(across, [1 - row[key] for row in part], ".", color=colour, label=label)
             truth = 1 - next(row[kind] for row in own if row["samples"] == total)
-            panel.axhline(truth, color=GREY, linestyle="--", linewidth=1, label=f"all {total:,} samples")
+            panel.axhline(truth, color=GREY, linestyle="--", linewidth=1, label="all data")
             ticks = sorted({row["samples"] for row in part})
             panel.set(xscale="log", yscale="log", xlabel="samples", ylabel="kept fraction at the limit")
             panel.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
@@ -136,10 +136,7 @@ def summary(rows: list[Row]) -> list[str]:
 
 def main() -> None:
     """Write the table and the figure."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks"))
-    parser.add_argument("--runs", type=Path, default=Path("runs"))
-    arguments = parser.parse_args()
+    arguments = options(__doc__).parse_args()
     torch.set_num_threads(1)
     rows = [row for study in STUDIES for row in rows_of(study, arguments.runs)]
     columns = [Column("model", "model"), Column("dataset", "data"), Column("samples", "samples", ",d")]

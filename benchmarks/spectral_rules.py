@@ -7,7 +7,6 @@ one core; dense spectra are kept in ``runs/``.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import math
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from timing import options
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -258,9 +258,7 @@ def figure(rows: list[Row], path: Path) -> None:
 
 def main() -> None:
     """Write the two tables and the figure."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks"))
-    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser = options(__doc__)
     parser.add_argument("--seeds", type=int, default=100)
     arguments = parser.parse_args()
     beds = {name: network_bed(name, arguments.runs) for name in NETWORKS} | synthetic_beds()

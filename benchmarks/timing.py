@@ -1,4 +1,4 @@
-"""What all benchmarks share: times of competitors that take turns, and the machine that they ran on.
+"""What all benchmarks share: their options, times of competitors that take turns, and the machine that they ran on.
 
 Times are processor times of the process, user and system: with one thread they are the wall time on a machine that does
 nothing else, and what others do on it hardly changes them.
@@ -6,6 +6,7 @@ nothing else, and what others do on it hardly changes them.
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import math
 import time
@@ -16,6 +17,15 @@ from typing import Any
 import torch
 
 from validation import tables
+
+
+def options(description: str | None, runs: bool = True) -> argparse.ArgumentParser:
+    """Parser of a benchmark's command line, with ``--out`` and, where it needs trained networks, ``--runs``."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0] if description else None)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks"))
+    if runs:
+        parser.add_argument("--runs", type=Path, default=Path("runs"))
+    return parser
 
 
 def seconds_of(call: Callable[[], Any]) -> float:

@@ -6,7 +6,6 @@ core; networks and dense spectra are kept in ``runs/``.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import warnings
 from collections.abc import Callable, Iterator
@@ -19,7 +18,7 @@ from curvlinops import CGInverseLinearOperator, hutchinson_trace, hutchpp_trace,
 from curvlinops._torch_base import PyTorchLinearOperator
 from curvlinops.papyan2020traces.spectrum import LanczosApproximateLogSpectrumCached, LanczosApproximateSpectrumCached
 from spectral_rules import NETWORKS
-from timing import environment, environment_note, interleaved
+from timing import environment, environment_note, interleaved, options
 from torch import Tensor
 
 from estimators import GGN, Objective, SpectralMeasure, spectral_measure
@@ -249,10 +248,7 @@ def rows_of(name: str, runs: Path) -> list[Row]:
 
 def main() -> None:
     """Write the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks"))
-    parser.add_argument("--runs", type=Path, default=Path("runs"))
-    arguments = parser.parse_args()
+    arguments = options(__doc__).parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     rows = [row for name in BEDS for row in rows_of(name, arguments.runs)]
