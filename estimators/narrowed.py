@@ -103,12 +103,8 @@ def narrowed(objective: Objective) -> Narrowed | None:
         (60, 6)
     """
     bases = {name: torch.linalg.qr(inputs.T).Q for name, inputs in _inputs(objective).items()}
-    left = sum(weight.numel() for name, weight in objective.chosen.items() if name not in bases)
-    left += sum(len(objective.chosen[name]) * basis.shape[1] for name, basis in bases.items())
-    if left > WORTH * objective.dimension:
-        return None
     result = Narrowed(objective, bases)
-    return result if _alike(objective, result) else None
+    return result if result.dimension <= WORTH * objective.dimension and _alike(objective, result) else None
 
 
 def _wide(objective: Objective) -> dict[str, nn.Linear]:
@@ -128,6 +124,8 @@ def _wide(objective: Objective) -> dict[str, nn.Linear]:
 def _inputs(objective: Objective) -> dict[str, Tensor]:
     """Rows ``[n, in]`` that wide layers see on all ranks, of those that see nothing but data, few enough of it."""
     layers = _wide(objective)
+    if not layers:
+        return {}
     found: dict[str, list[Tensor]] = {name: [] for name in layers}
 
     def note(name: str, arguments: tuple[Any, ...]) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import same, seeded, snapshot
+from helpers import Loader, same, seeded, snapshot
 from torch import nn
 from torch.nn import functional
 from torch.nn.utils import prune
@@ -129,12 +129,17 @@ def test_weights_that_the_loss_uses_a_mask_multiplies_or_bfloat16_holds_stay_who
 def test_layers_on_hidden_activations_or_many_samples_stay_whole():
     deep = nn.Sequential(nn.Linear(INPUTS, INPUTS), nn.Tanh(), nn.Linear(INPUTS, 4)).double()
     assert narrowed(Objective(deep, data())).dimension == SAMPLES * INPUTS + 4 * INPUTS
-    assert narrowed(Objective(seeded(mlp), data(samples=16))) is None
+    many = Loader(data(samples=16))
+    objective = Objective(seeded(mlp), many)
+    assert objective.samples == 16
+    passes = many.passes
+    assert narrowed(objective) is None
+    assert many.passes == passes
 
 
 @pytest.mark.parametrize("penalty", [None, L1(1e-3), L2(0.01)])
 def test_the_predicted_limit_is_that_of_the_dense_matrix(penalty, monkeypatch):
-    model = nn.Sequential(nn.Linear(120, 6), nn.Tanh(), nn.Linear(6, 3)).double()
+    model = seeded(lambda: nn.Sequential(nn.Linear(120, 6), nn.Tanh(), nn.Linear(6, 3)))
     generator = torch.Generator().manual_seed(0)
     batches = [(torch.randn(12, 120, generator=generator, dtype=torch.float64), torch.arange(12) % 3)]
 
