@@ -49,5 +49,6 @@ def growth(kept: float, before: float, doublings: float, left: float, rank: bool
         rise = (1 - kept / before) * (2 ** (left / 2) - 1) / (1 - 2 ** (-doublings / 2))
         law = 1 / (1 + rise) if rise > 0 else 1.0
         low, high = LEAST_GROWTH, 1.0
-    factor = min(high, max(low, linear)) ** (1 - lean) * min(high, max(low, law)) ** lean
+    line, law = (min(high, max(low, one)) for one in (linear, law))
+    factor = max(low, line ** (1 - lean) * law**lean)
     return factor, kept * max(abs(factor - 1), abs(linear - 1) / min(1.0, left))
