@@ -17,6 +17,7 @@ from pruning_limits.magnitude import MagnitudeCurve, MagnitudeProfile, removed_c
 
 Negative = Literal["abs", "clip"]
 Floats = NDArray[np.float64]
+NEARBY, BEYOND = 0.1, 0.4
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,12 @@ def isotropic_limit(
 
 
 def largest_passing(
-    rise: Callable[[float], float], allowed: float, guess: float, dimension: int, resolution: float = 1e-4
+    rise: Callable[[float], float],
+    allowed: float,
+    guess: float,
+    dimension: int,
+    resolution: float = 1e-4,
+    power: float | None = None,
 ) -> float:
     """Find up to which sparsity a rising function stays within what is allowed, in few evaluations.
 
@@ -122,6 +128,8 @@ def largest_passing(
         guess: Where the point may lie.
         dimension: Number D of weights; the answer is a multiple of 1/D.
         resolution: Wanted width of the final bracket, in sparsity.
+        power: Power p, > 0, by which the function is thought to go near the guess, as the kept count to the -p; the
+            bracket is sought from where it then passes. None seeks it from the guess, in longer strides.
 
     Returns:
         The largest sparsity that passed; 0 when none did.
@@ -139,7 +147,13 @@ def largest_passing(
         else:
             high = count
 
-    probe(min(dimension, max(1, round(guess * dimension))))
+    first = min(dimension, max(1, round(guess * dimension)))
+    probe(first)
+    if power and 1 < first < dimension and 0 < values[first] < math.inf:
+        longer = min(math.log(values[first] / allowed) / power, math.log(dimension))
+        crossing, beyond = round(dimension - (dimension - first) * math.exp(longer)), math.ceil(BEYOND * width)
+        probe(min(dimension, crossing + beyond) if low else max(1, crossing - beyond))
+        stride = max(width, abs(crossing - first) // 4)
     while low and high > dimension > low:
         probe(min(dimension, low + stride))
         stride *= 4
@@ -155,15 +169,15 @@ def largest_passing(
 
 
 def _beyond(low: int, high: int, values: dict[int, float], allowed: float, dimension: int, width: int) -> int:
-    """Return a count half a width beyond the interpolated crossing, seen from the nearer end; else the middle."""
+    """Return a count a part of a width beyond the interpolated crossing, from the nearer end; else the middle."""
     middle = (low + high) // 2
     if low == 0 or not (0 < values[low] <= allowed < values[high] < math.inf):
         return middle
     ends = [math.log(max(dimension - count, 0.5)) for count in (low, high)]
     share = math.log(allowed / values[low]) / math.log(values[high] / values[low])
     crossing = dimension - math.exp(ends[0] + share * (ends[1] - ends[0]))
-    half = width / 2 if crossing < middle else -width / 2
-    return min(high - 1, max(low + 1, round(crossing + half)))
+    beyond = BEYOND * width if crossing < middle else -BEYOND * width
+    return min(high - 1, max(low + 1, round(crossing + beyond)))
 
 
 @dataclass(frozen=True)
@@ -172,15 +186,44 @@ class Measured:
 
     Attributes:
         sparsity: Largest sparsity with a rise of at most epsilon.
-        points: Evaluated ``(sparsity, rise)`` pairs, sorted.
+        points: Evaluated ``(sparsity, rise)`` pairs on all data, sorted.
+        samples: Samples passed through the model, all evaluations together.
     """
 
     sparsity: float
     points: tuple[tuple[float, float], ...]
+    samples: int = 0
+
+
+class _Rise:
+    """Rise of an objective by one-shot magnitude pruning, each sparsity evaluated once."""
+
+    def __init__(self, objective: Objective, profile: MagnitudeProfile, dense: float | None) -> None:
+        self.objective, self.profile = objective, profile
+        self.dense = objective.value() if dense is None else dense
+        self.found: dict[float, float] = {0.0: 0.0}
+        self.samples = objective.samples * (dense is None)
+
+    def __call__(self, sparsity: float) -> float:
+        if sparsity not in self.found:
+            weights = self.profile.vector - self.profile.removed(sparsity)
+            self.found[sparsity] = self.objective.value(weights) - self.dense
+            self.samples += self.objective.samples
+        return self.found[sparsity]
+
+    def outside(self, sparsity: float, kept: float) -> float:
+        """Evaluate at a multiple of what is kept at a sparsity; 0 where that is all, or no weight."""
+        removed = 1 - kept * (1 - sparsity)
+        return self(removed_count(removed, self.profile.dimension) / self.profile.dimension) if 0 < removed < 1 else 0.0
 
 
 def measured_limit(
-    objective: Objective, profile: MagnitudeProfile, epsilon: float, guess: float, dense: float | None = None
+    objective: Objective,
+    profile: MagnitudeProfile,
+    epsilon: float,
+    guess: float,
+    dense: float | None = None,
+    part: Objective | None = None,
 ) -> Measured:
     r"""Measure the largest sparsity at which one-shot magnitude pruning keeps :math:`F \le F(w^*) + \varepsilon`.
 
@@ -190,24 +233,24 @@ def measured_limit(
         epsilon: Allowed rise, > 0.
         guess: Where to start looking.
         dense: The objective at the unpruned weights, if known.
+        part: The objective on a sub-sample, where the search begins; what it finds is the guess for all data.
 
     Returns:
-        The sparsity, to a resolution of 1e-4 or one weight, and the rise at every sparsity that was evaluated.
+        The sparsity, to a resolution of 1e-4 or one weight, and the rise at every sparsity that was evaluated, among
+        them those that keep twice and half as much.
     """
-    start = objective.value() if dense is None else dense
-    rises: dict[float, float] = {0.0: 0.0}
-
-    def rise(sparsity: float) -> float:
-        if sparsity not in rises:
-            rises[sparsity] = objective.value(profile.vector - profile.removed(sparsity)) - start
-        return rises[sparsity]
-
-    sparsity = largest_passing(rise, epsilon, guess, profile.dimension)
-    for kept in (4.0, 2.0, 0.5, 0.25):
-        outside = 1 - kept * (1 - sparsity)
-        if 0 < outside < 1:
-            rise(removed_count(outside, profile.dimension) / profile.dimension)
-    return Measured(sparsity, tuple(sorted(rises.items())))
+    whole, power, spent = _Rise(objective, profile, dense), None, 0
+    if part is not None and part is not objective:
+        sketch = _Rise(part, profile, None)
+        guess = largest_passing(sketch, epsilon, guess, profile.dimension)
+        ends = sketch.outside(guess, 1 + NEARBY), sketch.outside(guess, 1 - NEARBY)
+        if 0 < ends[0] < ends[1] < math.inf:
+            power = math.log(ends[1] / ends[0]) / math.log((1 + NEARBY) / (1 - NEARBY))
+        spent = sketch.samples
+    sparsity = largest_passing(whole, epsilon, guess, profile.dimension, power=power)
+    for kept in (2.0, 0.5):
+        whole.outside(sparsity, kept)
+    return Measured(sparsity, tuple(sorted(whole.found.items())), spent + whole.samples)
 
 
 def quadratic_limit(

@@ -167,7 +167,7 @@ def predict_limit(
         directions = spectra.directions(ggn, profile, None if isinstance(penalty, L1) else gradient)
         directional = ggn.limit(lambda one: directions.limit(one, spectra.curve, allowed).sparsity)
         if measure:
-            measured = measured_limit(objective, profile, allowed, sparsity, dense)
+            measured = measured_limit(objective, profile, allowed, sparsity, dense, spectra.subset(POOL_SAMPLES))
             lower = achieved = max(measured.sparsity, profile.zeros / profile.dimension)
         else:
             operator = spectra.operator(curvature, hessian.samples)
@@ -210,7 +210,7 @@ def predict_limit(
         cost=Cost(
             products=spectra.products(),
             samples=spectra.samples_seen(),
-            forward_samples=part.samples + objective.samples * (1 + sum(s > 0 for s, _ in measured.points)),
+            forward_samples=part.samples + objective.samples + measured.samples,
             seconds=max(seconds for seconds, _ in spent),
             peak_memory=max(memory for _, memory in spent),
         ),

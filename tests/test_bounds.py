@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from estimators import GGN, Hessian, Objective, SpectralMeasure, UserError
+from estimators import GGN, L1, Hessian, Objective, SpectralMeasure, UserError
 from pruning_limits.bounds import (
     isotropic_limit,
     largest_passing,
@@ -128,14 +128,14 @@ RISES: dict[str, Callable[[float, float], float]] = {
 @given(st.integers(1, 3000), st.data())
 def test_largest_passing_finds_the_last_count_that_passes(shape: str, dimension: int, data: st.DataObject) -> None:
     last = data.draw(st.integers(0, dimension))
-    guess = data.draw(st.floats(0, 1))
+    guess, power = data.draw(st.floats(0, 1)), data.draw(st.none() | st.floats(0.01, 100))
     calls = []
 
     def rise(sparsity: float) -> float:
         calls.append(sparsity)
         return RISES[shape](round(sparsity * dimension), last)
 
-    assert round(largest_passing(rise, 1.0, guess, dimension, resolution=1e-9) * dimension) == last
+    assert round(largest_passing(rise, 1.0, guess, dimension, 1e-9, power) * dimension) == last
     assert len(calls) <= 40
     assert len(set(calls)) == len(calls)
 
@@ -151,6 +151,19 @@ def test_largest_passing_of_a_smooth_rise_takes_few_evaluations(power: float, gu
 
     assert largest_passing(rise, 1.0, guess, 4_000_000) == pytest.approx(0.97, abs=1e-4)
     assert len(calls) <= 6
+
+
+@pytest.mark.parametrize("error", [0.8, 1.0, 1.25])
+@pytest.mark.parametrize("guess", [0.968, 0.9695, 0.97, 0.972])
+def test_a_known_power_brackets_a_smooth_rise_in_three_or_four_evaluations(guess: float, error: float) -> None:
+    calls = []
+
+    def rise(sparsity: float) -> float:
+        calls.append(sparsity)
+        return (0.03 / (1 - sparsity)) ** (2 + (sparsity - 0.97))
+
+    assert largest_passing(rise, 1.0, guess, 4_000_000, power=2 * error) == pytest.approx(0.97, abs=1e-4)
+    assert len(calls) <= 4
 
 
 def test_transition_width_matches_the_theorem_and_refuses_bad_eta() -> None:
@@ -202,6 +215,34 @@ def test_measured_and_quadratic_limits_agree_with_enumeration_on_a_quadratic() -
         assert rise == pytest.approx(rises[round(sparsity * 60)], abs=1e-9)
     operator = Hessian(objective)
     assert round(quadratic_limit(operator, objective.gradient(), profile, epsilon, 0.9) * 60) == last
+
+
+@pytest.mark.parametrize("penalty", [None, L1(1e-3)])
+@pytest.mark.parametrize("guess", [0.05, 0.5, 0.99])
+def test_measuring_from_a_sub_sample_gives_the_same_in_fewer_passes(guess: float, penalty: L1 | None) -> None:
+    torch.manual_seed(0)
+    centres, labels = 2 * torch.randn(10, 64), torch.arange(20_000) % 10
+    inputs = centres[labels] + torch.randn(len(labels), 64)
+    model = nn.Sequential(nn.Linear(64, 50), nn.ReLU(), nn.Linear(50, 10))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(100):
+        loss = nn.functional.cross_entropy(model(inputs[:1000]), labels[:1000])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    objective = Objective(model, [(inputs, labels)], penalty=penalty)
+    profile = MagnitudeProfile(objective.chosen)
+    part = objective.subset(500)
+    epsilon = 0.05
+    alone = measured_limit(objective, profile, epsilon, guess)
+    helped = measured_limit(objective, profile, epsilon, guess, part=part)
+    assert helped.sparsity == pytest.approx(alone.sparsity, abs=1.5 / profile.dimension + 1e-4)
+    assert alone.samples == len(alone.points) * len(labels)  # one of them at no sparsity
+    assert helped.samples // len(labels) == len(helped.points) <= min(8, len(alone.points))
+    assert 0 < helped.samples % len(labels) <= 30 * part.samples
+    for sparsity, rise in helped.points:
+        weights = profile.vector - profile.removed(sparsity)
+        assert rise == pytest.approx(objective.value(weights) - objective.value(), abs=1e-9)
 
 
 def test_the_linear_term_enters_the_quadratic_limit() -> None:
