@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from estimators import L1, Objective, Operator, Penalty, UserError
+from estimators import GGN, L1, Hessian, Objective, Operator, Penalty, UserError
 from estimators.default_loss import cross_entropy
 from estimators.distributed import gathered
 from estimators.forwards import Precision
@@ -180,7 +180,7 @@ def predict_limit(
         if lower > (bound := upper_bound(directional, 0.0, profile.dimension)):
             how = "measured" if measure else "by the quadratic model"
             notes += (f"one-shot pruning reaches {lower:.2%} ({how}), beyond the upper bound {bound:.2%} of the model",)
-        table = _layers(diagnostic, profile, sparsity, seed)
+        table = _layers(spectra.operator(curvature, diagnostic.objective.samples, narrow=True), profile, sparsity, seed)
         for note in notes:
             LOGGER.warning(note)
     half = hessian.half_width(error)
@@ -320,17 +320,19 @@ def _uncounted(model: nn.Module, objective: Objective) -> tuple[str, ...]:
     )
 
 
-def _layers(operator: Operator, profile: MagnitudeProfile, sparsity: float, seed: int) -> list[Layer]:
-    sizes = [weight.numel() for weight in profile.weights.values()]
-    traces, errors = block_traces(operator, sizes, seed=seed)
-    rows = zip(profile.masks(sparsity).items(), profile.weights.values(), sizes, traces, errors, strict=True)
+def _layers(operator: Hessian | GGN, profile: MagnitudeProfile, sparsity: float, seed: int) -> list[Layer]:
+    """Describe the layers, their traces from an operator that may leave weights out which only a penalty curves."""
+    inside = [weight.numel() for weight in operator.objective.chosen.values()]
+    traces, errors = block_traces(operator, inside, seed=seed)
+    curvature = operator.objective.penalty.curvature if operator.objective.penalty else 0.0
+    rows = zip(profile.masks(sparsity).items(), profile.weights.values(), inside, traces, errors, strict=True)
     return [
         Layer(
             name=name,
-            weights=size,
-            sparsity=1 - int(mask.sum()) / size,
+            weights=weight.numel(),
+            sparsity=1 - int(mask.sum()) / weight.numel(),
             norm=float(torch.linalg.vector_norm(weight, dtype=torch.float64)),
-            trace=float(trace),
+            trace=float(trace) + curvature * (weight.numel() - size),
             trace_error=float(error),
         )
         for (name, mask), weight, size, trace, error in rows

@@ -154,3 +154,20 @@ def test_the_predicted_limit_is_that_of_the_dense_matrix(penalty, monkeypatch):
     monkeypatch.setattr("pruning_limits.spectra.narrowed", lambda objective: None)
     whole = limit(steps=60)
     assert abs(found.sparsity - exact.sparsity) < abs(whole.sparsity - exact.sparsity)
+
+
+@pytest.mark.parametrize("penalty", [None, L1(1e-3), L2(0.01)])
+def test_the_traces_of_layers_are_those_of_all_their_weights(penalty):
+    model = seeded(lambda: nn.Sequential(nn.Linear(120, 6), nn.Tanh(), nn.Linear(6, 3)))
+    generator = torch.Generator().manual_seed(1)
+    batches = [(torch.randn(12, 120, generator=generator, dtype=torch.float64), torch.arange(12) % 3)]
+    matrix = dense(Hessian(Objective(model, batches, penalty=penalty)))
+    first, second = (float(matrix.diagonal()[part].sum()) for part in (slice(0, 720), slice(720, 738)))
+    found = []
+    for seed in range(20):
+        limit = predict_limit(model, batches, penalty=penalty, epsilon=0.05, steps=8, measure=False, seed=seed)
+        found.append([(layer.weights, layer.trace) for layer in limit.layers()])
+    assert [weights for weights, _ in found[0]] == [720, 18]
+    for number, exact in enumerate((first, second)):
+        traces = torch.tensor([layers[number][1] for layers in found])
+        assert abs(traces.mean() - exact) <= 4 * traces.std() / len(traces) ** 0.5
