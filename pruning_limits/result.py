@@ -208,10 +208,11 @@ class PruningLimit:
         if sparsity <= self.lower:
             reason = f"{sparsity:.2%} is at most {self.lower:.2%}, which one-shot pruning reaches ({how})"
             return Verdict("achievable", reason, self.lower - sparsity)
+        bound = f"the upper bound {self.upper:.2%} (with numerical error {ceiling:.2%})"
         if sparsity > ceiling:
-            reason = f"{sparsity:.2%} is above the upper bound {self.upper:.2%} (with numerical error {ceiling:.2%})"
+            reason = f"{sparsity:.2%} is above {bound}"
             return Verdict("infeasible", reason, sparsity - ceiling)
-        reason = f"{sparsity:.2%} lies between {self.lower:.2%} (one-shot, {how}) and the upper bound {ceiling:.2%}"
+        reason = f"{sparsity:.2%} lies between {self.lower:.2%} (one-shot, {how}) and {bound}"
         return Verdict("open", reason, min(sparsity - self.lower, ceiling - sparsity))
 
     def __repr__(self) -> str:

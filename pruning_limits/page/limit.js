@@ -267,12 +267,11 @@ function check(limit, sparsity) {
     const reason = `${percent(sparsity)} is at most ${percent(lower)}, which one-shot pruning reaches (${how})`;
     return { status: "achievable", reason, margin: lower - sparsity };
   }
+  const bound = `the upper bound ${percent(upper)} (with numerical error ${percent(highest)})`;
   if (sparsity > highest) {
-    const error = `with numerical error ${percent(highest)}`;
-    const reason = `${percent(sparsity)} is above the upper bound ${percent(upper)} (${error})`;
+    const reason = `${percent(sparsity)} is above ${bound}`;
     return { status: "infeasible", reason, margin: sparsity - highest };
   }
-  const ends = `${percent(lower)} (one-shot, ${how}) and the upper bound ${percent(highest)}`;
-  const reason = `${percent(sparsity)} lies between ${ends}`;
+  const reason = `${percent(sparsity)} lies between ${percent(lower)} (one-shot, ${how}) and ${bound}`;
   return { status: "open", reason, margin: Math.min(sparsity - lower, highest - sparsity) };
 }
