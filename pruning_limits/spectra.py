@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -33,8 +31,7 @@ from estimators import (
     sphere_probes,
     steady_gauss,
 )
-from estimators.distributed import gathered, rank, together
-from estimators.files import load_tensors, save_tensors
+from estimators.distributed import gathered, rank
 from estimators.forwards import Forwards
 from estimators.lanczos import Reorthogonalise
 from estimators.memory import available
@@ -45,6 +42,7 @@ from pruning_limits.directions import Directions, Slope, slopes
 from pruning_limits.extrapolation import growth
 from pruning_limits.magnitude import MagnitudeCurve, MagnitudeProfile
 from pruning_limits.parts import Estimate
+from pruning_limits.states import Known, States, fingerprint
 
 LEAST_STEPS, STEPS_AT_ONCE = 16, 4
 FEWEST_AT_MOST, MOST_AT_MOST, MOST_NUMBERS = 96, 512, 2_000_000
@@ -53,9 +51,7 @@ BASIS_MEMORY = 4 << 30
 DENSE = 512
 SLOW = 2 / 3
 MOST_KNOTS, KNOT_DISTANCE, FLATTER = 4, 0.25, 5
-WRITING_SHARE = 0.05
 LOGGER = logging.getLogger("pruning_limits")
-Known = list[tuple[float, float]]
 Progress = bool | Callable[[str, int, int], None] | None
 
 
@@ -86,7 +82,7 @@ class Spectra:
         self._narrowed: dict[int, Narrowed | None] = {}
         self._forwards: dict[tuple[int, bool], Forwards] = {}
         self._operators: dict[tuple[str, int, bool], Hessian | GGN] = {}
-        self._store = _Store(checkpoint, _fingerprint(objective, losses, settings))
+        self._states = States(checkpoint, fingerprint(objective, losses, settings))
 
     def products(self) -> int:
         """Products taken so far."""
@@ -199,13 +195,13 @@ class Spectra:
         most = self._most(dimension)
         probes = self.settings["probes"] or min(8, max(1, 200_000 // dimension))
         key = f"{kind}-{samples}"
-        starts, known = sphere_probes(operator, probes, self.settings["seed"]), self._store.known(key)
+        starts, known = sphere_probes(operator, probes, self.settings["seed"]), self._states.known(key)
         if (inside := self._narrow(samples)) is not None:
             operator, starts = self.operator(kind, samples, narrow=True), inside.narrow(starts)
         if known is None:
             starts, known = self._without_idle(operator, starts)
         run = Lanczos(operator, starts, self._basis(most, probes))
-        self._store.restore(key, run)
+        self._states.restore(key, run)
         with _bar(self.progress, f"{kind} spectrum, {samples} samples", most) as tell:
             while True:
                 tell(run.steps)
@@ -217,10 +213,10 @@ class Spectra:
                     LOGGER.debug("%s: step error %.4g after %d steps", key, found.step_error, run.steps)
                     done = found.step_error <= self._wanted(kind)[0]
                     if ended or done or self._slow(kind, matrices, found, known):
-                        self._store.save(key, run, known, finished=True)
+                        self._states.save(key, run, known, finished=True)
                         return found
                 run.advance(min(max(STEPS_AT_ONCE, run.steps // 8), most - run.steps))
-                self._store.save(key, run, known)
+                self._states.save(key, run, known)
 
     def _without_idle(self, operator: Hessian | GGN, starts: Tensor) -> tuple[Tensor, Known]:
         """Take weights out of the start vectors on which the losses do not depend, as behind dead units.
@@ -288,7 +284,7 @@ class Spectra:
         starts = torch.stack([one.vector if one.vector.any() else torch.ones_like(one.vector) for one in seen], dim=1)
         run = Lanczos(operator, starts, self._basis(most, len(seen)))
         key = f"directions-{operator.objective.samples}-{knots}"
-        self._store.restore(key, run)
+        self._states.restore(key, run)
         with _bar(self.progress, f"directions, {operator.objective.samples} samples", most) as tell:
             while True:
                 tell(run.steps)
@@ -301,10 +297,10 @@ class Spectra:
                     gap = self._gap(estimate, low, high)
                     enough = run.steps >= LEAST_STEPS // 2 and gap <= self.settings["tolerance"] / 2
                     if enough or run.steps >= most or all(matrix.exhausted for matrix in matrices):
-                        self._store.save(key, run, finished=True)
+                        self._states.save(key, run, finished=True)
                         return replace(high, step_error=max(gap, known.step_error if known else 0.0))
                 run.advance(min(STEPS_AT_ONCE, most - run.steps))
-                self._store.save(key, run)
+                self._states.save(key, run)
 
     def _gap(self, estimate: Estimate, low: Directions, high: Directions) -> float:
         """Width of the bracket of the limit, from the isotropic one where Gauss sees no way to epsilon."""
@@ -397,75 +393,6 @@ def estimate_of(
 def _matrices(run: Lanczos) -> list[Tridiagonal]:
     """Return the matrices of a run without its basis, which may be large."""
     return run.tridiagonals(vectors=False)
-
-
-class _Store:
-    """States of several recurrences in one file that belongs to one prediction."""
-
-    def __init__(self, path: str | Path | None, fingerprint: str) -> None:
-        self.path = None if path is None else Path(path)
-        self.fingerprint = fingerprint
-        self.states: dict[str, Any] = {}
-        self._rest = 0.0
-        with together(self._equal_on_all_ranks):
-            if self.path is not None and self.path.exists():
-                self.states = self._read(self.path)
-
-    def _read(self, path: Path) -> dict[str, Any]:
-        stored = load_tensors(path)
-        if stored.get("fingerprint") != self.fingerprint:
-            raise UserError(
-                f"checkpoint: {path} belongs to another model, data or setting; delete it or name another file"
-            )
-        states = stored.get("states")
-        whole = isinstance(states, dict) and all(isinstance(one, dict) and "steps" in one for one in states.values())
-        if not isinstance(states, dict) or not whole:
-            raise UserError(f"checkpoint: {path} is damaged; delete it and start again")
-        return states
-
-    def _equal_on_all_ranks(self) -> dict[str, str]:
-        different = "distributed: the ranks were given different weights, losses or arguments; start all alike"
-        elsewhere = f"checkpoint: the ranks read different states (here {self.path}); name one file that all can read"
-        states = self.path is None, [(key, one["steps"]) for key, one in self.states.items()]
-        return {different: self.fingerprint, elsewhere: repr(states)}
-
-    def restore(self, key: str, run: Lanczos) -> None:
-        if key in self.states:
-            run.load_state(self.states[key])
-
-    def known(self, key: str) -> Known | None:
-        """Return the eigenvalues that were known when the run began, or None where there is no run yet."""
-        if key not in self.states:
-            return None
-        try:
-            known = [(float(value), float(share)) for value, share in self.states[key]["known"]]
-        except (KeyError, TypeError, ValueError, OverflowError):
-            known = [(math.nan, math.nan)]
-        if not all(math.isfinite(value) and 0 <= share < 1 for value, share in known):
-            raise UserError(f"checkpoint: {self.path} is damaged; delete it and start again")
-        return known
-
-    def save(self, key: str, run: Lanczos, known: Sequence[tuple[float, float]] = (), finished: bool = False) -> None:
-        """Write all states, on one rank; a finished run keeps its matrices only.
-
-        Large states are written less often, so that writing takes no more than a small share of the time.
-        """
-        if self.path is None:
-            return
-        with together():
-            started = time.monotonic()
-            if rank() == 0 and (finished or started >= self._rest):
-                self.states[key] = run.state(vectors=not finished) | {"known": list(known)}
-                save_tensors(self.path, {"fingerprint": self.fingerprint, "states": self.states})
-                ended = time.monotonic()
-                self._rest = ended + (ended - started) / WRITING_SHARE
-
-
-def _fingerprint(objective: Objective, losses: Tensor, settings: dict[str, Any]) -> str:
-    digest = hashlib.sha256(repr(sorted(settings.items(), key=lambda item: item[0])).encode())
-    for tensor in (*objective.chosen.values(), *objective.fixed.values(), losses):
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 @contextmanager
