@@ -24,6 +24,7 @@ from estimators.memory import GIB, available, retried
 from estimators.parameters import choose_parameters, flatten, named, pruning_masks
 from estimators.penalty import Penalty
 from estimators.sampling import Weighted, inclusion, systematic, weighted
+from estimators.slim import slim
 from estimators.unfit import refuse_unfit
 
 LOGGER = logging.getLogger("pruning_limits")
@@ -249,7 +250,7 @@ class Objective:
         """Return F at the model's weights or at the given ones, ``[D]``."""
         at = self.chosen if weights is None else named(weights, self.chosen)
         total = torch.zeros((), dtype=torch.float64)
-        with self.one_pass(*at.values()):
+        with self.one_pass(*at.values()), slim(at.values()):
             for batch, size in self.batches():
                 total += _sum(self.losses(at, batch), size).cpu()
         return sum(distributed.gathered(float(total))) / self.samples + self.penalty_value(at)

@@ -20,7 +20,7 @@ from torch.nn import functional
 from pruning_limits import predict_limit
 
 ROOT = Path(__file__).parent.parent
-WRITERS = ("estimators/objective.py", "estimators/narrowed.py", "estimators/kernels.py")
+WRITERS = ("estimators/objective.py", "estimators/narrowed.py", "estimators/kernels.py", "estimators/slim.py")
 
 
 @contextmanager
@@ -60,7 +60,7 @@ def images():
 @pytest.mark.parametrize("make", [problem, images])
 def test_an_interrupt_at_any_line_leaves_the_model_and_pytorch_alone(make):
     model, batches = make()
-    functions = functional.hardsigmoid, functional.batch_norm
+    functions = functional.hardsigmoid, functional.batch_norm, functional.linear
     options = {"epsilon": 0.05, "steps": 4, "probes": 1, "samples": 8, "progress": False}
     expected = predict_limit(model, batches, **options)
     with interrupted(-1) as seen:
@@ -76,7 +76,7 @@ def test_an_interrupt_at_any_line_leaves_the_model_and_pytorch_alone(make):
             stopped += 1
         assert same(snapshot(model), before), line
         assert torch.is_grad_enabled() == grad
-        assert (functional.hardsigmoid, functional.batch_norm) == functions
+        assert (functional.hardsigmoid, functional.batch_norm, functional.linear) == functions
     assert stopped == 25
     assert predict_limit(model, batches, **options).sparsity == expected.sparsity
 
