@@ -96,6 +96,13 @@ class MagnitudeProfile:
         return torch.sort(self.vector.abs(), stable=True).indices
 
     @cached_property
+    def rank(self) -> Tensor:
+        """Place of every weight in ``order``, ``[D]``; the first ones are removed first."""
+        small = torch.int32 if self.dimension < 2**31 else torch.int64
+        places = torch.arange(self.dimension, dtype=small, device=self.vector.device)
+        return torch.empty_like(places).index_copy_(0, self.order, places)
+
+    @cached_property
     def squares(self) -> Floats:
         """R^2 after removing 0, 1, ..., D weights, float64 ``[D + 1]``."""
         magnitudes = self.vector[self.order].double().cpu().numpy()
@@ -130,13 +137,8 @@ class MagnitudeProfile:
 
     def removed(self, sparsity: float) -> Tensor:
         """Return the removed part d = w - w^k of the weights, ``[D]``."""
-        part = torch.zeros_like(self.vector)
-        index = self.order[: removed_count(sparsity, self.dimension)]
-        part[index] = self.vector[index]
-        return part
+        return torch.where(self.rank < removed_count(sparsity, self.dimension), self.vector, 0)
 
     def masks(self, sparsity: float) -> dict[str, Tensor]:
         """Return masks by parameter name, True where a weight is kept; exactly ``ceil(s D)`` entries are False."""
-        kept = torch.ones(self.dimension, dtype=torch.bool, device=self.vector.device)
-        kept[self.order[: removed_count(sparsity, self.dimension)]] = False
-        return named(kept, self.weights)
+        return named(self.rank >= removed_count(sparsity, self.dimension), self.weights)
