@@ -36,7 +36,8 @@ def slim(weights: Iterable[Tensor]) -> Iterator[None]:
         if id(weight) not in parts:
             return native(input, weight, bias)
         rows, columns, inside = parts[id(weight)]
-        found = native(input.index_select(-1, columns), inside)
+        seen = input if len(columns) == input.shape[-1] else input.index_select(-1, columns)
+        found = native(seen, inside)
         output = found.new_zeros(*found.shape[:-1], len(weight)).index_copy_(-1, rows, found)
         return output if bias is None else output.add_(bias)
 
