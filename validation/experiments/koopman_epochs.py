@@ -218,6 +218,9 @@ def _figure(table: Sequence[Row], barriers: Sequence[Row], path: Path) -> None:
         right, rows = line[1], heights[which]
         said, spreads = [when(row["label"]) for row in rows], [row["barrier_spread"] or 0 for row in rows]
         right.bar(said, [row["barrier"] for row in rows], 0.5, yerr=spreads, color=BLUE, ecolor=GREY, capsize=3)
+        right.axhline(FLAT, color=BLUE, linestyle=":", linewidth=0.8)
+        right.annotate("connected below", (0.02, FLAT), xycoords=("axes fraction", "data"), va="top", fontsize=7)
+        right.set_ylim(0, max(1.15 * FLAT, right.get_ylim()[1]))
         right.set_ylabel("barrier, points of test error", color=BLUE)
         right.set_title(f"{which[0]}, barrier beside the overlap of KMP and GMP", loc="left", fontsize=9)
         beside = right.twinx()
