@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from estimators.kernels import REPLACED
-from estimators.objective import modes_and_tensors
+from estimators.substitutes import modes_and_tensors
 
 
 @contextmanager
@@ -29,7 +29,7 @@ def intact(model: nn.Module) -> Iterator[None]:
     stores: list[Any] = [store for one in modules for store in (one._parameters, one._buffers)]
     stores += [store for one in modules for store in (one._forward_hooks, one._forward_pre_hooks)]
     before, back = [dict(store) for store in stores], modes_and_tensors(model)
-    functions = {name: getattr(functional, name) for name in REPLACED}
+    functions = {name: getattr(functional, name) for name in (*REPLACED, "linear")}
     with torch.set_grad_enabled(torch.is_grad_enabled()):
         try:
             yield

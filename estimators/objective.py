@@ -12,7 +12,6 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils import checkpoint
 
 from estimators import distributed
 from estimators.batches import batch_size, leaves, map_leaves, move, pick_rows, rebatched
@@ -25,6 +24,7 @@ from estimators.parameters import choose_parameters, flatten, named, pruning_mas
 from estimators.penalty import Penalty
 from estimators.sampling import Weighted, inclusion, systematic, weighted
 from estimators.slim import slim
+from estimators.substitutes import evaluation_mode, no_reentrant_checkpoints, replaced
 from estimators.unfit import refuse_unfit
 
 LOGGER = logging.getLogger("pruning_limits")
@@ -226,7 +226,7 @@ class Objective:
 
     def losses(self, weights: Mapping[str, Tensor], batch: Any) -> Tensor:
         """Evaluate the loss function on one batch at substituted weights; differentiable in ``weights``."""
-        with self._substituted(weights), twice_differentiable(self.model), _no_reentrant_checkpoints():
+        with self._substituted(weights), twice_differentiable(self.model), no_reentrant_checkpoints():
             losses: Any = self.loss_fn(self.model, batch)
         if not isinstance(losses, Tensor):
             raise UserError(f"loss_fn: expected a tensor of losses, got {type(losses).__name__}; return its loss alone")
@@ -424,7 +424,7 @@ class Objective:
         state = self.fixed | dict(weights)
         substitutes = {id(parameter): state[name] for name, parameter in self.model.named_parameters()}
         substitutes |= {id(buffer): self.buffers[name].clone() for name, buffer in self.model.named_buffers()}
-        with evaluation_mode(self.model), _replaced(self.model, substitutes):
+        with evaluation_mode(self.model), replaced(self.model, substitutes):
             yield
 
     def _parts(self, batch: Any, size: int) -> Iterator[tuple[Any, int]]:
@@ -434,72 +434,6 @@ class Objective:
             return
         for rows in torch.split(torch.arange(size), self.most):
             yield map_leaves(lambda leaf, rows=rows: pick_rows(leaf, rows, size), batch), len(rows)
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put every module in evaluation mode and each one back into its own mode afterwards.
-
-    Tensors that are plain attributes are put back too: pruning and weight normalisation compute them in hooks, and
-    recurrent layers keep lists of them.
-    """
-    back = modes_and_tensors(model)
-    try:
-        for module in model.modules():
-            module.training = False
-        yield
-    finally:
-        back()
-
-
-def modes_and_tensors(model: nn.Module) -> Callable[[], None]:
-    """Return a function that puts the modes and the tensors that are plain attributes back as they are now."""
-    flags = [(module, module.training) for module in model.modules()]
-    attributes = [(vars(module), key, value) for module, _ in flags for key, value in vars(module).items()]
-    computed = [place for place in attributes if isinstance(place[2], Tensor | list)]
-
-    def back() -> None:
-        for module, flag in flags:
-            module.training = flag
-        for store, key, value in computed:
-            store[key] = value
-
-    return back
-
-
-@contextmanager
-def _replaced(model: nn.Module, tensors: Mapping[int, Tensor]) -> Iterator[None]:
-    """Put other tensors, by the identity of the old ones, in the place of parameters and buffers for a while."""
-    stores: list[dict[str, Any]] = [s for module in model.modules() for s in (module._parameters, module._buffers)]
-    places = [(store, key, value) for store in stores for key, value in store.items() if value is not None]
-    try:
-        for store, key, value in places:
-            store[key] = tensors[id(value)]
-        yield
-    finally:
-        for store, key, value in places:
-            store[key] = value
-
-
-@contextmanager
-def _no_reentrant_checkpoints() -> Iterator[None]:
-    """Refuse the kind of checkpointing through which ``torch.autograd.grad`` silently finds no gradient."""
-    before = checkpoint.CheckpointFunction
-    if torch.is_grad_enabled():
-        checkpoint.CheckpointFunction = _Refused  # type: ignore[misc, assignment]
-    try:
-        yield
-    finally:
-        checkpoint.CheckpointFunction = before  # type: ignore[misc]
-
-
-class _Refused:
-    @staticmethod
-    def apply(*arguments: Any) -> Any:
-        raise UserError(
-            "model: activation checkpointing with use_reentrant=True cannot be differentiated twice; "
-            "call torch.utils.checkpoint.checkpoint with use_reentrant=False"
-        )
 
 
 def _in_loader_order(parts: Sequence[Tensor]) -> Tensor:

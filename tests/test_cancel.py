@@ -17,10 +17,12 @@ from helpers import BatchNormNet, classification, same, seeded, snapshot
 from torch import nn
 from torch.nn import functional
 
-from pruning_limits import predict_limit
+from estimators import Objective
+from estimators.intact import intact
+from pruning_limits import MagnitudeProfile, predict_limit
 
 ROOT = Path(__file__).parent.parent
-WRITERS = ("estimators/objective.py", "estimators/narrowed.py", "estimators/kernels.py", "estimators/slim.py")
+WRITERS = tuple(f"estimators/{name}.py" for name in ("objective", "substitutes", "narrowed", "kernels", "slim"))
 
 
 @contextmanager
@@ -79,6 +81,23 @@ def test_an_interrupt_at_any_line_leaves_the_model_and_pytorch_alone(make):
         assert (functional.hardsigmoid, functional.batch_norm, functional.linear) == functions
     assert stopped == 25
     assert predict_limit(model, batches, **options).sparsity == expected.sparsity
+
+
+def test_an_interrupt_at_every_line_of_evaluating_a_pruned_network_leaves_pytorch_alone():
+    model = seeded(lambda: nn.Sequential(nn.Linear(4, 40), nn.Tanh(), nn.Linear(40, 3)))
+    objective, linear = Objective(model, classification(4, sizes=(5,))()), functional.linear
+    profile = MagnitudeProfile(objective.chosen)
+    pruned = profile.vector - profile.removed(0.98)
+    before, expected = snapshot(model), objective.value(pruned)
+    with interrupted(-1) as seen:
+        objective.value(pruned)
+    assert seen["lines"] > 100
+    for line in range(1, seen["lines"] + 1):
+        with pytest.raises(KeyboardInterrupt), intact(model), interrupted(line):
+            objective.value(pruned)
+        assert functional.linear is linear, line
+        assert same(snapshot(model), before), line
+    assert objective.value(pruned) == expected
 
 
 PROGRAM = """

@@ -1,0 +1,79 @@
+"""Other tensors and modes in the place of a model's own, for a while."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import checkpoint
+
+from estimators.errors import UserError
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put every module in evaluation mode and each one back into its own mode afterwards.
+
+    Tensors that are plain attributes are put back too: pruning and weight normalisation compute them in hooks, and
+    recurrent layers keep lists of them.
+    """
+    back = modes_and_tensors(model)
+    try:
+        for module in model.modules():
+            module.training = False
+        yield
+    finally:
+        back()
+
+
+def modes_and_tensors(model: nn.Module) -> Callable[[], None]:
+    """Return a function that puts the modes and the tensors that are plain attributes back as they are now."""
+    flags = [(module, module.training) for module in model.modules()]
+    attributes = [(vars(module), key, value) for module, _ in flags for key, value in vars(module).items()]
+    computed = [place for place in attributes if isinstance(place[2], Tensor | list)]
+
+    def back() -> None:
+        for module, flag in flags:
+            module.training = flag
+        for store, key, value in computed:
+            store[key] = value
+
+    return back
+
+
+@contextmanager
+def replaced(model: nn.Module, tensors: Mapping[int, Tensor]) -> Iterator[None]:
+    """Put other tensors, by the identity of the old ones, in the place of parameters and buffers for a while."""
+    stores: list[dict[str, Any]] = [s for module in model.modules() for s in (module._parameters, module._buffers)]
+    places = [(store, key, value) for store in stores for key, value in store.items() if value is not None]
+    try:
+        for store, key, value in places:
+            store[key] = tensors[id(value)]
+        yield
+    finally:
+        for store, key, value in places:
+            store[key] = value
+
+
+@contextmanager
+def no_reentrant_checkpoints() -> Iterator[None]:
+    """Refuse the kind of checkpointing through which ``torch.autograd.grad`` silently finds no gradient."""
+    before = checkpoint.CheckpointFunction
+    if torch.is_grad_enabled():
+        checkpoint.CheckpointFunction = _Refused  # type: ignore[misc, assignment]
+    try:
+        yield
+    finally:
+        checkpoint.CheckpointFunction = before  # type: ignore[misc]
+
+
+class _Refused:
+    @staticmethod
+    def apply(*arguments: Any) -> Any:
+        raise UserError(
+            "model: activation checkpointing with use_reentrant=True cannot be differentiated twice; "
+            "call torch.utils.checkpoint.checkpoint with use_reentrant=False"
+        )
