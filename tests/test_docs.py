@@ -18,6 +18,14 @@ def test_readme_is_short():
     assert len((ROOT / "README.md").read_text().splitlines()) < 150
 
 
+def test_every_block_of_code_has_lines_of_its_own():
+    pages = [*ROOT.glob("*.md"), *(page for page in (ROOT / "docs").rglob("*.md") if "_build" not in page.parts)]
+    for page in pages:
+        fences = [line for line in page.read_text().splitlines() if "```" in line]
+        assert len(fences) % 2 == 0, page
+        assert not [line for line in fences if not re.fullmatch(r" *```[\w{}-]*", line)], page
+
+
 def test_there_are_scripts():
     assert len(SCRIPTS) >= 6
 
