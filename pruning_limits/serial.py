@@ -88,7 +88,8 @@ def fields_of(plain: dict[str, Any]) -> dict[str, Any]:
     if not 0 < epsilon < float("inf"):
         raise ValueError(f"epsilon is {epsilon}, expected a positive number")
     hessian, ggn = _estimate(plain["hessian"]), _estimate(plain["ggn"])
-    if not 0 < parameters == hessian.measure.dimension == ggn.measure.dimension < 2**63:
+    measures = [one for estimate in (hessian, ggn) for one in (*estimate.measures, *(estimate.bracket or ()))]
+    if not 0 < parameters < 2**63 or any(one.dimension != parameters for one in measures):
         raise ValueError("parameters and the dimensions of hessian and ggn differ")
     settings = dict(plain["settings"])
     for name, value in settings.items():

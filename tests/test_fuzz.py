@@ -112,6 +112,17 @@ def paths(value, path=()):
         yield from paths(child, (*path, key))
 
 
+@pytest.mark.parametrize("wrong", [-1, 0, 5e-324, 899, 2**62, 1e308])
+def test_every_measure_has_the_dimension_of_the_limit(folder, text, wrong):
+    places = [number for number, place in enumerate(paths(json.loads(text))) if place[-1] == "dimension"]
+    assert len(places) == 5
+    for number in places:
+        path = folder / "dimension.json"
+        path.write_text(json.dumps(changed(json.loads(text), number, wrong)))
+        with pytest.raises(UserError, match="dimensions of hessian and ggn differ"):
+            PruningLimit.from_json(path)
+
+
 def changed(value, number, new, remove=False):
     """Change the value at the place of a number, counted around, in a nested value."""
     found = list(paths(value))
