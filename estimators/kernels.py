@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-REPLACED = ("hardsigmoid", "batch_norm")
+from estimators.convolution import convolution
+
+REPLACED = ("hardsigmoid", "batch_norm", "conv1d", "conv2d", "conv3d")
 
 
 @contextmanager
@@ -20,8 +22,9 @@ def twice_differentiable(model: nn.Module) -> Iterator[None]:
 
     Attention takes its plain form, also in ``nn.TransformerEncoderLayer``; recurrent layers do without cuDNN, whose
     kernels cannot be differentiated in evaluation mode; what ``torch.compile`` compiled runs as it was written;
-    ``hardsigmoid`` is put together from functions that torch differentiates twice; and ``batch_norm`` with running
-    statistics is the affine map that it is, whose second derivative costs a fraction of that of the general function.
+    ``hardsigmoid`` is put together from functions that torch differentiates twice; ``batch_norm`` with running
+    statistics is the affine map that it is, whose second derivative costs a fraction of that of the general function;
+    and convolutions compute of their second derivative what is asked for only.
 
     Args:
         model: The model that is called inside; it is not changed.
@@ -36,7 +39,8 @@ def twice_differentiable(model: nn.Module) -> Iterator[None]:
             torch.backends.cudnn.enabled = False
         if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-        for name, form in zip(REPLACED, (_hardsigmoid, _affine(functional.batch_norm)), strict=True):
+        ours = (_hardsigmoid, _affine(functional.batch_norm), *map(_convolution, (1, 2, 3)))
+        for name, form in zip(REPLACED, ours, strict=True):
             stack.callback(setattr, functional, name, getattr(functional, name))
             setattr(functional, name, form)
         yield
@@ -44,6 +48,10 @@ def twice_differentiable(model: nn.Module) -> Iterator[None]:
 
 def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
     return functional.relu6(input + 3) / 6
+
+
+def _convolution(dimensions: int) -> Callable[..., Tensor]:
+    return convolution(getattr(functional, f"conv{dimensions}d"), dimensions)
 
 
 def _affine(native: Callable[..., Tensor]) -> Callable[..., Tensor]:
