@@ -94,6 +94,14 @@ def _gradients(slope: Tensor, input: Tensor, weight: Tensor, how: tuple[Any, ...
     return by_input, by_weight
 
 
+def _zero(slope: Tensor) -> bool:
+    """Tell whether a slope is zero, as where the GGN only builds the graph that its Jacobian is read from."""
+    try:
+        return not slope[:1].any() and not slope.any()
+    except RuntimeError:  # of torch.vmap, inside which values are not known
+        return False
+
+
 def _fewer_pixels_than_channels(slope: Tensor, how: tuple[Any, ...]) -> bool:
     """Tell where the gradient of the weight is faster as a convolution of the inputs with the slopes."""
     stride, _, dilation, *_, groups = how
@@ -138,6 +146,8 @@ class _Backward(Function):
 
     @staticmethod
     def forward(slope: Tensor, input: Tensor, weight: Tensor, how: tuple[Any, ...], which: Sequence[bool]) -> Gradients:
+        if _zero(slope):
+            return torch.zeros_like(input) if which[0] else None, torch.zeros_like(weight) if which[1] else None
         return _gradients(slope, input, weight, how, which)
 
     @staticmethod

@@ -175,6 +175,13 @@ def test_a_product_computes_what_its_formula_needs_and_no_more(kind, expected):
     assert counted.seen == expected
 
 
+def test_a_rebuilt_ggn_computes_no_gradients_to_build_the_graph_of_its_jacobian():
+    objective = Objective(seeded(two_layers), classification(1, 4, 4, sizes=(5,))())
+    with Counted() as counted:
+        GGN(objective, memory=0) @ torch.ones(objective.dimension)
+    assert counted.seen == {"forward": 2 + 3, "input": 1, "weight": 2}
+
+
 @pytest.mark.parametrize("kind", [Hessian, GGN])
 @pytest.mark.parametrize("memory", [0, 1 << 30])
 def test_products_are_those_with_the_convolutions_of_pytorch(kind, memory, monkeypatch):
