@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 
 Gradients = tuple[Tensor | None, Tensor | None]
-ONCE = (0,)
 
 
 def convolution(native: Callable[..., Tensor], dimensions: int) -> Callable[..., Tensor]:
@@ -51,7 +50,7 @@ def convolution(native: Callable[..., Tensor], dimensions: int) -> Callable[...,
         kind = _autocast(input.device)
         if kind is not None and input.dtype != torch.float64:
             input, weight, bias = input.to(kind), weight.to(kind), None if bias is None else bias.to(kind)
-        how = (_each(stride, dimensions), around, spread, False, ONCE * dimensions, groups)
+        how = (_each(stride, dimensions), around, spread, False, (0,) * dimensions, groups)
         result: Tensor = _Convolution.apply(_node(input), _node(weight), bias, how)
         return result
 
@@ -105,7 +104,7 @@ def _zero(slope: Tensor) -> bool:
 def _fewer_pixels_than_channels(slope: Tensor, how: tuple[Any, ...]) -> bool:
     """Tell where the gradient of the weight is faster as a convolution of the inputs with the slopes."""
     stride, _, dilation, *_, groups = how
-    return slope[0, 0].numel() < slope.shape[1] and groups == 1 and {*stride, *dilation} == {1}
+    return slope.shape[2:].numel() < slope.shape[1] and groups == 1 and {*stride, *dilation} == {1}
 
 
 def _node(tensor: Tensor) -> Tensor:
