@@ -11,6 +11,7 @@ from torch import nn
 from torch.autograd import forward_ad
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 from estimators import GGN, Hessian, Objective
 from estimators.convolution import convolution
@@ -135,6 +136,22 @@ def test_torch_func_and_batched_gradients_go_through_it():
         )
 
     torch.testing.assert_close(found(ours), found(functional.conv2d))
+
+
+@pytest.mark.filterwarnings("ignore:Using backward")
+@pytest.mark.parametrize("saved", [True, False])
+def test_backward_and_activation_checkpoints_go_through_it(saved):
+    def found(function):
+        image, weight, bias = (one.requires_grad_() for one in arguments(2))
+        call = lambda image: function(image, weight, bias).sin()  # noqa: E731
+        value = call(image) if saved else checkpoint(call, image, use_reentrant=False)
+        value.square().sum().backward(create_graph=True)
+        slopes = [one.grad for one in (image, weight, bias)]
+        image.grad = weight.grad = bias.grad = None  # else they and their graph would keep each other alive
+        curved = torch.autograd.grad(sum(one.square().sum() for one in slopes), (image, weight, bias))
+        return [one.detach() for one in slopes], curved
+
+    torch.testing.assert_close(found(convolution(functional.conv2d, 2)), found(functional.conv2d))
 
 
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
