@@ -43,7 +43,8 @@ def convolution(native: Callable[..., Tensor], dimensions: int) -> Callable[...,
         dilation: int | Sequence[int] = 1,
         groups: int = 1,
     ) -> Tensor:
-        spread, around = _each(dilation, dimensions), _padding(padding, weight, _each(dilation, dimensions))
+        spread = _each(dilation, dimensions)
+        around = _padding(padding, weight, spread)
         other = around is None or input.dim() != dimensions + 2 or not input.is_floating_point()
         if other or forward_ad._current_level >= 0:
             return native(input, weight, bias, stride, padding, dilation, groups)
@@ -82,15 +83,14 @@ def _padding(padding: str | int | Sequence[int], weight: Tensor, dilation: Seque
 
 def _gradients(slope: Tensor, input: Tensor, weight: Tensor, how: tuple[Any, ...], which: Sequence[bool]) -> Gradients:
     """Return the gradients with respect to the input and to the weight, those that are asked for."""
-    by_input, by_weight = None, None
     turned = which[1] and _fewer_pixels_than_channels(slope, how)
-    if turned:
-        by_weight = torch.convolution(input.transpose(0, 1), slope.transpose(0, 1), None, *how).transpose(0, 1)
-    if which[0] or not turned:
-        asked = which[0], which[1] and not turned, False
+    asked = which[0], which[1] and not turned, False
+    found = (None, None, None)
+    if any(asked):
         found = torch.ops.aten.convolution_backward(slope, input, weight, None, *how, asked)
-        by_input, by_weight = found[0] if asked[0] else None, found[1] if asked[1] else by_weight
-    return by_input, by_weight
+    if turned:
+        return found[0], torch.convolution(input.transpose(0, 1), slope.transpose(0, 1), None, *how).transpose(0, 1)
+    return found[0], found[1]
 
 
 def _zero(slope: Tensor) -> bool:

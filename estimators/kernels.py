@@ -39,8 +39,14 @@ def twice_differentiable(model: nn.Module) -> Iterator[None]:
             torch.backends.cudnn.enabled = False
         if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-        ours = (_hardsigmoid, _affine(functional.batch_norm), *map(_convolution, (1, 2, 3)))
-        for name, form in zip(REPLACED, ours, strict=True):
+        forms = (
+            _hardsigmoid,
+            _affine(functional.batch_norm),
+            convolution(functional.conv1d, 1),
+            convolution(functional.conv2d, 2),
+            convolution(functional.conv3d, 3),
+        )
+        for name, form in zip(REPLACED, forms, strict=True):
             stack.callback(setattr, functional, name, getattr(functional, name))
             setattr(functional, name, form)
         yield
@@ -48,10 +54,6 @@ def twice_differentiable(model: nn.Module) -> Iterator[None]:
 
 def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
     return functional.relu6(input + 3) / 6
-
-
-def _convolution(dimensions: int) -> Callable[..., Tensor]:
-    return convolution(getattr(functional, f"conv{dimensions}d"), dimensions)
 
 
 def _affine(native: Callable[..., Tensor]) -> Callable[..., Tensor]:
