@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 FORMAT = "pruning-limit/3"
+LEAST_LOGARITHM = -700.0
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -175,13 +176,24 @@ class PruningLimit:
     def epsilon_for(self, sparsity: float) -> float:
         """Return the allowed rise that would make a sparsity the isotropic limit; see ``inverse.epsilon_for``."""
         target, negative = self.hessian.on_samples(sparsity), self.settings["negative"]
-        ends = [epsilon_for(measure, self.curve, target, negative) for measure in self.hessian.measures]
-        low, high = math.log(min(ends)) - 1e-9, math.log(max(ends)) + 1e-9
+        ends, refusals = [], []
+        for measure in self.hessian.measures:
+            try:
+                ends.append(math.log(epsilon_for(measure, self.curve, target, negative)))
+            except UserError as error:
+                refusals.append(error)
 
         def excess(logarithm: float) -> float:
             return isotropic(self.hessian, self.curve, math.exp(logarithm), negative) - sparsity
 
-        return ends[0] if len(ends) == 1 else math.exp(brentq(excess, low, high, xtol=1e-14, rtol=1e-14))
+        if not ends:
+            raise refusals[0]
+        if len(self.hessian.measures) == 1:
+            return math.exp(ends[0])
+        low = LEAST_LOGARITHM if refusals else min(ends) - 1e-9
+        if refusals and excess(low) > 0:
+            raise refusals[0]
+        return math.exp(brentq(excess, low, max(ends) + 1e-9, xtol=1e-14, rtol=1e-14))
 
     def weight_scale_for(self, sparsity: float) -> float:
         """Return the factor on all weights that would make a sparsity the isotropic limit, the curvature held fixed."""

@@ -98,3 +98,17 @@ def test_targets_out_of_reach_are_refused_with_the_reason() -> None:
     for epsilon in (1e-12, 1e-3, 1e3):  # what the messages say: no epsilon brings the limit down to the target
         assert isotropic_limit(measure, dense, epsilon).sparsity > 0.5
         assert isotropic_limit(SpectralMeasure.from_eigenvalues(np.ones(10)), curve, epsilon).sparsity > 0.79
+
+
+def test_targets_between_the_flat_shares_of_two_measures_have_an_epsilon() -> None:
+    model = seeded(lambda: nn.Sequential(nn.Linear(12, 40), nn.Tanh(), nn.Linear(40, 8)))
+    x = random(60, 12, seed=1)
+    limit = predict_limit(model, [(x, model(x).argmax(1))], epsilon=0.02, samples=20, steps=4, curvature="ggn")
+    flat = [float(one.weights[one.nodes <= 0].sum()) for one in limit.hessian.measures]
+    reached = [limit.what_if(epsilon=epsilon).sparsity for epsilon in np.geomspace(1e-12, 1e-7, 5)]
+    assert flat[0] == 0
+    assert limit.hessian.on_samples(reached[0]) < flat[1]
+    for target in reached:
+        assert limit.what_if(epsilon=limit.epsilon_for(target)).sparsity == pytest.approx(target, abs=1e-8)
+    with pytest.raises(UserError, match="is below the limit under any condition"):
+        limit.epsilon_for(0.01 * reached[0])
