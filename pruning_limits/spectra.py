@@ -48,7 +48,7 @@ LEAST_STEPS, STEPS_AT_ONCE = 16, 4
 FEWEST_AT_MOST, MOST_AT_MOST, MOST_NUMBERS = 96, 512, 2_000_000
 LEAST_SAMPLES, POOL_SAMPLES, MOST_SAMPLES, DIAGNOSTIC_SAMPLES, COMPARED = 1024, 2048, 16384, 1024, 8
 BASIS_MEMORY = 4 << 30
-DENSE = 512
+DENSE, MOST_PRODUCTS, MOST_PROBES = 512, 1024, 8
 SLOW = 2 / 3
 MOST_KNOTS, KNOT_DISTANCE, FLATTER = 4, 0.25, 5
 LOGGER = logging.getLogger("pruning_limits")
@@ -189,18 +189,36 @@ class Spectra:
         return isotropic_limit(measure, self.curve, self.epsilon, self.settings["negative"]).sparsity
 
     def _run(self, kind: str, samples: int) -> Estimate:
+        """Estimate a spectrum on a sub-sample; more probes follow the first where their error counts."""
         operator, dimension = self.operator(kind, samples), self.objective.dimension
         if dimension <= max(DENSE, self.settings["steps"] or 0):
             return Estimate(dense_measure(operator), operator.objective.samples, dimension, 0.0, 0.0)
-        most = self._most(dimension)
-        probes = self.settings["probes"] or min(8, max(1, 200_000 // dimension))
-        key = f"{kind}-{samples}"
-        starts, known = sphere_probes(operator, probes, self.settings["seed"]), self._states.known(key)
+        asked = self.settings["probes"]
+        matrices, known, found = self._recurrence(kind, samples, slice(0, asked or 1))
+        if asked is None and (probes := self._probes(kind, found)) > 1:
+            others, *_ = self._recurrence(kind, samples, slice(1, probes), found.steps)
+            found = self._read(kind, matrices + others, samples, known)
+        return found
+
+    def _probes(self, kind: str, found: Estimate) -> int:
+        """Probes whose error is as small as wanted, or below the step error, judged by that of the first."""
+        error = isotropic_limit(found.measure, self.curve, self.epsilon, self.settings["negative"]).standard_error
+        enough = math.ceil((2 * error / max(self._wanted(kind)[0], found.step_error)) ** 2)
+        return min(enough, MOST_PROBES, MOST_PRODUCTS // found.steps)
+
+    def _recurrence(
+        self, kind: str, samples: int, probes: slice, steps: int | None = None
+    ) -> tuple[list[Tridiagonal], Known, Estimate]:
+        """Advance some of the probes, as far as their step error asks for where no number of steps is given."""
+        operator, most = self.operator(kind, samples), steps or self._most(self.objective.dimension)
+        key = f"{kind}-{samples}" if probes.start == 0 else f"{kind}-{samples}-{probes.start}"
+        starts, known = sphere_probes(operator, probes.stop, self.settings["seed"]), self._states.known(key)
         if (inside := self._narrow(samples)) is not None:
             operator, starts = self.operator(kind, samples, narrow=True), inside.narrow(starts)
         if known is None:
             starts, known = self._without_idle(operator, starts)
-        run = Lanczos(operator, starts, self._basis(most, probes))
+        starts = starts[:, probes]
+        run = Lanczos(operator, starts, self._basis(most, starts.shape[1]))
         self._states.restore(key, run)
         with _bar(self.progress, f"{kind} spectrum, {samples} samples", most) as tell:
             while True:
@@ -208,13 +226,13 @@ class Spectra:
                 matrices = _matrices(run)
                 ended = run.steps >= most or (run.steps > 0 and all(one.exhausted for one in matrices))
                 least = LEAST_STEPS if kind == self.settings["curvature"] else LEAST_STEPS // 2
-                if ended or (self.settings["steps"] is None and run.steps >= least):
+                if ended or (steps is None and self.settings["steps"] is None and run.steps >= least):
                     found = self._read(kind, matrices, samples, known)
                     LOGGER.debug("%s: step error %.4g after %d steps", key, found.step_error, run.steps)
                     done = found.step_error <= self._wanted(kind)[0]
                     if ended or done or self._slow(kind, matrices, found, known):
                         self._states.save(key, run, known, finished=True)
-                        return found
+                        return matrices, known, found
                 run.advance(min(max(STEPS_AT_ONCE, run.steps // 8), most - run.steps))
                 self._states.save(key, run, known)
 

@@ -12,7 +12,7 @@ from helpers import random, same, seeded, shrinking
 from torch import nn
 
 from estimators import GGN, L1, L2, Hessian, Objective, SpectralMeasure, UserError
-from pruning_limits import MagnitudeProfile, predict_limit
+from pruning_limits import MagnitudeProfile, predict_limit, spectra
 from pruning_limits.bounds import isotropic_limit, quadratic_limit
 
 QUICK = {"steps": 8, "probes": 2, "measure": False, "epsilon": 0.02}
@@ -446,6 +446,29 @@ def test_automatic_steps_stop_when_the_limit_settles(wide):
     assert limit.status == "converged"
 
 
+@pytest.mark.parametrize(("tolerance", "expected"), [(1e-4, 8), (0.1, 1)])
+def test_probes_follow_where_their_error_counts(wide, tolerance, expected):
+    options = {"epsilon": 0.02, "steps": 100, "measure": False, "tolerance": tolerance}
+    limit = predict_limit(*wide, **options)
+    assert limit.hessian.measure.probes == expected
+    drawn_at_once = predict_limit(*wide, **options, probes=expected)
+    assert limit.interval == pytest.approx(drawn_at_once.interval, abs=1e-9)
+    assert limit.cost.products == pytest.approx(drawn_at_once.cost.products, abs=110)
+
+
+def test_probes_do_not_follow_where_steps_are_the_larger_error(wide):
+    limit = predict_limit(*wide, epsilon=0.02, steps=8, measure=False, tolerance=1e-4)
+    _, error = limit.hessian.measure.integrate(lambda x: 1 / (1 + abs(x)))
+    assert limit.hessian.measure.probes == 1
+    assert 0 < 2 * error < limit.hessian.step_error
+
+
+def test_a_spectrum_of_many_steps_takes_few_probes(wide, monkeypatch):
+    monkeypatch.setattr(spectra, "MOST_PRODUCTS", 350)
+    limit = predict_limit(*wide, epsilon=0.02, steps=100, measure=False, tolerance=1e-4)
+    assert limit.hessian.measure.probes == 3
+
+
 # ------------------------------------------------------------------------------------ progress, checkpoint
 
 
@@ -487,9 +510,9 @@ def test_an_interrupt_from_progress_leaves_the_model_alone(wide, steps):
 
 
 @pytest.mark.parametrize("stop", [Stop("hessian", 12), Stop("ggn", 4)], ids=["hessian", "ggn"])
-@pytest.mark.parametrize("steps", [None, 15], ids=["automatic steps", "15 steps"])
-def test_a_stopped_run_continues_to_the_same_bits(wide, tmp_path, stop, steps):
-    options = {"epsilon": 0.02, "steps": steps, "probes": 2, "tolerance": 0.1, "samples": 60, "measure": False}
+@pytest.mark.parametrize(("steps", "probes"), [(None, 2), (15, 2), (60, None)])
+def test_a_stopped_run_continues_to_the_same_bits(wide, tmp_path, stop, steps, probes):
+    options = {"epsilon": 0.02, "steps": steps, "probes": probes, "tolerance": 0.01, "samples": 60, "measure": False}
     reference = predict_limit(*wide, **options)
     checkpoint = tmp_path / "state" / "run.pt"
     with pytest.raises(KeyboardInterrupt):
@@ -501,6 +524,25 @@ def test_a_stopped_run_continues_to_the_same_bits(wide, tmp_path, stop, steps):
     assert plain(finished) == plain(reference)
     assert finished.cost.products < resumed.cost.products
     assert [file.name for file in checkpoint.parent.iterdir()] == ["run.pt"]
+
+
+def test_a_run_stopped_among_further_probes_continues_to_the_same_bits(wide, tmp_path):
+    options = {"epsilon": 0.02, "steps": 60, "tolerance": 0.001, "samples": 60, "measure": False}
+    reference, begun = predict_limit(*wide, **options), []
+    assert reference.hessian.measure.probes > 1
+
+    def stop(stage, done, total):
+        if stage == "hessian spectrum, 60 samples":
+            begun.append(done == 0)
+            if sum(begun) == 2 and done == 12:
+                raise KeyboardInterrupt
+
+    checkpoint = tmp_path / "run.pt"
+    with pytest.raises(KeyboardInterrupt):
+        predict_limit(*wide, **options, checkpoint=checkpoint, progress=stop)
+    resumed = predict_limit(*wide, **options, checkpoint=checkpoint)
+    assert plain(resumed) == plain(reference)
+    assert resumed.cost.products < reference.cost.products - 60
 
 
 def test_a_run_whose_krylov_space_is_exhausted_resumes(tmp_path):
