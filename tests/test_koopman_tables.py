@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import seeded
 from torch import nn
 
 from estimators import UserError
@@ -228,6 +230,22 @@ def test_a_branch_in_the_runs_own_order_ends_where_the_run_ends(
     assert not all(torch.equal(value, final[name]) for name, value in other.state_dict().items())
     assert koopman_epochs.barrier(one.final, same, digits) == 0
     assert load_tensors(one.state(one.points[0]))["step"] == 10
+
+
+def test_batch_norm_is_measured_at_every_point_of_a_line(digits: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = seeded(lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8, momentum=0.3), nn.Dropout()))
+    model.float().eval()
+    monkeypatch.setattr(koopman_epochs, "NORM_IMAGES", 200)
+    monkeypatch.setattr(koopman_epochs, "NORM_BATCH", 100)
+    koopman_epochs.measure_norms(model, digits)
+    parts = [model[:2](x) for x, _ in digits.batches("train", 100, 200)]
+    assert torch.allclose(model[2].running_mean, torch.stack(parts).mean((0, 1)), atol=1e-6)
+    assert torch.allclose(model[2].running_var, torch.stack([part.var(0) for part in parts]).mean(0), rtol=1e-5)
+    assert not any(module.training for module in model.modules())
+    assert model[2].momentum == 0.3
+    other = copy.deepcopy(model)
+    other[2].running_mean.fill_(99.0)
+    assert koopman_epochs.barrier(model, other, digits) == 0
 
 
 def test_the_recipe_keeps_its_batches_where_the_suite_says_nothing(suite_file: Path) -> None:
