@@ -112,7 +112,9 @@ def plot_crossing(limit: PruningLimit, ax: Axes | None = None) -> Axes:
         lines += ax.plot(1 - np.array(fractions), norms[stride], color=colour, label=label)
     _lines(ax, limit)
     r_limit = np.sqrt(limit.curve.squared_norm(limit.sparsity))
-    ax.plot([1 - limit.sparsity], [r_limit], "o", color=ORANGE, markersize=8)
+    dots = ax.plot([1 - limit.sparsity], [r_limit], "o", color=ORANGE, markersize=8, label="limit, carried to all data")
+    if limit.hessian.growth != 1:
+        lines += dots
     ax.set(xlabel=SPARSITY, ylabel="R, norm of the removed weights", yscale="log")
     seen = norms[(kept >= _least(limit)) & (kept < 0.97)]
     if len(seen):

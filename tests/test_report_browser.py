@@ -120,6 +120,13 @@ def test_it_opens_with_the_stored_answer(limit, show):
         assert len(browser.find_element(By.ID, name).accessible_name) > 40
 
 
+@pytest.mark.parametrize("growth", [1.0, 0.8])
+def test_the_caption_says_where_dots_lie_beside_crossings(limit, show, growth):
+    browser = show(dataclasses.replace(limit, hessian=dataclasses.replace(limit.hessian, growth=growth)))
+    caption = browser.find_element(By.CSS_SELECTOR, "[aria-labelledby=crossing-title] figcaption").text
+    assert ("beside the crossings" in caption) == (growth != 1)
+
+
 @pytest.mark.parametrize("kind", ["measured", "unmeasured"])
 def test_sliders_answer_as_what_if_does(limit, show, kind):
     limit = limit if kind == "measured" else small_limit(measure=False, curvature="ggn", negative="clip")

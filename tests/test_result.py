@@ -453,6 +453,13 @@ def test_the_figure_is_made_of_the_two_plots(limit):
         assert panel.get_ylim() == alone.get_ylim()
 
 
+@pytest.mark.parametrize("growth", [1.0, 0.8])
+def test_the_legend_says_that_the_limit_is_carried_to_all_data(limit, growth):
+    carried = dataclasses.replace(limit, hessian=dataclasses.replace(limit.hessian, growth=growth))
+    labels = [text.get_text() for text in plot_crossing(carried).get_legend().get_texts()]
+    assert ("limit, carried to all data" in labels) == (growth != 1)
+
+
 def test_bars_show_what_is_kept(limit):
     axes = plot_layers(limit)
     kept = [100 * (1 - layer.sparsity) for layer in limit.layers()]

@@ -76,6 +76,7 @@ function showFigures(answer, target) {
   const zones = `${ends}, infeasible beyond; ${names}.`;
   drawLine(get("line"), answer, ceiling(answer), target, least, zones);
   drawCrossing(get("crossing"), answer, least, `Norm R against sparsity; the curves cross at the ${names}.`);
+  get("carried").hidden = answer.hessian.growth === 1 && answer.ggn.growth === 1;
   const scale = (2 * epsilon) / squaredNorm(answer.curve, sparsity);
   const size = `Shares of eigenvalues by size on logarithmic axes; the scale c at the limit is ${short(scale)}.`;
   drawSpectrum(get("spectrum"), answer, scale, size);
