@@ -7,6 +7,7 @@ import csv
 import json
 import sys
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -235,10 +236,14 @@ def test_a_branch_in_the_runs_own_order_ends_where_the_run_ends(
 def test_batch_norm_is_measured_at_every_point_of_a_line(digits: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
     model = seeded(lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8, momentum=0.3), nn.Dropout()))
     model.float().eval()
-    monkeypatch.setattr(koopman_epochs, "NORM_IMAGES", 200)
+    monkeypatch.setattr(koopman_epochs, "NORM_BATCHES", 2)
     monkeypatch.setattr(koopman_epochs, "NORM_BATCH", 100)
-    koopman_epochs.measure_norms(model, digits)
-    parts = [model[:2](x) for x, _ in digits.batches("train", 100, 200)]
+    order = digits.train_y.sort().indices  # as data are stored in some sets
+    by_class = replace(digits, train_x=digits.train_x[order], train_y=digits.train_y[order])
+    seen = list(islice(by_class.batches("train", 100).shuffled(0, 0), 2))
+    assert all(len(y.unique()) == 10 for _, y in seen)
+    koopman_epochs.measure_norms(model, by_class)
+    parts = [model[:2](x) for x, _ in seen]
     assert torch.allclose(model[2].running_mean, torch.stack(parts).mean((0, 1)), atol=1e-6)
     assert torch.allclose(model[2].running_var, torch.stack([part.var(0) for part in parts]).mean(0), rtol=1e-5)
     assert not any(module.training for module in model.modules())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from itertools import combinations
+from itertools import combinations, islice
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,7 @@ from validation.training import accuracy
 NAME = "koopman-epochs"
 SHARES = tuple(float(share) for share in np.linspace(0, 1, 11))
 OTHER_ORDER = 1_000
-NORM_IMAGES, NORM_BATCH = 5000, 500
+NORM_BATCHES, NORM_BATCH = 10, 500
 FLAT, TIED = 2.0, 0.5
 COLUMNS = (
     Column("model", "model"),
@@ -109,7 +109,7 @@ def barrier(first: nn.Module, second: nn.Module, data: ImageData) -> float:
 
 @torch.no_grad()
 def measure_norms(model: nn.Module, data: ImageData) -> None:
-    """Set the means and variances of batch norm layers to those over the first training images, in batches."""
+    """Set the means and variances of batch norm layers to those over some training images, in mixed batches."""
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
@@ -118,7 +118,7 @@ def measure_norms(model: nn.Module, data: ImageData) -> None:
         norm.train()
     if norms:
         device = next(model.parameters()).device
-        for x, _ in data.batches("train", NORM_BATCH, NORM_IMAGES):
+        for x, _ in islice(data.batches("train", NORM_BATCH).shuffled(0, 0), NORM_BATCHES):
             model(x.to(device))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
@@ -193,9 +193,9 @@ def _barrier_note() -> str:
     return (
         "Barrier: from the weights and momentum at the end of an epoch, training goes on to the end of the recipe once "
         "in the run's own order of data and once in another; the largest test error on the straight line between both "
-        f"ends, on {len(SHARES)} points, less the mean error of the ends. Batch norm takes means and "
-        f"variances of the first {NORM_IMAGES:,} training images at every point. The overlap beside it is that of KMP "
-        "and GMP, averaged over compressions above 1."
+        f"ends, on {len(SHARES)} points, less the mean error of the ends. Batch norm takes the "
+        f"means and variances of {NORM_BATCHES} batches of {NORM_BATCH} training images at every point. The overlap "
+        "beside it is that of KMP and GMP, averaged over compressions above 1."
     )
 
 
