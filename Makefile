@@ -10,7 +10,7 @@ demo: $(VENV)/installed
 	$(BIN)/pruning-limits demo
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

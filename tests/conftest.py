@@ -15,6 +15,11 @@ from validation.models import build_model
 from validation.pruners import Problem
 from validation.training import Recipe, train
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # One thread for every process, those that tests start included: the processes share the cores among them.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+
 settings.register_profile("steady", deadline=None)
 settings.load_profile("steady")
 
