@@ -164,7 +164,8 @@ class SpectralMeasure:
 
     def scaled(self, factor: float) -> SpectralMeasure:
         """Return the measure of ``factor`` times the matrix."""
-        rules = tuple((nodes * factor, weights) for nodes, weights in self.rules)
+        with np.errstate(over="ignore"):  # what overflows is refused below
+            rules = tuple((nodes * factor, weights) for nodes, weights in self.rules)
         return SpectralMeasure(rules, self.dimension, self.exact)
 
 

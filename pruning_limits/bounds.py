@@ -53,10 +53,11 @@ def removable_fraction(measure: SpectralMeasure, scale: float, negative: Negativ
     """
     if np.isinf(scale):
         return 1.0, 0.0
+    least = max(scale, float(np.finfo(np.float64).tiny))  # flat directions count whole at any scale
 
     def weight(x: Floats) -> Floats:
         curvature = np.abs(x) if negative == "abs" else np.maximum(x, 0.0)
-        return scale / (scale + curvature)
+        return least / (least + curvature)
 
     return measure.integrate(weight)
 

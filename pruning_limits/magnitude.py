@@ -58,7 +58,11 @@ class MagnitudeCurve:
 
     def scaled(self, weight_scale: float) -> MagnitudeCurve:
         """Return the curve of all weights multiplied by a factor."""
-        return MagnitudeCurve(self.sparsity, self.squared * weight_scale**2)
+        with np.errstate(over="ignore"):
+            squared = self.squared * weight_scale**2
+        if not np.isfinite(squared).all():
+            raise UserError(f"weight_scale: {weight_scale} times the weights has a norm beyond floating point")
+        return MagnitudeCurve(self.sparsity, squared)
 
 
 class MagnitudeProfile:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 FORMAT = "pruning-limit/3"
-LEAST_LOGARITHM = -700.0
+LEAST_LOGARITHM, LARGEST_SCALE = -700.0, 1e50
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -127,8 +127,8 @@ class PruningLimit:
             epsilon changes and is None otherwise; ``lower`` is then the quadratic scaling of those rises.
         """
         for name, value in (("weight_scale", weight_scale), ("curvature_scale", curvature_scale)):
-            if not 0 < value < float("inf"):
-                raise UserError(f"{name}: expected a positive number, got {value}")
+            if not 1 / LARGEST_SCALE <= value <= LARGEST_SCALE:
+                raise UserError(f"{name}: expected a number from {1 / LARGEST_SCALE} to {LARGEST_SCALE}, got {value}")
         allowed = self.epsilon if epsilon is None else epsilon
         curve = self.curve.scaled(weight_scale)
         negative: Negative = self.settings["negative"]

@@ -65,6 +65,8 @@ def used(limit):
         one_line(limit.check, sparsity)
         one_line(limit.epsilon_for, sparsity)
     one_line(limit.what_if, epsilon=0.1, weight_scale=2.0)
+    one_line(limit.what_if, weight_scale=1e50, curvature_scale=1e50)
+    one_line(limit.what_if, curvature_scale=1e300)
     for text in (repr(limit), limit.summary(), limit._repr_html_(), limit.to_json()):
         assert text
     assert limit.layers() is not None
@@ -145,6 +147,17 @@ def test_a_value_anywhere_in_a_limit(folder, text, number, value):
     loaded = one_line(PruningLimit.from_json, path)
     if loaded is not None:
         used(loaded)
+
+
+@pytest.mark.parametrize("value", [1e308, 5e-324])
+def test_a_number_at_the_ends_of_floating_point_anywhere_in_a_limit(folder, text, value):
+    path = folder / "end.json"
+    for number, place in list(enumerate(paths(json.loads(text))))[::3]:
+        if place[-1] != "layer_table":
+            path.write_text(json.dumps(changed(json.loads(text), number, value)))
+            loaded = one_line(PruningLimit.from_json, path)
+            if loaded is not None:
+                used(loaded)
 
 
 @settings(few, max_examples=200)

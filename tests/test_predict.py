@@ -510,9 +510,9 @@ def test_an_interrupt_from_progress_leaves_the_model_alone(wide, steps):
 
 
 @pytest.mark.parametrize("stop", [Stop("hessian", 12), Stop("ggn", 4)], ids=["hessian", "ggn"])
-@pytest.mark.parametrize(("steps", "probes"), [(None, 2), (15, 2), (60, None)])
+@pytest.mark.parametrize(("steps", "probes"), [(None, 2), (15, 2), (15, None)])
 def test_a_stopped_run_continues_to_the_same_bits(wide, tmp_path, stop, steps, probes):
-    options = {"epsilon": 0.02, "steps": steps, "probes": probes, "tolerance": 0.01, "samples": 60, "measure": False}
+    options = {"epsilon": 0.02, "steps": steps, "probes": probes, "tolerance": 0.1, "samples": 60, "measure": False}
     reference = predict_limit(*wide, **options)
     checkpoint = tmp_path / "state" / "run.pt"
     with pytest.raises(KeyboardInterrupt):

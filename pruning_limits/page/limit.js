@@ -89,7 +89,8 @@ const positive = (x, negative) => (negative === "abs" ? Math.abs(x) : Math.max(x
 /** Trace of c / (c + |H|) over D, and its standard error. */
 function removableFraction(measure, scale, negative) {
   if (scale === Infinity) return [1, 0];
-  return integrate(measure, (x) => scale / (scale + positive(x, negative)));
+  const least = Math.max(scale, 2 ** -1022); // flat directions count whole at any scale
+  return integrate(measure, (x) => least / (least + positive(x, negative)));
 }
 
 /** Root s of s = tr f_s(H) / D, see bounds.isotropic_limit. */
