@@ -4,7 +4,6 @@ import dataclasses
 import json
 import pickle
 import zipfile
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -139,8 +138,15 @@ def test_demo(monkeypatch):
     """End to end, with the settings of the demonstration but fewer epochs, samples and steps."""
     recipe = cli.Recipe
     monkeypatch.setattr(cli, "Recipe", lambda epochs, **others: recipe(epochs=10, **others))
-    monkeypatch.setattr(cli, "predict_limit", partial(predict_limit, samples=64, steps=8))
+    threads = torch.get_num_threads()
+
+    def predicted(*arguments, **options):
+        assert torch.get_num_threads() == 1
+        return predict_limit(*arguments, **options, samples=64, steps=8)
+
+    monkeypatch.setattr(cli, "predict_limit", predicted)
     result = run("demo", "--out", "results")
+    assert torch.get_num_threads() == threads
     limit = PruningLimit.from_json("results/limit.json")
     assert limit.summary() in result.stdout
     assert limit.achieved > 0.1

@@ -5,7 +5,8 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -366,13 +367,25 @@ def demo(out: Path) -> None:
     torch.manual_seed(0)
     data = load_data("digits")
     network = Network("fc5-mini", "digits", Recipe(epochs=60, lr=0.05, l1=1e-3, warmup=1), 0)
-    model = trained_network(network, data, out, progress=True)
-    click.echo(f"{network.model} on {data.name}: test accuracy {accuracy(model, data):.2%}\n")
-    limit = predict_limit(model, data.batches("train"), penalty=network.recipe.penalty, probes=2, tolerance=0.02)
+    with _one_thread():
+        model = trained_network(network, data, out, progress=True)
+        click.echo(f"{network.model} on {data.name}: test accuracy {accuracy(model, data):.2%}\n")
+        limit = predict_limit(model, data.batches("train"), penalty=network.recipe.penalty, probes=2, tolerance=0.02)
     click.echo(limit.summary() + "\n")
     for sparsity in (0.5, 0.8, 0.99):
         click.echo(f"{sparsity:.0%} sparsity: {limit.check(sparsity).status}")
     _written(limit, out / "limit.json", out / "limit.png")
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Let torch compute with one thread: small operations wait for the slowest, on a busy machine for long."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 if __name__ == "__main__":
