@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.swa_utils import update_bn
 
 from pruning_limits.plotting import BLUE, GREY, ORANGE, new_figure, save
 from validation.data import ImageData
@@ -107,22 +107,10 @@ def barrier(first: nn.Module, second: nn.Module, data: ImageData) -> float:
     return max(errors) - (errors[0] + errors[-1]) / 2
 
 
-@torch.no_grad()
 def measure_norms(model: nn.Module, data: ImageData) -> None:
     """Set the means and variances of batch norm layers to those over some training images, in mixed batches."""
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the plain average over batches
-        norm.train()
-    if norms:
-        device = next(model.parameters()).device
-        for x, _ in islice(data.batches("train", NORM_BATCH).shuffled(0, 0), NORM_BATCHES):
-            model(x.to(device))
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-        norm.eval()
+    batches = islice(data.batches("train", NORM_BATCH).shuffled(0, 0), NORM_BATCHES)
+    update_bn(batches, model, next(model.parameters()).device)
 
 
 def words(table: Sequence[Row], barriers: Sequence[Row]) -> list[str]:
