@@ -95,18 +95,15 @@ class Directions:
         near = [(n, 1 - abs(n - where)) for n in {math.floor(where), math.ceil(where)}]
         parts = [(n, share * squared_norm / self.squared[n]) for n, share in near if share > 0]
         nodes = np.concatenate([self.rules[n][0] for n, _ in parts])
-        with np.errstate(over="ignore"):  # what overflows is refused below
-            weights = np.concatenate([self.rules[n][1] * factor for n, factor in parts])
+        weights = np.concatenate([self.rules[n][1] * factor for n, factor in parts])
         return Direction(gradient=(nodes, weights), offset=sum(self.rises[n] * factor for n, factor in parts))
 
     def scaled(self, weight_scale: float, curvature_scale: float) -> Directions:
         """Return the directions of scaled weights and a scaled objective; a gradient is taken to scale with both."""
         slope, rise = (weight_scale * curvature_scale) ** 2, weight_scale**2 * curvature_scale
-        with np.errstate(over="ignore"):  # what overflows is refused below
-            rules = tuple((nodes * curvature_scale, weights * slope) for nodes, weights in self.rules)
         return replace(
             self,
-            rules=rules,
+            rules=tuple((nodes * curvature_scale, weights * slope) for nodes, weights in self.rules),
             rises=tuple(value * rise for value in self.rises),
             squared=tuple(value * weight_scale**2 for value in self.squared),
         )

@@ -58,8 +58,7 @@ class MagnitudeCurve:
 
     def scaled(self, weight_scale: float) -> MagnitudeCurve:
         """Return the curve of all weights multiplied by a factor."""
-        with np.errstate(over="ignore"):
-            squared = self.squared * weight_scale**2
+        squared = self.squared * weight_scale**2
         if not np.isfinite(squared).all():
             raise UserError(f"weight_scale: {weight_scale} times the weights has a norm beyond floating point")
         return MagnitudeCurve(self.sparsity, squared)

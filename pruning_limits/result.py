@@ -11,6 +11,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from scipy.optimize import brentq
 from torch import Tensor
 
@@ -112,6 +113,7 @@ class PruningLimit:
             )
         return self.profile.masks(sparsity)
 
+    @np.errstate(over="ignore")  # curves, measures and directions refuse what overflows
     def what_if(
         self, epsilon: float | None = None, weight_scale: float = 1.0, curvature_scale: float = 1.0
     ) -> PruningLimit:
@@ -119,8 +121,8 @@ class PruningLimit:
 
         Args:
             epsilon: Allowed rise of the objective; default the present one.
-            weight_scale: Factor on all weights, > 0, the curvature held fixed.
-            curvature_scale: Factor on the curvature, > 0, the weights held fixed.
+            weight_scale: Factor on all weights, 1e-50 to 1e50, the curvature held fixed.
+            curvature_scale: Factor on the curvature, 1e-50 to 1e50, the weights held fixed.
 
         Returns:
             The limit under the changed conditions. ``achieved`` is read off the rises measured before when only

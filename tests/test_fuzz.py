@@ -152,12 +152,11 @@ def test_a_value_anywhere_in_a_limit(folder, text, number, value):
 @pytest.mark.parametrize("value", [1e308, 5e-324])
 def test_a_number_at_the_ends_of_floating_point_anywhere_in_a_limit(folder, text, value):
     path = folder / "end.json"
-    for number, place in list(enumerate(paths(json.loads(text))))[::3]:
-        if place[-1] != "layer_table":
-            path.write_text(json.dumps(changed(json.loads(text), number, value)))
-            loaded = one_line(PruningLimit.from_json, path)
-            if loaded is not None:
-                used(loaded)
+    for number in range(0, len(list(paths(json.loads(text)))), 3):
+        path.write_text(json.dumps(changed(json.loads(text), number, value)))
+        loaded = one_line(PruningLimit.from_json, path)
+        if loaded is not None:
+            used(loaded)
 
 
 @settings(few, max_examples=200)
