@@ -210,7 +210,8 @@ class Spectra:
         self, kind: str, samples: int, probes: slice, steps: int | None = None
     ) -> tuple[list[Tridiagonal], Known, Estimate]:
         """Advance some of the probes, as far as their step error asks for where no number of steps is given."""
-        operator, most = self.operator(kind, samples), steps or self._most(self.objective.dimension)
+        fixed = steps or self.settings["steps"]
+        operator, most = self.operator(kind, samples), fixed or self._most(self.objective.dimension)
         key = f"{kind}-{samples}" if probes.start == 0 else f"{kind}-{samples}-{probes.start}"
         starts, known = sphere_probes(operator, probes.stop, self.settings["seed"]), self._states.known(key)
         if (inside := self._narrow(samples)) is not None:
@@ -226,7 +227,7 @@ class Spectra:
                 matrices = _matrices(run)
                 ended = run.steps >= most or (run.steps > 0 and all(one.exhausted for one in matrices))
                 least = LEAST_STEPS if kind == self.settings["curvature"] else LEAST_STEPS // 2
-                if ended or (steps is None and self.settings["steps"] is None and run.steps >= least):
+                if ended or (fixed is None and run.steps >= least):
                     found = self._read(kind, matrices, samples, known)
                     LOGGER.debug("%s: step error %.4g after %d steps", key, found.step_error, run.steps)
                     done = found.step_error <= self._wanted(kind)[0]
