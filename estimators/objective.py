@@ -275,11 +275,17 @@ class Objective:
                     self._check_mean(batch, size, loss)
                 losses.append(loss.reshape(-1))
                 sizes.append(torch.full((loss.numel(),), size if loss.dim() == 0 else 1))
-        result = _in_loader_order(losses)
+        result = self._in_loader_order(losses)
         bad = int((~result.isfinite()).sum())
         if bad:
             raise UserError(f"loss_fn: {bad} of {len(result)} losses are NaN or infinite; check the model and the data")
-        return result, _in_loader_order(sizes)
+        return result, self._in_loader_order(sizes)
+
+    def _in_loader_order(self, parts: Sequence[Tensor]) -> Tensor:
+        """Join one entry per batch and rank: the ranks take batches in turn, or hold one part after the other."""
+        ranks = distributed.gathered(parts)
+        turns = ranks if isinstance(self.loader, Shard) else zip_longest(*ranks)
+        return torch.cat([part for turn in turns for part in turn if part is not None])
 
     def _check_mean(self, batch: Any, size: int, loss: Tensor) -> None:
         """Compare the losses of one batch with those of its halves, as sub-samples would have them."""
@@ -330,7 +336,7 @@ class Objective:
         total /= self.samples
         if self.penalty is not None:
             total += self.penalty.gradient(self.vector())
-        return _in_loader_order(found), total
+        return self._in_loader_order(found), total
 
     def subset(self, samples: int, seed: int = 0, scores: Tensor | None = None) -> Objective:
         r"""Freeze a random sub-sample of the data in memory.
@@ -434,11 +440,6 @@ class Objective:
             return
         for rows in torch.split(torch.arange(size), self.most):
             yield map_leaves(lambda leaf, rows=rows: pick_rows(leaf, rows, size), batch), len(rows)
-
-
-def _in_loader_order(parts: Sequence[Tensor]) -> Tensor:
-    """Join one entry per batch and rank, where the ranks take batches in turn."""
-    return torch.cat([part for turn in zip_longest(*distributed.gathered(parts)) for part in turn if part is not None])
 
 
 def _sum(losses: Tensor, size: int) -> Tensor:

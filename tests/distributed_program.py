@@ -15,7 +15,7 @@ from test_predict import Stop, batched, wide_problem
 from torch import distributed as dist
 from torch import nn
 
-from estimators import GGN, L1, L2, Hessian, Objective, Shard, UserError
+from estimators import GGN, L1, L2, Hessian, Objective, Shard, UserError, distributed
 from pruning_limits import predict_limit
 
 NAMES = ("ragged", "scalar mean", "dict", "batch norm")
@@ -60,7 +60,11 @@ def limits() -> dict[str, str]:
     loader = batched(x, y, 20)
     images = seeded(lambda: nn.Sequential(nn.Linear(80, 8), model[1], nn.Linear(8, 8)))
     seen = batched(random(96, 80, seed=3), y, 20)
+    x_many, y_many = random(2500, 12, seed=4), torch.arange(2500) % 8
+    many, middle = batched(x_many, y_many, 100), 13
+    own = many if distributed.world() == 1 else many[middle:] if distributed.rank() else many[:middle]
     return {
+        "shards": predict_limit(model, Shard(own), **LIMIT).to_json(),
         "narrowed": predict_limit(images, seen, **LIMIT, measure=False).to_json(),
         "measured": predict_limit(model, loader, **LIMIT).to_json(),
         "quadratic": predict_limit(model, loader, **LIMIT, measure=False, curvature="ggn").to_json(),
