@@ -81,11 +81,18 @@ class Lanczos:
         reorthogonalise: ``"full"`` keeps all basis vectors (D x steps memory) and orthogonalises against them;
             ``"none"`` keeps three vectors: repeated eigenvalues appear in T, but integrals stay accurate. Both per
             start vector.
+        images: The operator times the start vectors ``[D, K]``, where known; saves the first product.
 
     Source: Lanczos 1950; Paige 1980 for the recurrence without reorthogonalisation.
     """
 
-    def __init__(self, operator: Operator, starts: Tensor, reorthogonalise: Reorthogonalise = "full") -> None:
+    def __init__(
+        self,
+        operator: Operator,
+        starts: Tensor,
+        reorthogonalise: Reorthogonalise = "full",
+        images: Tensor | None = None,
+    ) -> None:
         if reorthogonalise not in ("full", "none"):
             raise UserError(f"reorthogonalise: expected 'full' or 'none', got {reorthogonalise!r}")
         if starts.dim() != 2 or starts.shape[0] != operator.shape[0]:
@@ -100,6 +107,7 @@ class Lanczos:
             for vector, norm in zip(vectors, norms, strict=True)
         ]
         self._previous = [torch.zeros_like(vector) for vector in self._current]
+        self._first = None if images is None else images / images.new_tensor(norms)
         self._blocks: list[list[Tensor]] = [[] for _ in norms]
         self._alpha: list[list[float]] = [[] for _ in norms]
         self._beta: list[list[float]] = [[] for _ in norms]
@@ -119,8 +127,10 @@ class Lanczos:
                 return
             if not self._current:
                 raise UserError("checkpoint: holds no vectors to continue from; delete it and start again")
-            for k, product in zip(alive, columns(self.operator.matmat(self._together(alive))), strict=True):
+            products = self.operator.matmat(self._together(alive)) if self.steps or self._first is None else self._first
+            for k, product in zip(alive, columns(products), strict=True):
                 self._step(k, product)
+            self._first = None
             self.steps += 1
 
     def tridiagonals(self, vectors: bool = True) -> list[Tridiagonal]:

@@ -216,10 +216,10 @@ class Spectra:
         starts, known = sphere_probes(operator, probes.stop, self.settings["seed"]), self._states.known(key)
         if (inside := self._narrow(samples)) is not None:
             operator, starts = self.operator(kind, samples, narrow=True), inside.narrow(starts)
+        starts, images = starts[:, probes], None
         if known is None:
-            starts, known = self._without_idle(operator, starts)
-        starts = starts[:, probes]
-        run = Lanczos(operator, starts, self._basis(most, starts.shape[1]))
+            starts, images, known = self._without_idle(operator, starts)
+        run = Lanczos(operator, starts, self._basis(most, starts.shape[1]), images)
         self._states.restore(key, run)
         with _bar(self.progress, f"{kind} spectrum, {samples} samples", most) as tell:
             while True:
@@ -237,22 +237,27 @@ class Spectra:
                 run.advance(min(max(STEPS_AT_ONCE, run.steps // 8), most - run.steps))
                 self._states.save(key, run, known)
 
-    def _without_idle(self, operator: Hessian | GGN, starts: Tensor) -> tuple[Tensor, Known]:
+    def _without_idle(self, operator: Hessian | GGN, starts: Tensor) -> tuple[Tensor, Tensor, Known]:
         """Take weights out of the start vectors on which the losses do not depend, as behind dead units.
 
         Their rows are zero but for the penalty, and so is the product of a random vector there, and nowhere else. The
         weights that a narrowed objective leaves out are likewise.
+
+        Returns:
+            Start vectors, their products, and the eigenvalues that are left out.
         """
         curvature = self.objective.penalty.curvature if self.objective.penalty else 0.0
         kept = torch.ones_like(starts[:, 0], dtype=torch.bool) if self.kept is None else self.kept
-        still = (operator.matmat(starts[:, :1]) == curvature * starts[:, :1])[:, 0]
-        live = kept & ~still
+        images = operator.matmat(starts)
+        live = kept & (images != curvature * starts).any(1)
         if not live.any():
             live = kept = torch.ones_like(live)
         outside = self.objective.dimension - len(live)
         counts = (0.0, int((~kept).sum())), (curvature, outside + int((kept & ~live).sum()))
         known = [(value, count / self.objective.dimension) for value, count in counts if count]
-        return (starts if live.all() else starts * live[:, None]), known
+        if live.all():
+            return starts, images, known
+        return starts * live[:, None], images * live[:, None], known
 
     def _slow(self, kind: str, matrices: list[Tridiagonal], found: Estimate, known: Known) -> bool:
         """Tell whether the second half of the steps narrowed the error by less than a third, where steps are dear."""

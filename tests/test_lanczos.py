@@ -240,6 +240,20 @@ def test_several_starts_equal_single_runs(mode):
 
 
 @modes
+def test_known_images_of_the_start_vectors_save_the_first_product(mode):
+    operator, starts = Dense(with_spectrum(SPECTRA["outliers"])), 3 * random(30, 2)
+    plain, told = Lanczos(operator, starts, mode), Lanczos(operator, starts, mode, operator.matmat(starts))
+    plain.advance(6)
+    calls = operator.calls
+    told.advance(2)
+    told.advance(4)
+    assert operator.calls == calls + 5
+    for a, b in zip(plain.tridiagonals(), told.tridiagonals(), strict=True):
+        np.testing.assert_allclose(a.alpha, b.alpha, rtol=1e-9)
+        np.testing.assert_allclose(a.beta, b.beta, rtol=1e-9)
+
+
+@modes
 def test_one_run_stops_while_others_go_on(mode):
     operator = Dense(torch.arange(1.0, 13.0).double())
     starts = random(12, 3)

@@ -453,8 +453,7 @@ def test_probes_follow_where_their_error_counts(wide, tolerance, expected):
     assert limit.hessian.measure.probes == expected
     drawn_at_once = predict_limit(*wide, **options, probes=expected)
     assert limit.interval == pytest.approx(drawn_at_once.interval, abs=1e-9)
-    again = 2 * (expected > 1)  # whether weights are idle is asked for every group of probes, of Hessian and GGN
-    assert limit.cost.products == drawn_at_once.cost.products + again
+    assert limit.cost.products == drawn_at_once.cost.products
 
 
 def test_probes_do_not_follow_where_steps_are_the_larger_error(wide):
