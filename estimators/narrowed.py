@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from estimators.batches import map_leaves, pick_rows
 from estimators.distributed import gathered
 from estimators.objective import Objective, shrinking
 from estimators.parameters import columns, flatten, named
 
-WORTH, ALIKE, FAR = 0.75, 1e-3, 10.0
+WORTH, ALIKE, FAR, COMPARED = 0.75, 1e-3, 10.0, 32
 
 
 class Narrowed(Objective):
@@ -156,12 +157,14 @@ def _inputs(objective: Objective) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _alike(objective: Objective, narrow: Narrowed) -> bool:
-    """Tell whether a batch has the losses of the narrowed weights far off in what these leave out.
+    """Tell whether some samples have the losses of the narrowed weights far off in what these leave out.
 
     Else more than the layer itself uses its weight, such as a penalty in the loss.
     """
     alike, far = [], narrow.far()
-    for batch, _ in islice(objective.batches(), 1):
+    for whole, size in islice(objective.batches(), 1):
+        few = torch.arange(min(size, COMPARED))
+        batch = map_leaves(lambda leaf, size=size, few=few: pick_rows(leaf, few, size), whole)
         try:
             losses = narrow.losses(narrow.chosen, batch)
         except RuntimeError:
