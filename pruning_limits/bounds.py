@@ -169,6 +169,13 @@ def largest_passing(
     return low / dimension
 
 
+def _power(more: float, less: float) -> float | None:
+    """Power by which a rise goes, from those where ``NEARBY`` more and less weights are kept; None where it is none."""
+    if not 0 < more < less < math.inf:
+        return None
+    return math.log(less / more) / math.log((1 + NEARBY) / (1 - NEARBY))
+
+
 def _beyond(low: int, high: int, values: dict[int, float], allowed: float, dimension: int, width: int) -> int:
     """Return a count a part of a width beyond the interpolated crossing, from the nearer end; else the middle."""
     middle = (low + high) // 2
@@ -244,9 +251,7 @@ def measured_limit(
     if part is not None and part is not objective:
         sketch = _Rise(part, profile, None)
         guess = largest_passing(sketch, epsilon, guess, profile.dimension)
-        ends = sketch.outside(guess, 1 + NEARBY), sketch.outside(guess, 1 - NEARBY)
-        if 0 < ends[0] < ends[1] < math.inf:
-            power = math.log(ends[1] / ends[0]) / math.log((1 + NEARBY) / (1 - NEARBY))
+        power = _power(sketch.outside(guess, 1 + NEARBY), sketch.outside(guess, 1 - NEARBY))
         spent = sketch.samples
     sparsity = largest_passing(whole, epsilon, guess, profile.dimension, power=power)
     for kept in (2.0, 0.5):
@@ -275,4 +280,5 @@ def quadratic_limit(
         product = operator.matmat(removed[:, None])[:, 0]
         return float(0.5 * removed.double().dot(product.double()) - gradient.double().dot(removed.double()))
 
-    return largest_passing(rise, epsilon, guess, profile.dimension, resolution=1e-3)
+    near = [profile.removed_norm(max(0.0, 1 - kept * (1 - guess))) ** 2 for kept in (1 + NEARBY, 1 - NEARBY)]
+    return largest_passing(rise, epsilon, guess, profile.dimension, resolution=1e-3, power=_power(*near))
