@@ -319,8 +319,8 @@ class Spectra:
                         for rule in (gauss, partial(gauss_radau, node=self._floor))
                     )
                     gap = self._gap(estimate, low, high)
-                    enough = run.steps >= LEAST_STEPS // 2 and gap <= self.settings["tolerance"] / 2
-                    if enough or run.steps >= most or all(matrix.exhausted for matrix in matrices):
+                    ended = run.steps >= most or all(matrix.exhausted for matrix in matrices)
+                    if ended or gap <= self.settings["tolerance"] / 2:
                         self._states.save(key, run, finished=True)
                         return replace(high, step_error=max(gap, known.step_error if known else 0.0))
                 run.advance(min(STEPS_AT_ONCE, most - run.steps))

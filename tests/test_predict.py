@@ -286,8 +286,8 @@ def test_cost(wide):
     limit = predict_limit(*wide, **(QUICK | {"measure": True}))
     cost = limit.cost
     knots = len(limit.directions.sparsities)
-    # both spectra and what is idle; steps and the rise of every direction; four products for traces, one for notes
-    assert cost.products == 2 * (8 * 2 + 1) + 9 * knots + 5
+    # both spectra; steps and the rise of every direction; four products for traces, one for notes
+    assert cost.products == 2 * 8 * 2 + (4 + 1) * knots + 5
     assert cost.samples == 96 * cost.products
     assert cost.forward_samples == 96 * (2 + len(limit.rises) - 1)
     assert 0 < cost.seconds < 600
