@@ -16,8 +16,8 @@ from timing import environment, environment_note, options
 
 from estimators import Objective
 from pruning_limits import MagnitudeProfile
+from pruning_limits.losses import all_losses
 from pruning_limits.plotting import BLUE, GREY, ORANGE, new_figure, save
-from pruning_limits.predict import batch_deviation, curvature_shares
 from pruning_limits.result import isotropic
 from pruning_limits.spectra import Spectra
 from validation.data import load_data
@@ -59,15 +59,14 @@ def rows_of(study: Study, runs: Path) -> list[Row]:
     objective = Objective(
         trained_network(network, data, runs), data.batches("train", 1000), penalty=network.recipe.penalty
     )
-    losses, sizes = objective.sample_losses()
-    curve, allowed = MagnitudeProfile(objective.chosen).curve(), batch_deviation(losses, sizes)
+    losses, curve = all_losses(objective), MagnitudeProfile(objective.chosen).curve()
+    allowed = losses.deviation()
     rows = []
     for samples, draws in (study.draws | {objective.samples: 1}).items():
         for seed in range(draws):
             asked = {"samples": samples, "steps": study.steps, "probes": study.probes, "tolerance": 0.005}
             asked |= {"seed": seed, "curvature": "hessian", "negative": "abs"}
-            shares = curvature_shares(objective, losses)
-            spectra = Spectra(objective, curve, allowed, asked, False, None, losses, shares=shares)
+            spectra = Spectra(losses, curve, allowed, asked, False, None)
             row: Row = {"model": network.model, "dataset": network.dataset, "samples": samples, "draw": seed}
             row |= {"steps": study.steps, "probes": study.probes}
             for kind in KINDS:

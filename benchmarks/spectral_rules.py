@@ -32,9 +32,9 @@ from estimators import (
     steady_gauss,
 )
 from pruning_limits.bounds import isotropic_limit
+from pruning_limits.losses import all_losses
 from pruning_limits.magnitude import MagnitudeCurve, MagnitudeProfile
 from pruning_limits.plotting import BLUE, GREEN, GREY, ORANGE, new_figure, save
-from pruning_limits.predict import batch_deviation
 from pruning_limits.spectra import Spectra
 from validation.data import ImageData, load_data
 from validation.storage import load_tensors, run_folder, save_tensors
@@ -120,7 +120,7 @@ def network_bed(name: str, runs: Path) -> Bed:
         objective = Objective(model, batches, penalty=recipe.penalty)
         hessian = Hessian(objective).matmat(torch.eye(objective.dimension, dtype=torch.float64))
         weights = torch.cat([weight.reshape(-1) for weight in objective.chosen.values()])
-        epsilon = batch_deviation(*objective.sample_losses())
+        epsilon = all_losses(objective).deviation()
         eigenvalues = torch.linalg.eigvalsh((hessian + hessian.T) / 2)
         save_tensors(file, {"eigenvalues": eigenvalues, "weights": weights, "epsilon": epsilon})
     stored = load_tensors(file)
@@ -207,9 +207,9 @@ def coverage_row(name: str, bed: Bed, seeds: int) -> Row:
     model = nn.Linear(len(values), 1, bias=False).double()
     objective = Objective(model, [torch.zeros(1)], lambda model, batch: 0.5 * (values * model.weight[0] ** 2).sum())
     asked = {"samples": None, "steps": None, "probes": 1, "tolerance": 0.005, "curvature": "hessian", "negative": "abs"}
-    halves, hits, steps = [], [], []
+    losses, halves, hits, steps = all_losses(objective), [], [], []
     for seed in tqdm(range(seeds), desc=name, leave=False, disable=None):
-        spectra = Spectra(objective, bed.curve, bed.epsilon, asked | {"seed": seed}, False, None, torch.zeros(1))
+        spectra = Spectra(losses, bed.curve, bed.epsilon, asked | {"seed": seed}, False, None)
         found = spectra.estimate("hessian")
         error = isotropic_limit(found.measure, bed.curve, bed.epsilon).standard_error
         halves.append(found.half_width(error))

@@ -24,8 +24,8 @@ from torch import Tensor
 from estimators import GGN, Objective, SpectralMeasure, spectral_measure
 from estimators import trace as ours
 from pruning_limits.bounds import isotropic_limit
+from pruning_limits.losses import all_losses
 from pruning_limits.magnitude import MagnitudeProfile
-from pruning_limits.predict import batch_deviation
 from validation.data import load_data
 from validation.storage import load_tensors, run_folder, save_tensors
 from validation.tables import Column, Row, write_table
@@ -119,7 +119,7 @@ class Bed:
         model.load_state_dict(stored["model"])
         batches = [(x, y) for x, y in data.batches("train", 1000)]
         objective = Objective(model.eval(), batches, penalty=recipe.penalty)
-        epsilon = batch_deviation(*objective.sample_losses())
+        epsilon = all_losses(objective).deviation()
         curve = MagnitudeProfile(objective.chosen).curve()
         self.eigenvalues = stored["eigenvalues"].numpy()
         found = isotropic_limit(SpectralMeasure.from_eigenvalues(self.eigenvalues), curve, epsilon)

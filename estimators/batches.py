@@ -21,6 +21,11 @@ def batch_size(batch: Any) -> int:
     raise UserError(f"loader: a batch of type {type(batch).__name__} holds no tensor with a sample dimension")
 
 
+def memory_of(batch: Any) -> int:
+    """Return the bytes of all tensors of a batch."""
+    return sum(leaf.nbytes for leaf in leaves(batch) if isinstance(leaf, Tensor))
+
+
 def move(batch: Any, device: torch.device) -> Any:
     """Move all tensors of a batch to a device."""
     return map_leaves(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, batch)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from estimators import distributed
-from estimators.batches import batch_size, leaves, map_leaves, move, pick_rows, rebatched
+from estimators.batches import batch_size, leaves, map_leaves, memory_of, move, pick_rows, rebatched
 from estimators.default_loss import cross_entropy
 from estimators.distributed import Shard
 from estimators.errors import UserError
@@ -78,6 +78,7 @@ class Objective:
         most: Most samples that are passed at once; None passes batches as they come.
         picked: Of a sub-sample, the numbers of its samples in loader order; None of all data.
         factors: Of a sub-sample, what their losses are multiplied by; None of all data.
+        sample_bytes: Most bytes of a sample in this rank's batches; 0 before the first pass.
 
     Example:
         >>> model = nn.Linear(2, 2)
@@ -114,6 +115,7 @@ class Objective:
         self.most: int | None = None
         self.picked: Tensor | None = None
         self.factors: Tensor | None = None
+        self.sample_bytes = 0
         self._samples: int | None = None
         self._own_samples: int | None = None
         self._batches_seen = ""
@@ -187,6 +189,8 @@ class Objective:
         seen, count, digest = 0, 0, hashlib.blake2b(digest_size=16)
         for batch in self.loader:
             size = batch_size(batch)
+            if self._own_samples is None and size:
+                self.sample_bytes = max(self.sample_bytes, memory_of(batch) // size)
             if common:
                 tensors = (leaf for leaf in leaves(batch) if isinstance(leaf, Tensor))
                 digest.update(distributed.fingerprint(tensors).encode())

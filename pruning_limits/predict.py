@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from estimators import GGN, L1, Hessian, Objective, Operator, Penalty, UserError
-from estimators.default_loss import cross_entropy
 from estimators.distributed import gathered
 from estimators.forwards import Precision
 from estimators.intact import intact
@@ -26,12 +25,13 @@ from estimators.parameters import left_out
 from estimators.trace import block_traces
 from pruning_limits.bounds import Measured, Negative, isotropic_limit, measured_limit, quadratic_limit
 from pruning_limits.directions import slopes
+from pruning_limits.losses import all_losses, drawn_losses
 from pruning_limits.magnitude import MagnitudeProfile
 from pruning_limits.parts import Cost, Estimate, Layer, Sharpness
 from pruning_limits.result import PruningLimit, isotropic, upper_bound
 from pruning_limits.spectra import DIAGNOSTIC_SAMPLES, FEWEST_AT_MOST, POOL_SAMPLES, Progress, Spectra
 
-EPSILON_BATCH, LARGEST_SEED = 128, 1 << 62
+LARGEST_SEED = 1 << 62
 NOTED_SHARE = 0.1
 LOGGER = logging.getLogger("pruning_limits")
 
@@ -89,7 +89,10 @@ def predict_limit(
             narrow it by less than a third, at most to 96; for small models, whose steps are cheap, for as long as it
             takes up to 512. With D steps or more, and for models of at most 512 weights, the whole matrix is built and
             its eigenvalues are exact.
-        measure: Also measure what one-shot magnitude pruning reaches, with forward passes over all data.
+        measure: Also measure what one-shot magnitude pruning reaches, with forward passes over all data. False passes a
+            random draw of 16,384 samples and no more, or ``samples`` if these are more, or as many as 2 GiB hold; the
+            interval contains what that may err by. Where it errs by more than 3 % in epsilon over curvature, as with
+            losses that few samples dominate, all data are passed once.
         seed: Seed of probes and sub-sample.
         progress: None shows progress bars on a terminal, False none, True always; or a callback
             ``(stage, done, total)``, called on every rank; what it raises stops the prediction.
@@ -130,14 +133,17 @@ def predict_limit(
         raise UserError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     started = time.perf_counter()
     with _untouched_randomness(), intact(model):
-        objective = Objective(model, loader, loss_fn, penalty, parameters)
-        profile = MagnitudeProfile(objective.chosen)
+        whole = Objective(model, loader, loss_fn, penalty, parameters)
+        profile = MagnitudeProfile(whole.chosen)
         kept = profile.vector != 0 if profile.zeros else None
-        # With L1 only a note depends on the gradient. That of all data comes first: it may split batches.
+        losses = all_losses(whole) if measure else drawn_losses(whole, samples or 0, seed)
+        objective = losses.objective
+        # With L1 only a note depends on the gradient.
         first = None if isinstance(penalty, L1) else objective.losses_and_gradient()
-        losses, sizes = objective.sample_losses()
-        dense = float((losses * sizes).sum() / sizes.sum()) + objective.penalty_value(objective.chosen)
-        allowed = batch_deviation(losses, sizes) if epsilon == "batch-std" else _positive(epsilon)
+        if first and len(first[0]) != len(losses.values):  # memory ran out and batches were split
+            losses = losses.again()
+        dense = losses.mean + objective.penalty_value(objective.chosen)
+        allowed = losses.deviation() if epsilon == "batch-std" else _positive(epsilon)
         settings = {
             "penalty": None if penalty is None else repr(penalty),
             "epsilon": "batch-std" if epsilon == "batch-std" else allowed,
@@ -153,11 +159,10 @@ def predict_limit(
         if precision != "full":
             settings["precision"] = precision
         LOGGER.info("%s weights, objective %.6g, epsilon %.4g", f"{profile.dimension:,}", dense, allowed)
-        shares = curvature_shares(objective, losses)
-        spectra = Spectra(objective, profile.curve(), allowed, settings, progress, checkpoint, losses, kept, shares)
+        spectra = Spectra(losses, profile.curve(), allowed, settings, progress, checkpoint, kept)
         part = objective if first is not None else spectra.subset(POOL_SAMPLES)
         again, gradient = first or part.losses_and_gradient()
-        _check_repeatable(*_comparable(objective, part, losses, again))
+        _check_repeatable(*_comparable(objective, part, losses.values, again))
         if kept is not None:
             gradient *= kept
         hessian = spectra.estimate(curvature)
@@ -185,7 +190,7 @@ def predict_limit(
         for note in notes:
             LOGGER.warning(note)
     half = hessian.half_width(error)
-    status = _status(hessian, error, tolerance, objective.samples, steps)
+    status = _status(hessian, error, tolerance, losses.total, steps)
     LOGGER.log(logging.INFO if status == "converged" else logging.WARNING, "limit %.4f, %s", sparsity, status)
     spent = gathered((time.perf_counter() - started, _peak_memory(objective.device)))
     masses = np.abs(hessian.measure.nodes) * hessian.measure.weights
@@ -227,31 +232,6 @@ def predict_limit(
     )
 
 
-def batch_deviation(losses: Tensor, sizes: Tensor, batch: int = EPSILON_BATCH) -> float:
-    r"""Standard deviation of the mean loss of ``batch`` random samples, :math:`\operatorname{std}(\ell)/\sqrt{b}`.
-
-    Args:
-        losses: Per-sample losses ``[n]``, or batch means ``[m]``.
-        sizes: Number of samples behind each entry.
-        batch: Batch size b.
-
-    Returns:
-        The deviation, the default epsilon; it does not depend on the loader's batch size or order.
-
-    Raises:
-        UserError: There are too few losses, or all are equal.
-    """
-    if len(losses) < 2:
-        raise UserError("epsilon: 'batch-std' needs at least two losses; return per-sample losses or give a number")
-    weights = sizes.double()
-    mean = (weights * losses).sum() / weights.sum()
-    variance = (weights * (losses - mean).square()).sum() / (len(losses) - 1)
-    deviation = math.sqrt(float(variance) / batch)
-    if deviation == 0:
-        raise UserError("epsilon: 'batch-std' is zero because all losses are equal; give a number > 0")
-    return deviation
-
-
 def _status(estimate: Estimate, standard_error: float, tolerance: float, total: int, asked: int | None) -> str:
     half = estimate.half_width(standard_error)
     if half <= tolerance:
@@ -273,16 +253,9 @@ def _status(estimate: Estimate, standard_error: float, tolerance: float, total: 
     return f"unresolved: half-width {half:.4f} exceeds tolerance {tolerance}; {cause}"
 
 
-def curvature_shares(objective: Objective, losses: Tensor) -> Tensor | None:
-    """Probability of a wrong label, with which the curvature of a cross-entropy goes; None for other losses."""
-    wrong = -torch.expm1(-losses)
-    known = objective.loss_fn is cross_entropy and len(losses) == objective.samples
-    return wrong if known and bool(wrong.any()) else None
-
-
 def _comparable(objective: Objective, part: Objective, losses: Tensor, again: Tensor) -> tuple[Tensor, Tensor]:
     """Return losses of two passes over the same samples, the second of them ``again`` where it can be compared."""
-    if part.picked is None or part.factors is None:
+    if part is objective or part.picked is None or part.factors is None:
         return losses, again
     if len(losses) < objective.samples:
         return losses, objective.sample_losses()[0]

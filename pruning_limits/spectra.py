@@ -40,6 +40,7 @@ from estimators.quadrature import Rule
 from pruning_limits.bounds import Negative, isotropic_limit
 from pruning_limits.directions import Directions, Slope, slopes
 from pruning_limits.extrapolation import growth
+from pruning_limits.losses import Losses
 from pruning_limits.magnitude import MagnitudeCurve, MagnitudeProfile
 from pruning_limits.parts import Estimate
 from pruning_limits.states import Known, States, fingerprint
@@ -59,30 +60,29 @@ class Spectra:
     """Spectral estimates of one prediction, their sub-samples and operators shared.
 
     Weights that are removed already, False in ``kept`` ``[D]``, have no curvature; None where all are kept. Half of the
-    draw goes in proportion to the samples' ``shares`` ``[N]`` in the curvature, half to all alike, so that no weight of
-    a sample exceeds 2; None draws all alike.
+    draw goes in proportion to the samples' ``losses.shares`` in the curvature, half to all alike, so that no weight of
+    a sample exceeds 2; without shares all are drawn alike.
     """
 
     def __init__(
         self,
-        objective: Objective,
+        losses: Losses,
         curve: MagnitudeCurve,
         epsilon: float,
         settings: dict[str, Any],
         progress: Progress,
         checkpoint: str | Path | None,
-        losses: Tensor,
         kept: Tensor | None = None,
-        shares: Tensor | None = None,
     ) -> None:
+        shares = losses.shares
         self.kept, self.scores = kept, None if shares is None else shares + shares.mean()
-        self.objective, self.curve, self.epsilon = objective, curve, epsilon
+        self.losses, self.objective, self.curve, self.epsilon = losses, losses.objective, curve, epsilon
         self.settings, self.progress = settings, progress
         self._subsets: dict[int, Objective] = {}
         self._narrowed: dict[int, Narrowed | None] = {}
         self._forwards: dict[tuple[int, bool], Forwards] = {}
         self._operators: dict[tuple[str, int, bool], Hessian | GGN] = {}
-        self._states = States(checkpoint, fingerprint(objective, losses, settings))
+        self._states = States(checkpoint, fingerprint(self.objective, losses.values, settings))
 
     def products(self) -> int:
         """Products taken so far."""
@@ -137,20 +137,20 @@ class Spectra:
 
         More samples are taken as long as their error counts: below the step error it does not.
         """
-        total, wanted = self.objective.samples, self.settings["samples"]
-        count = min(wanted or LEAST_SAMPLES, total)
+        most, wanted = self.objective.samples, self.settings["samples"]
+        count = min(wanted or LEAST_SAMPLES, most)
         roots: dict[int, float] = {}
-        if 1 < count < total:
+        if 1 < count < self.losses.total:
             first = max(1, count // COMPARED)
             roots[first] = self._root(self._run(kind, first))
             self._forget(kind, first)
         while True:
             current = self._compared(kind, self._run(kind, count), roots)
             settled = current.sample_error <= max(self._wanted(kind)[1], current.step_error)
-            if wanted is not None or count == total or settled or count >= MOST_SAMPLES:
-                return current
+            if wanted is not None or count == most or settled or count >= MOST_SAMPLES:
+                return self._of_a_draw(current)
             self._forget(kind, count)
-            count = min(2 * count, total)
+            count = min(2 * count, most)
 
     def _wanted(self, kind: str) -> tuple[float, float]:
         """Step and sample error to aim at: parts of the tolerance, or more for what the interval leaves out."""
@@ -170,23 +170,30 @@ class Spectra:
 
     def _compared(self, kind: str, current: Estimate, roots: dict[int, float]) -> Estimate:
         """Carry the limit to all data from the smallest and this sub-sample. What is corrected counts as error."""
-        if current.samples == self.objective.samples:
+        if current.samples == self.losses.total:
             return current
         if not roots:
             return replace(current, sample_error=1.0)
         first, least = min(roots), 1 / self.objective.dimension
         kept, before = (min(1 - least, max(least, 1 - root)) for root in (self._root(current), roots[first]))
         doublings = math.log2(current.samples / first)
-        left = math.log2(self.objective.samples / current.samples)
+        left = math.log2(self.losses.total / current.samples)
         factor, error = growth(kept, before, doublings, left, kind == "ggn")
         return replace(current, sample_error=error, growth=factor)
+
+    def _of_a_draw(self, estimate: Estimate) -> Estimate:
+        """Add what two standard errors of epsilon over curvature from a draw of the losses do to the limit."""
+        deviation = self.losses.deviation_error if self.settings.get("epsilon") == "batch-std" else 0.0
+        error = 2 * math.hypot(deviation, self.losses.curvature_error)
+        at, *ends = (estimate.limit(partial(self._isotropic, factor=factor)) for factor in (1, 1 - error, 1 + error))
+        return replace(estimate, sample_error=estimate.sample_error + max(abs(end - at) for end in ends))
 
     def _root(self, estimate: Estimate) -> float:
         """Limit on the sub-sample itself."""
         return replace(estimate, growth=1.0).limit(self._isotropic)
 
-    def _isotropic(self, measure: SpectralMeasure) -> float:
-        return isotropic_limit(measure, self.curve, self.epsilon, self.settings["negative"]).sparsity
+    def _isotropic(self, measure: SpectralMeasure, factor: float = 1.0) -> float:
+        return isotropic_limit(measure, self.curve, factor * self.epsilon, self.settings["negative"]).sparsity
 
     def _run(self, kind: str, samples: int) -> Estimate:
         """Estimate a spectrum on a sub-sample; more probes follow the first where their error counts."""

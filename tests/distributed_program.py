@@ -8,6 +8,7 @@ import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from helpers import CASES, classification, mlp, random, seeded
@@ -16,7 +17,7 @@ from torch import distributed as dist
 from torch import nn
 
 from estimators import GGN, L1, L2, Hessian, Objective, Shard, UserError, distributed
-from pruning_limits import predict_limit
+from pruning_limits import losses, predict_limit, spectra
 
 NAMES = ("ragged", "scalar mean", "dict", "batch norm")
 FIVE = classification(4, sizes=(5, 3, 1, 4, 2))()
@@ -63,7 +64,11 @@ def limits() -> dict[str, str]:
     x_many, y_many = random(2500, 12, seed=4), torch.arange(2500) % 8
     many, middle = batched(x_many, y_many, 100), 13
     own = many if distributed.world() == 1 else many[middle:] if distributed.rank() else many[:middle]
+    with mock.patch.object(losses, "DRAWN_SAMPLES", 2100):
+        drawn = predict_limit(model, Shard(own), **LIMIT, measure=False)
+    assert drawn.cost.forward_samples == 2100 + spectra.POOL_SAMPLES
     return {
+        "drawn": drawn.to_json(),
         "shards": predict_limit(model, Shard(own), **LIMIT).to_json(),
         "narrowed": predict_limit(images, seen, **LIMIT, measure=False).to_json(),
         "measured": predict_limit(model, loader, **LIMIT).to_json(),

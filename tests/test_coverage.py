@@ -7,6 +7,7 @@ from torch import nn
 
 from estimators import Objective, SpectralMeasure
 from pruning_limits.bounds import isotropic_limit
+from pruning_limits.losses import all_losses
 from pruning_limits.magnitude import MagnitudeProfile
 from pruning_limits.spectra import Spectra
 
@@ -42,7 +43,7 @@ def estimate(eigenvalues, seed, **settings):
         "negative": "abs",
         "seed": seed,
     }
-    spectra = Spectra(objective, curve, EPSILON, asked | settings, False, None, torch.zeros(1))
+    spectra = Spectra(all_losses(objective), curve, EPSILON, asked | settings, False, None)
     found = spectra.estimate("hessian")
 
     def solve(measure):

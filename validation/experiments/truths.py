@@ -14,8 +14,8 @@ from estimators import GGN, L1, Hessian, Objective
 from pruning_limits import MagnitudeProfile
 from pruning_limits.bounds import isotropic_limit, largest_passing, measured_limit
 from pruning_limits.directional import directional_limit
+from pruning_limits.losses import all_losses
 from pruning_limits.magnitude import removed_count
-from pruning_limits.predict import batch_deviation
 from validation.experiments.masked_optimum import Optimum, masked_optimum
 from validation.experiments.subspaces import Quadratic
 from validation.tables import Row
@@ -124,7 +124,7 @@ def limits_and_truths(objective: Objective) -> Row:
     Returns:
         D, epsilon, the objective, every limit as a sparsity, and under ``points`` the rises along the grid ``KEPT``.
     """
-    epsilon, dense = batch_deviation(*objective.sample_losses()), objective.value()
+    epsilon, dense = all_losses(objective).deviation(), objective.value()
     profile = MagnitudeProfile(objective.chosen)
     gradient = objective.gradient().numpy()
     slope = np.zeros_like(gradient) if isinstance(objective.penalty, L1) else gradient
