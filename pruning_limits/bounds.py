@@ -13,6 +13,7 @@ from scipy.optimize import brentq
 from torch import Tensor
 
 from estimators import Objective, Operator, SpectralMeasure, UserError
+from estimators.narrowed import Narrowed
 from pruning_limits.magnitude import MagnitudeCurve, MagnitudeProfile, removed_count
 
 Negative = Literal["abs", "clip"]
@@ -259,26 +260,69 @@ def measured_limit(
     return Measured(sparsity, tuple(sorted(whole.found.items())), spent + whole.samples)
 
 
-def quadratic_limit(
-    operator: Operator, gradient: Tensor, profile: MagnitudeProfile, epsilon: float, guess: float
-) -> float:
-    r"""Largest sparsity at which the quadratic model rises by at most epsilon: :math:`-g^\top d + \frac12 d^\top H d`.
+class QuadraticRise:
+    r"""Rise :math:`-g^\top d + \frac12 d^\top H d` of the quadratic model, each sparsity evaluated once.
 
     Args:
-        operator: Curvature H.
+        operator: Curvature H; where its objective is narrowed, that of all weights is meant.
         gradient: Gradient g of the objective at the weights, ``[D]``.
-        profile: Magnitude profile; d(s) are the removed weights.
+        profile: Magnitude profile; d(s) are the weights that are removed at sparsity s.
+
+    Example:
+        >>> import torch
+        >>> from estimators import Hessian
+        >>> half = lambda model, batch: 0.5 * model.weight.square().sum()
+        >>> objective = Objective(torch.nn.Linear(2, 1, bias=False), [torch.zeros(1, 2)], half)
+        >>> profile = MagnitudeProfile({"weight": torch.tensor([[1.0, 2.0]])})
+        >>> round(QuadraticRise(Hessian(objective), torch.tensor([0.1, 0.0]), profile)(0.5), 6)
+        0.4
+    """
+
+    def __init__(self, operator: Operator, gradient: Tensor, profile: MagnitudeProfile) -> None:
+        self.operator, self.gradient, self.profile = operator, gradient, profile
+        self._curved: dict[int, float] = {}
+
+    def __call__(self, sparsity: float) -> float:
+        """Return the rise at a sparsity, to the nearest weight."""
+        return self.linear(sparsity) + self.quadratic(sparsity)
+
+    def linear(self, sparsity: float) -> float:
+        """Return the part of the rise that is linear in the removed weights."""
+        return -float(self.gradient.double().dot(self._removed(self._count(sparsity)).double()))
+
+    def quadratic(self, sparsity: float) -> float:
+        """Return the other part of the rise."""
+        count = self._count(sparsity)
+        if count not in self._curved:
+            self._curved[count] = self._half_curved(self._removed(count))
+        return self._curved[count]
+
+    def _count(self, sparsity: float) -> int:
+        return round(sparsity * self.profile.dimension)
+
+    def _removed(self, count: int) -> Tensor:
+        return self.profile.removed(count / self.profile.dimension)
+
+    def _half_curved(self, removed: Tensor) -> float:
+        inside, vector, left_out = getattr(self.operator, "objective", None), removed, 0.0
+        if isinstance(inside, Narrowed):
+            vector = inside.narrow(removed[:, None])[:, 0]
+            flat = inside.penalty.curvature if inside.penalty else 0.0
+            left_out = flat * (float(removed.double().square().sum()) - float(vector.double().square().sum()))
+        return 0.5 * (float(vector.double().dot(self.operator.matmat(vector[:, None])[:, 0].double())) + left_out)
+
+
+def quadratic_limit(rise: QuadraticRise, epsilon: float, guess: float) -> float:
+    """Largest sparsity at which the quadratic model rises by at most epsilon.
+
+    Args:
+        rise: Rise of the model.
         epsilon: Allowed rise, > 0.
         guess: Where to start looking.
 
     Returns:
         The sparsity, to a resolution of 1e-3 or one weight.
     """
-
-    def rise(sparsity: float) -> float:
-        removed = profile.removed(sparsity)
-        product = operator.matmat(removed[:, None])[:, 0]
-        return float(0.5 * removed.double().dot(product.double()) - gradient.double().dot(removed.double()))
-
+    profile = rise.profile
     near = [profile.removed_norm(max(0.0, 1 - kept * (1 - guess))) ** 2 for kept in (1 + NEARBY, 1 - NEARBY)]
     return largest_passing(rise, epsilon, guess, profile.dimension, resolution=1e-3, power=_power(*near))

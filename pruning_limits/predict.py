@@ -16,15 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from estimators import GGN, L1, Hessian, Objective, Operator, Penalty, UserError
+from estimators import GGN, L1, Hessian, Objective, Penalty, UserError
 from estimators.distributed import gathered
 from estimators.forwards import Precision
 from estimators.intact import intact
 from estimators.objective import LossFunction
 from estimators.parameters import left_out
 from estimators.trace import block_traces
-from pruning_limits.bounds import Measured, Negative, isotropic_limit, measured_limit, quadratic_limit
-from pruning_limits.directions import slopes
+from pruning_limits.bounds import Measured, Negative, QuadraticRise, isotropic_limit, measured_limit, quadratic_limit
 from pruning_limits.losses import all_losses, drawn_losses
 from pruning_limits.magnitude import MagnitudeProfile
 from pruning_limits.parts import Cost, Estimate, Layer, Sharpness
@@ -172,21 +171,22 @@ def predict_limit(
         retrained = isotropic(ggn, spectra.curve, allowed, "clip")
         directions = spectra.directions(ggn, profile, None if isinstance(penalty, L1) else gradient)
         directional = ggn.limit(lambda one: directions.limit(one, spectra.curve, allowed).sparsity)
+        few = min(hessian.samples, DIAGNOSTIC_SAMPLES)
+        operator = spectra.operator(curvature, few if measure else hessian.samples, narrow=True)
+        model_rise = QuadraticRise(operator, gradient, profile)
         if measure:
             measured = measured_limit(objective, profile, allowed, sparsity, dense, spectra.subset(POOL_SAMPLES))
             lower = achieved = max(measured.sparsity, profile.zeros / profile.dimension)
         else:
-            operator = spectra.operator(curvature, hessian.samples)
-            lower = quadratic_limit(operator, gradient, profile, allowed, sparsity)
+            lower = quadratic_limit(model_rise, allowed, sparsity)
             measured, achieved = Measured(lower, ()), None
-        diagnostic = spectra.operator(curvature, min(hessian.samples, DIAGNOSTIC_SAMPLES))
-        notes = _notes(diagnostic, profile, gradient, sparsity, allowed)
+        notes = _notes(model_rise, sparsity, allowed)
         if parameters is None:
             notes += _uncounted(model, objective)
         if lower > (bound := upper_bound(directional, 0.0, profile.dimension)):
             how = "measured" if measure else "by the quadratic model"
             notes += (f"one-shot pruning reaches {lower:.2%} ({how}), beyond the upper bound {bound:.2%} of the model",)
-        table = _layers(spectra.operator(curvature, diagnostic.objective.samples, narrow=True), profile, sparsity, seed)
+        table = _layers(spectra.operator(curvature, few, narrow=True), profile, sparsity, seed)
         for note in notes:
             LOGGER.warning(note)
     half = hessian.half_width(error)
@@ -262,20 +262,17 @@ def _comparable(objective: Objective, part: Objective, losses: Tensor, again: Te
     return losses[part.picked] * part.factors, again
 
 
-def _notes(
-    operator: Operator, profile: MagnitudeProfile, gradient: Tensor, sparsity: float, epsilon: float
-) -> tuple[str, ...]:
+def _notes(rise: QuadraticRise, sparsity: float, epsilon: float) -> tuple[str, ...]:
     """Say where the quadratic model along the removed weights at the limit is not that of a minimum."""
-    (slope,) = slopes(operator, profile.removed(sparsity)[:, None], gradient)
-    curved, notes = slope.rise - slope.linear, []
+    curved, linear, notes = rise.quadratic(sparsity), rise.linear(sparsity), []
     if curved < 0:
         notes.append(
             f"the curvature along the removed weights is negative ({curved:.2g} at {sparsity:.2%}); "
             "the quadratic model does not bound one-shot pruning here"
         )
-    if abs(slope.linear) > epsilon:
+    if abs(linear) > epsilon:
         notes.append(
-            f"the weights are not stationary: the linear term at {sparsity:.2%} is {slope.linear:+.2g}, "
+            f"the weights are not stationary: the linear term at {sparsity:.2%} is {linear:+.2g}, "
             f"epsilon is {epsilon:.2g}; train longer or state the penalty that it was trained with"
         )
     return tuple(notes)

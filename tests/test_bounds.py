@@ -12,6 +12,7 @@ from torch import nn
 
 from estimators import GGN, L1, Hessian, Objective, SpectralMeasure, UserError
 from pruning_limits.bounds import (
+    QuadraticRise,
     isotropic_limit,
     largest_passing,
     measured_limit,
@@ -214,7 +215,7 @@ def test_measured_and_quadratic_limits_agree_with_enumeration_on_a_quadratic() -
     for sparsity, rise in measured.points:
         assert rise == pytest.approx(rises[round(sparsity * 60)], abs=1e-9)
     operator = Hessian(objective)
-    assert round(quadratic_limit(operator, objective.gradient(), profile, epsilon, 0.9) * 60) == last
+    assert round(quadratic_limit(QuadraticRise(operator, objective.gradient(), profile), epsilon, 0.9) * 60) == last
 
 
 @pytest.mark.parametrize("penalty", [None, L1(1e-3)])
@@ -255,8 +256,8 @@ def test_the_linear_term_enters_the_quadratic_limit() -> None:
     last = next(count for count in range(61) if rises[count] > epsilon) - 1
     assert all(rise > epsilon for rise in rises[last + 1 :])
     operator = Hessian(objective)
-    assert round(quadratic_limit(operator, gradient, profile, epsilon, 0.9) * 60) == last
-    assert quadratic_limit(operator, 0 * gradient, profile, epsilon, 0.9) * 60 > last
+    assert round(quadratic_limit(QuadraticRise(operator, gradient, profile), epsilon, 0.9) * 60) == last
+    assert quadratic_limit(QuadraticRise(operator, 0 * gradient, profile), epsilon, 0.9) * 60 > last
 
 
 def test_dense_eigenvalues_of_hessian_and_ggn_give_the_same_limit_as_the_estimate(

@@ -2,14 +2,15 @@
 
 import pytest
 import torch
-from helpers import Loader, same, seeded, snapshot
+from helpers import Loader, random, same, seeded, snapshot
 from torch import nn
 from torch.nn import functional
 from torch.nn.utils import prune
 
 from estimators import GGN, L1, L2, Hessian, Objective
 from estimators.narrowed import narrowed
-from pruning_limits import predict_limit
+from pruning_limits import MagnitudeProfile, predict_limit
+from pruning_limits.bounds import QuadraticRise
 
 INPUTS, SAMPLES = 20, 6
 kinds = pytest.mark.parametrize("kind", [Hessian, GGN])
@@ -154,6 +155,20 @@ def test_the_predicted_limit_is_that_of_the_dense_matrix(penalty, monkeypatch):
     monkeypatch.setattr("pruning_limits.spectra.narrowed", lambda objective: None)
     whole = limit(steps=60)
     assert abs(found.sparsity - exact.sparsity) < abs(whole.sparsity - exact.sparsity)
+
+
+@pytest.mark.parametrize("penalty", [None, L1(1e-3), L2(0.01)])
+def test_the_quadratic_rise_is_that_of_all_weights(penalty):
+    model = seeded(lambda: nn.Sequential(nn.Linear(120, 6), nn.Tanh(), nn.Linear(6, 3)))
+    batches = [(random(12, 120), torch.arange(12) % 3)]
+    objective = Objective(model, batches, penalty=penalty)
+    profile, narrow = MagnitudeProfile(objective.chosen), narrowed(objective)
+    assert narrow.dimension < objective.dimension
+    whole, inside = (QuadraticRise(Hessian(one), random(738, seed=1), profile) for one in (objective, narrow))
+    for sparsity in (0.1, 0.6, 1.0):
+        assert inside(sparsity) == pytest.approx(whole(sparsity), rel=1e-9)
+        assert inside.linear(sparsity) + inside.quadratic(sparsity) == inside(sparsity)
+    assert inside.operator.products == 3
 
 
 @pytest.mark.parametrize("penalty", [None, L1(1e-3), L2(0.01)])

@@ -13,7 +13,7 @@ from torch import nn
 
 from estimators import GGN, L1, L2, Hessian, Objective, SpectralMeasure, UserError
 from pruning_limits import MagnitudeProfile, predict_limit, spectra
-from pruning_limits.bounds import isotropic_limit, quadratic_limit
+from pruning_limits.bounds import QuadraticRise, isotropic_limit, quadratic_limit
 
 QUICK = {"steps": 8, "probes": 2, "measure": False, "epsilon": 0.02}
 
@@ -243,9 +243,8 @@ def test_patterns_restrict_the_parameters(tiny):
 def test_without_measurement_lower_is_that_of_the_quadratic_model(tiny):
     limit = predict_limit(*tiny, epsilon=0.02, measure=False, penalty=L2(0.01))
     objective = Objective(*tiny, penalty=L2(0.01))
-    expected = quadratic_limit(
-        Hessian(objective), objective.gradient(), MagnitudeProfile(objective.chosen), 0.02, limit.sparsity
-    )
+    rise = QuadraticRise(Hessian(objective), objective.gradient(), MagnitudeProfile(objective.chosen))
+    expected = quadratic_limit(rise, 0.02, limit.sparsity)
     assert limit.achieved is None
     assert limit.headroom is None
     assert limit.rises == ()

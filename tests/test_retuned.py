@@ -13,7 +13,7 @@ from estimators import GGN, L2, Objective, UserError
 from estimators.parameters import flatten
 from estimators.trace import diagonal
 from pruning_limits import MagnitudeProfile
-from pruning_limits.bounds import quadratic_limit
+from pruning_limits.bounds import QuadraticRise, quadratic_limit
 from pruning_limits.retuned import preconditioner, retune, retuned_weights
 from pruning_limits.retuned_limit import retuned_limit
 
@@ -227,7 +227,7 @@ def test_the_limit_is_where_the_schur_complement_crosses(seed: int, share: float
     found = retuned_limit(Dense(matrix), profile, epsilon, guess, tolerance=1e-9)
     assert found.status == "converged"
     assert found.sparsity == max(k for k in range(D + 1) if rises[k] <= epsilon) / D
-    assert found.sparsity >= quadratic_limit(Dense(matrix), torch.zeros(D), profile, epsilon, guess)
+    assert found.sparsity >= quadratic_limit(QuadraticRise(Dense(matrix), torch.zeros(D), profile), epsilon, guess)
     assert [sparsity for sparsity, _ in found.points] == sorted(sparsity for sparsity, _ in found.points)
 
 
