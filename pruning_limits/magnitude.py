@@ -96,7 +96,9 @@ class MagnitudeProfile:
     @cached_property
     def order(self) -> Tensor:
         """Positions of the weights by rising magnitude, ties by position, ``[D]``."""
-        return torch.sort(self.vector.abs(), stable=True).indices
+        size = self.vector.element_size()
+        bits = self.vector.abs().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[size])  # in the same order
+        return torch.sort(bits, stable=True).indices
 
     @cached_property
     def rank(self) -> Tensor:

@@ -52,6 +52,15 @@ def test_masks_have_the_exact_count_also_with_ties(values: list[float], sparsity
         assert magnitudes[~kept].max() <= magnitudes[kept].min()
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_the_order_is_that_of_magnitudes(dtype: torch.dtype) -> None:
+    small = torch.finfo(dtype).smallest_normal / 2  # subnormal
+    values = torch.randn(1000, generator=torch.Generator().manual_seed(0)).tolist()
+    weights = torch.tensor([*values, 0.0, -0.0, small, -small, 1e4, -1e4, *values], dtype=dtype)
+    expected = torch.sort(weights.double().abs(), stable=True).indices
+    assert torch.equal(MagnitudeProfile({"w": weights}).order, expected)
+
+
 def test_ties_are_removed_in_order_of_position() -> None:
     profile = MagnitudeProfile({"w": torch.ones(6)})
     assert profile.masks(0.5)["w"].tolist() == [False, False, False, True, True, True]
