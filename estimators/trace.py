@@ -162,8 +162,8 @@ def _left_out(triangle: Tensor) -> Tensor:
 
 
 def _signs(operator: Operator, count: int, generator: torch.Generator) -> Tensor:
-    signs = torch.randint(0, 2, (operator.shape[0], count), generator=generator) * 2 - 1
-    return signs.to(operator.device, torch.float64)
+    bits = torch.randint(0, 2, (operator.shape[0], count), generator=generator, dtype=torch.int8)
+    return bits.mul_(2).sub_(1).to(operator.device, torch.float64)
 
 
 def _times(operator: Operator, vectors: Tensor) -> Tensor:
