@@ -218,11 +218,10 @@ class Spectra:
     ) -> tuple[list[Tridiagonal], Known, Estimate]:
         """Advance some of the probes, as far as their step error asks for where no number of steps is given."""
         fixed = steps or self.settings["steps"]
-        operator, most = self.operator(kind, samples), fixed or self._most(self.objective.dimension)
+        operator = self.operator(kind, samples, narrow=True)
+        most = fixed or self._most(self.objective.dimension)
         key = f"{kind}-{samples}" if probes.start == 0 else f"{kind}-{samples}-{probes.start}"
         starts, known = sphere_probes(operator, probes.stop, self.settings["seed"]), self._states.known(key)
-        if (inside := self._narrow(samples)) is not None:
-            operator, starts = self.operator(kind, samples, narrow=True), inside.narrow(starts)
         starts, images = starts[:, probes], None
         if known is None:
             starts, images, known = self._without_idle(operator, starts)
