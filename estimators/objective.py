@@ -35,7 +35,7 @@ DIFFERENT_BATCHES = (
 )
 DIFFERENT_MODELS = "model: the ranks hold different weights or buffers; load the same checkpoint on every rank"
 DIFFERENT_VECTORS = "distributed: the ranks computed different vectors; give all the same arguments and like machines"
-HALVED_BATCHES = 4
+HALVED_BATCHES = 2
 P = ParamSpec("P")
 T = TypeVar("T")
 

@@ -148,7 +148,7 @@ def test_both_curvatures_share_one_pass_and_the_gradient_that_of_the_check(fragi
         return nn.functional.cross_entropy(module(batch[0]), batch[1], reduction="none")
 
     predict_limit(model, loader, loss, epsilon=0.1, measure=False)
-    halved = [20, 10, 20, 10, 10, 5]
+    halved = [20, 10, 20, 10, 10]
     assert calls == [*halved, 20, 20, 10, 20, 20, 10]
 
 
