@@ -19,6 +19,7 @@ ORDER: tuple[Status, ...] = ("achievable", "open", "infeasible")
 MOST_ZEROS_IN_DENSE = 0.01
 FAR = 10
 SAME_NORM = SAME_OBJECTIVE = 1e-3
+MOST_ERRORS = 4
 
 
 @dataclass(frozen=True)
@@ -201,7 +202,8 @@ def _check_weights(limit: PruningLimit, dense: Mapping[str, Tensor], pruned: Map
 def _check_objectives(limit: PruningLimit, dense_value: float, value: float) -> None:
     if not math.isfinite(value):
         raise UserError(f"pruned: expected a finite objective, got {value}; check its biases, statistics and the data")
-    if not abs(dense_value - limit.objective) <= SAME_OBJECTIVE * abs(limit.objective) + 1e-6:
+    unlike = SAME_OBJECTIVE * abs(limit.objective) + MOST_ERRORS * limit.objective_error + 1e-6
+    if not abs(dense_value - limit.objective) <= unlike:
         raise UserError(
             f"limit: the objective of dense was {limit.objective:.6g} there and is {dense_value:.6g} here; "
             "give the data and the penalty that the limit was predicted with"

@@ -40,6 +40,11 @@ class Losses:
         """Mean loss."""
         return float((self.values * self.sizes).sum() / self.sizes.sum())
 
+    @property
+    def mean_error(self) -> float:
+        """Standard error of ``mean`` from the draw; zero where all data were passed."""
+        return math.sqrt(self._left * float(self.values.var()) / len(self.values)) if self._left else 0.0
+
     def again(self) -> Losses:
         """Pass the same samples once more."""
         return _passed(self.objective, self.total)

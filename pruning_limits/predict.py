@@ -227,6 +227,7 @@ def predict_limit(
         directions=directions,
         rises=measured.points,
         already_removed=profile.zeros / profile.dimension,
+        objective_error=losses.mean_error,
         layer_table=tuple(table),
         profile=profile,
     )

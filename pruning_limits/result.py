@@ -57,6 +57,7 @@ class PruningLimit:
         cost: What the prediction took.
         settings: The arguments behind the prediction.
         already_removed: Share of the prunable weights that are zero or masked; every sparsity counts them as removed.
+        objective_error: Standard error of ``objective`` where nothing was measured and it is that of a draw; else zero.
     """
 
     sparsity: float
@@ -80,6 +81,7 @@ class PruningLimit:
     directions: Directions
     rises: tuple[tuple[float, float], ...] = ()
     already_removed: float = 0.0
+    objective_error: float = 0.0
     layer_table: tuple[Layer, ...] = ()
     profile: MagnitudeProfile | None = field(default=None)
 

@@ -78,6 +78,9 @@ def fields_of(plain: dict[str, Any]) -> dict[str, Any]:
     for name, value in numbers.items():
         if not 0 <= value <= 1:
             raise ValueError(f"{name} is {value}, expected 0 to 1")
+    objective_error = float(plain.get("objective_error", 0.0))  # likewise
+    if not 0 <= objective_error < float("inf"):
+        raise ValueError(f"objective_error is {objective_error}, expected a number >= 0")
     low, high = (float(value) for value in plain["interval"])
     curve = MagnitudeCurve(*(_floats(plain["curve"][name]) for name in ("sparsity", "squared")))
     if len(curve.sparsity) != len(curve.squared) or len(curve.sparsity) < 2:
@@ -104,6 +107,7 @@ def fields_of(plain: dict[str, Any]) -> dict[str, Any]:
         "achieved": None if plain["achieved"] is None else float(plain["achieved"]),
         "epsilon": epsilon,
         "objective": float(plain["objective"]),
+        "objective_error": objective_error,
         "parameters": parameters,
         "status": str(plain["status"]),
         "notes": tuple(str(note) for note in plain["notes"]),

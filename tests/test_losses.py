@@ -8,8 +8,9 @@ from helpers import random, seeded
 from test_predict import batched, wide_problem
 from torch import nn
 
-from estimators import L1, Objective
-from pruning_limits import losses, predict_limit
+from estimators import L1, Objective, UserError
+from pruning_limits import PruningLimit, losses, predict_limit
+from pruning_limits.gate import compare
 from pruning_limits.losses import Losses, all_losses, drawn_losses
 
 N = 4000
@@ -49,13 +50,15 @@ def test_the_errors_of_a_draw_are_the_spread_over_draws(whole, count):
     draws = [a_part(whole, count, seed) for seed in range(200)]
     deviations = torch.tensor([one.deviation() for one in draws])
     shares = torch.stack([one.shares.mean() for one in draws])
-    told = torch.tensor([[one.deviation_error, one.curvature_error] for one in draws]).mean(0)
+    means = torch.tensor([one.mean for one in draws])
+    told = torch.tensor([[one.deviation_error, one.curvature_error, one.mean_error] for one in draws]).mean(0)
     assert float(deviations.std() / deviations.mean()) == pytest.approx(float(told[0]), rel=0.2)
     assert float(shares.std() / shares.mean()) == pytest.approx(float(told[1]), rel=0.2)
+    assert float(means.std()) == pytest.approx(float(told[2]), rel=0.2)
 
 
 def test_all_data_have_no_error(whole):
-    assert whole.deviation_error == whole.curvature_error == 0
+    assert whole.deviation_error == whole.curvature_error == whole.mean_error == 0
     assert whole.objective.samples == whole.total == N
 
 
@@ -128,7 +131,19 @@ def test_its_interval_says_so(many, monkeypatch):
         assert limit.hessian.sample_error > known.hessian.sample_error > 0  # nothing is unknown about a given epsilon
         assert limit.sparsity == known.sparsity
         assert limit.epsilon == pytest.approx(truth.epsilon, rel=0.1)
-        assert limit.objective == pytest.approx(truth.objective, rel=0.1)
+        assert abs(limit.objective - truth.objective) <= 3 * limit.objective_error
+
+
+@pytest.mark.usefixtures("small_draws")
+def test_the_gate_takes_the_limit_of_a_draw_for_that_of_its_data(many, whole, tmp_path):
+    predict_limit(*many, **OPTIONS).to_json(tmp_path / "limit.json")
+    limit = PruningLimit.from_json(tmp_path / "limit.json")
+    dense = Objective(*many, penalty=OPTIONS["penalty"])
+    value = dense.value()
+    assert abs(value - limit.objective) > 1e-3 * value
+    assert compare(limit, dense.chosen, dense.chosen, value, value).status == "achievable"
+    with pytest.raises(UserError, match="the objective of dense was"):
+        compare(limit, dense.chosen, dense.chosen, value + 5 * limit.objective_error, value)
 
 
 @pytest.mark.usefixtures("small_draws")
