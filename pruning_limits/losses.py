@@ -13,7 +13,7 @@ from estimators.default_loss import cross_entropy
 from estimators.distributed import gathered
 
 EPSILON_BATCH = 128
-DRAWN_SAMPLES, DRAWN_BYTES, DRAWN_ERROR = 16384, 2 << 30, 0.03
+DRAWN_SAMPLES, FEWEST_DRAWN, DRAWN_BYTES, DRAWN_ERROR = 16384, 2048, 2 << 30, 0.03
 
 
 @dataclass(frozen=True)
@@ -115,13 +115,14 @@ def drawn_losses(objective: Objective, least: int, seed: int) -> Losses:
         seed: Seed of the draw.
 
     Returns:
-        Losses of 16,384 samples, or as many as 2 GiB hold, where epsilon and curvature then err by at most 3 %.
+        Losses of 16,384 samples, or as many as 2 GiB hold and at least 2,048, where epsilon over curvature then errs by
+        at most 3 %; else of all.
 
     Raises:
         UserError: A loss is NaN or infinite, or losses of a batch change when it is split.
     """
     total, size = objective.samples, max(gathered(objective.sample_bytes))
-    part = objective.subset(max(least, min(DRAWN_SAMPLES, DRAWN_BYTES // max(1, size))), seed)
+    part = objective.subset(max(least, FEWEST_DRAWN, min(DRAWN_SAMPLES, DRAWN_BYTES // max(1, size))), seed)
     found = _passed(part, total)
     error = math.hypot(found.deviation_error, found.curvature_error)
     return found if error <= DRAWN_ERROR else all_losses(objective)

@@ -73,6 +73,7 @@ def test_other_losses_have_no_shares(many):
 def small_draws(monkeypatch):
     """As if data sets of 1,000 samples were large."""
     monkeypatch.setattr(losses, "DRAWN_SAMPLES", 1000)
+    monkeypatch.setattr(losses, "FEWEST_DRAWN", 500)
     monkeypatch.setattr(losses, "DRAWN_ERROR", 0.1)
 
 
@@ -96,6 +97,8 @@ def test_at_least_as_many_are_drawn_as_asked_for(many):
 def test_large_samples_are_drawn_in_smaller_number(many, monkeypatch):
     monkeypatch.setattr(losses, "DRAWN_BYTES", 800 * (12 * 8 + 8))  # 12 float64 inputs and a label
     assert len(drawn_losses(Objective(*many), 0, seed=1).values) == 800
+    monkeypatch.setattr(losses, "DRAWN_BYTES", 1)
+    assert len(drawn_losses(Objective(*many), 0, seed=1).values) == 500
 
 
 @pytest.mark.usefixtures("small_draws")
