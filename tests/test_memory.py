@@ -236,9 +236,9 @@ def test_the_basis_of_a_prediction_heeds_free_memory(tiny, monkeypatch):
     modes = []
 
     class Noting(Lanczos):
-        def __init__(self, operator, starts, mode):
+        def __init__(self, operator, starts, mode, *images):
             modes.append(mode)
-            super().__init__(operator, starts, mode)
+            super().__init__(operator, starts, mode, *images)
 
     monkeypatch.setattr(spectra, "Lanczos", Noting)
     monkeypatch.setattr(spectra, "DENSE", 10)
