@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 from timing import environment, environment_note, options
-from torch import Tensor
 
 from estimators import Objective
 from pruning_limits.losses import DRAWN_ERROR, DRAWN_SAMPLES, all_losses
@@ -40,18 +39,12 @@ def row(network: Network, runs: Path) -> Row:
         stated[seed] = math.hypot(draw.deviation_error, draw.curvature_error)
     accepted = stated <= DRAWN_ERROR
     found: Row = {"model": network.model, "dataset": network.dataset, "samples": whole.total}
-    found |= {"kurtosis": kurtosis(whole.values), "epsilon": whole.deviation()}
+    found |= {"kurtosis": whole.kurtosis, "epsilon": whole.deviation()}
     found |= {"missed": float(missed.square().mean().sqrt()), "stated": float(stated.square().mean().sqrt())}
     found |= {"held": float((missed.abs() <= 2 * stated).double().mean()), "accepted": float(accepted.double().mean())}
     found["worst"] = float(missed[accepted].abs().max()) if accepted.any() else None
     print(found, flush=True)
     return found
-
-
-def kurtosis(values: Tensor) -> float:
-    """Fourth central moment over the squared variance; 3 for a normal distribution."""
-    squares = (values - values.mean()).square()
-    return float(squares.square().mean() / squares.mean().square())
 
 
 def main() -> None:

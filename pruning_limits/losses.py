@@ -76,9 +76,13 @@ class Losses:
 
         :math:`\kappa` is the kurtosis of the losses.
         """
+        return math.sqrt(self._left * (self.kurtosis - 1) / (4 * len(self.values)))
+
+    @property
+    def kurtosis(self) -> float:
+        """Fourth central moment over the squared variance: 3 for a normal distribution, 1 where all are equal."""
         squares = (self.values - self.mean).square()
-        kurtosis = float(squares.square().mean() / squares.mean().square()) if squares.any() else 1.0
-        return math.sqrt(self._left * (kurtosis - 1) / (4 * len(self.values)))
+        return float(squares.square().mean() / squares.mean().square()) if squares.any() else 1.0
 
     @property
     def curvature_error(self) -> float:
