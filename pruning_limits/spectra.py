@@ -47,7 +47,8 @@ from pruning_limits.states import Known, States, fingerprint
 
 LEAST_STEPS, STEPS_AT_ONCE = 16, 4
 FEWEST_AT_MOST, MOST_AT_MOST, MOST_NUMBERS = 96, 512, 2_000_000
-LEAST_SAMPLES, POOL_SAMPLES, MOST_SAMPLES, DIAGNOSTIC_SAMPLES, COMPARED = 1024, 2048, 16384, 1024, 8
+LEAST_SAMPLES, POOL_SAMPLES, MOST_SAMPLES, DIAGNOSTIC_SAMPLES = 1024, 2048, 16384, 1024
+COMPARED = {"hessian": (16, 2), "ggn": (8, 1)}  # how many times fewer samples and more steps
 BASIS_MEMORY = 4 << 30
 DENSE, MOST_PRODUCTS, MOST_PROBES = 512, 1024, 8
 SLOW = 2 / 3
@@ -133,16 +134,18 @@ class Spectra:
                 operator.forwards.forget()
 
     def estimate(self, kind: str) -> Estimate:
-        """Estimate one spectrum; its sample error compares the sub-sample with an eighth of it, or of the first.
+        """Estimate one spectrum; its sample error compares the sub-sample with a part of it, or of the first.
 
-        More samples are taken as long as their error counts: below the step error it does not.
+        The Hessian's limit differs by little between them, so its part is small and takes more steps. More samples are
+        taken as long as their error counts: below the step error it does not.
         """
         most, wanted = self.objective.samples, self.settings["samples"]
         count = min(wanted or LEAST_SAMPLES, most)
         roots: dict[int, float] = {}
         if 1 < count < self.losses.total:
-            first = max(1, count // COMPARED)
-            roots[first] = self._root(self._run(kind, first))
+            fewer, longer = COMPARED[kind]
+            first = max(1, count // fewer)
+            roots[first] = self._root(self._run(kind, first, longer))
             self._forget(kind, first)
         while True:
             current = self._compared(kind, self._run(kind, count), roots)
@@ -195,13 +198,13 @@ class Spectra:
     def _isotropic(self, measure: SpectralMeasure, factor: float = 1.0) -> float:
         return isotropic_limit(measure, self.curve, factor * self.epsilon, self.settings["negative"]).sparsity
 
-    def _run(self, kind: str, samples: int) -> Estimate:
+    def _run(self, kind: str, samples: int, longer: int = 1) -> Estimate:
         """Estimate a spectrum on a sub-sample; more probes follow the first where their error counts."""
         operator, dimension = self.operator(kind, samples), self.objective.dimension
-        if dimension <= max(DENSE, self.settings["steps"] or 0):
+        if dimension <= max(DENSE, longer * (self.settings["steps"] or 0)):
             return Estimate(dense_measure(operator), operator.objective.samples, dimension, 0.0, 0.0)
         asked = self.settings["probes"]
-        matrices, known, found = self._recurrence(kind, samples, slice(0, asked or 1))
+        matrices, known, found = self._recurrence(kind, samples, slice(0, asked or 1), longer=longer)
         if asked is None and (probes := self._probes(kind, found)) > 1:
             others, *_ = self._recurrence(kind, samples, slice(1, probes), found.steps)
             found = self._read(kind, matrices + others, samples, known)
@@ -214,10 +217,10 @@ class Spectra:
         return min(enough, MOST_PROBES, MOST_PRODUCTS // found.steps)
 
     def _recurrence(
-        self, kind: str, samples: int, probes: slice, steps: int | None = None
+        self, kind: str, samples: int, probes: slice, steps: int | None = None, longer: int = 1
     ) -> tuple[list[Tridiagonal], Known, Estimate]:
         """Advance some of the probes, as far as their step error asks for where no number of steps is given."""
-        fixed = steps or self.settings["steps"]
+        fixed = steps or longer * (self.settings["steps"] or 0)
         operator = self.operator(kind, samples, narrow=True)
         most = fixed or self._most(self.objective.dimension)
         key = f"{kind}-{samples}" if probes.start == 0 else f"{kind}-{samples}-{probes.start}"
@@ -232,8 +235,8 @@ class Spectra:
                 tell(run.steps)
                 matrices = _matrices(run)
                 ended = run.steps >= most or (run.steps > 0 and all(one.exhausted for one in matrices))
-                least = LEAST_STEPS if kind == self.settings["curvature"] else LEAST_STEPS // 2
-                if ended or (fixed is None and run.steps >= least):
+                least = longer * (LEAST_STEPS if kind == self.settings["curvature"] else LEAST_STEPS // 2)
+                if ended or (not fixed and run.steps >= least):
                     found = self._read(kind, matrices, samples, known)
                     LOGGER.debug("%s: step error %.4g after %d steps", key, found.step_error, run.steps)
                     done = found.step_error <= self._wanted(kind)[0]
