@@ -48,10 +48,10 @@ def test_a_hessian_of_noise_alone_is_exact_far_away():
     assert error >= law[128] - law[1 << 18]
 
 
-@pytest.mark.parametrize(("before", "kept"), [(4.564, 4.182), (4.589, 4.346), (4.5, 4.25), (4.454, 4.09)])
+@pytest.mark.parametrize(("before", "kept"), [(4.465, 4.253), (4.587, 4.156), (4.482, 4.248), (4.521, 4.205)])
 def test_the_hessian_of_fc5_comes_twice_as_near_to_all_data_and_within_the_error(before, kept):
-    truth = 2.739
-    factor, error = growth(kept / 100, before / 100, 3, math.log2(50_000 / 1024), rank=False)
+    truth = 3.39  # 48 steps on all data; 64 samples with 32 steps, 1,024 with 16
+    factor, error = growth(kept / 100, before / 100, 4, math.log2(50_000 / 1024), rank=False)
     assert abs(kept * factor - truth) < min(100 * error, 0.5 * (kept - truth))
 
 
