@@ -62,8 +62,10 @@ def gauss_radau(tridiagonal: Tridiagonal, node: float) -> Rule:
     if not np.isfinite(last):
         return gauss(tridiagonal)
     nodes, weights = _rule(np.append(alpha, last), np.append(beta, tridiagonal.residual))
-    outermost = np.maximum if node < alpha.mean() else np.minimum
-    return outermost(nodes, node), weights  # where a Gauss node lies on the prescribed one, rounding moves one beyond
+    beyond, edge = (np.maximum, 0) if node < alpha.mean() else (np.minimum, -1)
+    nodes = beyond(nodes, node)  # where a Gauss node lies on the prescribed one, rounding moves one beyond
+    nodes[edge] = node
+    return nodes, weights
 
 
 def averaged_gauss(tridiagonal: Tridiagonal) -> Rule:
