@@ -93,12 +93,12 @@ def figure(rows: list[Row], path: Path) -> None:
         total = max(row["samples"] for row in own)
         for panel, (kind, said) in zip(line, KINDS.items(), strict=True):
             part = [row for row in own if row["samples"] < total]
-            for key, colour, label in (
-                (f"{kind}_raw", BLUE, "on the sub-sample"),
-                (kind, ORANGE, "carried to all data"),
+            for key, colour, style, label in (
+                (f"{kind}_raw", BLUE, {"marker": "o", "fillstyle": "none"}, "on the sub-sample"),
+                (kind, ORANGE, {"marker": "."}, "carried to all data"),
             ):
                 across = [row["samples"] for row in part]
-                panel.plot(across, [1 - row[key] for row in part], ".", color=colour, label=label)
+                panel.plot(across, [1 - row[key] for row in part], color=colour, linestyle="", label=label, **style)
             truth = 1 - next(row[kind] for row in own if row["samples"] == total)
             panel.axhline(truth, color=GREY, linestyle="--", linewidth=1, label="all data")
             ticks = sorted({row["samples"] for row in part})
