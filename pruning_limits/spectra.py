@@ -199,7 +199,10 @@ class Spectra:
         return isotropic_limit(measure, self.curve, factor * self.epsilon, self.settings["negative"]).sparsity
 
     def _run(self, kind: str, samples: int, longer: int = 1) -> Estimate:
-        """Estimate a spectrum on a sub-sample; more probes follow the first where their error counts."""
+        """Estimate a spectrum on a sub-sample in ``longer`` times the usual steps.
+
+        More probes follow the first where their error counts.
+        """
         operator, dimension = self.operator(kind, samples), self.objective.dimension
         if dimension <= max(DENSE, longer * (self.settings["steps"] or 0)):
             return Estimate(dense_measure(operator), operator.objective.samples, dimension, 0.0, 0.0)
