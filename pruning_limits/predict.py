@@ -86,8 +86,9 @@ def predict_limit(
             as in small models, up to 8 and to 1,024 products.
         steps: Lanczos steps; None advances from 16 on until their error is within ``tolerance`` or twice the steps
             narrow it by less than a third, at most to 96; for small models, whose steps are cheap, for as long as it
-            takes up to 512. With D steps or more, and for models of at most 512 weights, the whole matrix is built and
-            its eigenvalues are exact.
+            takes up to 512. The part of the sub-sample that the Hessian is compared with takes twice as many. With D
+            steps or more, and for models of at most 512 weights, the whole matrix is built and its eigenvalues are
+            exact.
         measure: Also measure what one-shot magnitude pruning reaches, with forward passes over all data. False passes a
             random draw of 16,384 samples and no more, or ``samples`` if these are more, or as many as 2 GiB hold; the
             interval contains what that may err by. Where it errs by more than 3 % in epsilon over curvature, as with
