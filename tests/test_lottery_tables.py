@@ -38,6 +38,7 @@ steps = 4
 probes = 1
 [compare]
 epochs = 1
+magnitude = ["gmp"]
 [[network]]
 model = "cnn-tiny"
 dataset = "digits"
@@ -70,7 +71,6 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setattr(lottery_neurons, "TRIALS", 2)
     monkeypatch.setattr(lottery_neurons, "MIXTURE", Mixture(irrelevant=4, inputs=8, neurons=40))
     monkeypatch.setattr(lottery_sizes, "PUBLISHED", lottery_sizes.PUBLISHED[::4])
-    monkeypatch.setattr(lottery_compute, "MAGNITUDE", ("gmp",))
     monkeypatch.setattr(lottery_compute, "SPARSITIES", (0.8, 0.9))
     monkeypatch.setattr(lottery_accuracy, "RATIOS", (0.8, 0.9))
     monkeypatch.setattr(lottery_spectrum, "SPARSITIES", (0.0, 0.8))
@@ -292,6 +292,14 @@ def test_words_on_pruned_networks_follow_the_rows(magnitude: float, macs: float,
     assert best["gain"] == pytest.approx(magnitude + 0.05)
     assert best["gain_error"] == pytest.approx(0.05)
     assert best["factor"] == pytest.approx(1000 / macs)
+
+
+@pytest.mark.parametrize(("magnitude", "word"), [(0.7, "reproduced"), (0.3, "partly reproduced"), (-0.7, "not")])
+def test_one_seed_must_differ_by_the_tolerance(magnitude: float, word: str) -> None:
+    rows = [row for row in compute_rows(magnitude, -3.0, 150) if row["seed"] == 0]
+    line = lottery_compute.verdicts(lottery_compute.averaged(rows), tolerance=0.5)[0]
+    assert line.split(": ")[1].startswith(word)
+    assert "(one seed)" in line
 
 
 # ----------------------------------------------------------------------------------------------- accuracy

@@ -193,12 +193,15 @@ class CompareSettings:
         sparsities: Sparsities at which each is run.
         epochs: Training after the dense network's own, the same for all: the whole budget is the recipe's plus these.
         tolerance: Accuracy that a pruned network may lose and still count as good, as a fraction.
+        magnitude: Pruners that stand for pruning by magnitude in ``lottery-compute``; iterative ones train the whole
+            budget anew at every sparsity.
     """
 
     pruners: tuple[str, ...] = ("lomp", "gmp", "imp", "rare-gems", "smart-ratio", "kmp", "random-layerwise")
     sparsities: tuple[float, ...] = (0.5, 0.8, 0.9, 0.95, 0.98)
     epochs: int = 5
     tolerance: float = 0.005
+    magnitude: tuple[str, ...] = ("gmp", "imp", "imp-no-rewind")
 
 
 @dataclass(frozen=True)
