@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -38,7 +39,7 @@ steps = 4
 probes = 1
 [compare]
 epochs = 1
-magnitude = ["gmp"]
+magnitude = ["gmp", "imp"]
 [[network]]
 model = "cnn-tiny"
 dataset = "digits"
@@ -292,6 +293,23 @@ def test_words_on_pruned_networks_follow_the_rows(magnitude: float, macs: float,
     assert best["gain"] == pytest.approx(magnitude + 0.05)
     assert best["gain_error"] == pytest.approx(0.05)
     assert best["factor"] == pytest.approx(1000 / macs)
+
+
+def test_pruned_networks_are_held_against_the_better_dense_one() -> None:
+    rows = compute_rows(0.5, -3.0, 150)
+    dense = {row["seed"]: row for row in rows if row["pruner"] == "dense"}
+    rows += [dense[seed] | {"pruner": "dense-short", "accuracy": dense[seed]["accuracy"] + 0.02} for seed in (0, 1)]
+    line = lottery_compute.verdicts(lottery_compute.averaged(rows), tolerance=0.5)[0]
+    assert line.split(": ")[1].startswith("not reproduced")
+    assert "is -1.45 points" in line
+    assert "short training" in line
+
+
+def test_a_briefly_trained_dense_network_stands_beside_iterative_pruning(small: Path) -> None:
+    suite = load_suite(str(small))
+    once = replace(suite, compare=replace(suite.compare, magnitude=("gmp",)))
+    found = [[cell.part["pruner"] for cell in lottery_compute.cells(one)].count("dense-short") for one in (suite, once)]
+    assert found == [len(suite.networks), 0]
 
 
 @pytest.mark.parametrize(("magnitude", "word"), [(0.7, "reproduced"), (0.3, "partly reproduced"), (-0.7, "not")])
