@@ -98,6 +98,7 @@ def averaged(rows: Sequence[Row]) -> list[Row]:
         row["accuracy"], row["accuracy_spread"] = mean_and_spread(own, "accuracy")
         row["gain"], spread = mean_and_spread(own, "gain")
         row["gain_error"] = None if spread is None else spread / np.sqrt(len(own))
+        row["gains"] = [one["gain"] for one in own]
         row["macs"] = float(np.mean([one["macs"] for one in own]))
         row["factor"] = own[0]["dense_macs"] / row["macs"]
         table.append(row)
@@ -131,8 +132,9 @@ def _best(rows: Sequence[Row]) -> Row:
 
 def _better(magnitude: Sequence[Row], dense: Sequence[Row], tolerance: float) -> str:
     best, rival = _best(magnitude), _best(dense)
-    gain, one = best["gain"] - rival["gain"], best["gain_error"] is None
-    error = tolerance if one else float(np.hypot(best["gain_error"], rival["gain_error"]))
+    gains = np.subtract(best["gains"], rival["gains"])
+    gain, one = float(gains.mean()), len(gains) == 1
+    error = tolerance if one else float(gains.std(ddof=1) / np.sqrt(len(gains)))
     word = "reproduced" if gain > error else "partly reproduced" if gain >= -error else "not reproduced"
     spread = "one seed" if one else f"standard error {error:.2f}"
     against = "one of equal budget" if rival["pruner"] == DENSE else f"one of short training ({SHORT})"
