@@ -1,15 +1,15 @@
 """Matrix-free curvature of a training objective and its spectrum."""
 
-from estimators.curvature import GGN, Hessian, Operator
+from estimators.curvature import GGN, Hessian
 from estimators.distributed import Shard
 from estimators.eigenpairs import Eigenpairs, eigenpairs
 from estimators.errors import UserError
 from estimators.lanczos import Lanczos, Tridiagonal, lanczos
 from estimators.objective import Objective
+from estimators.operator import Operator, check_symmetric
 from estimators.penalty import L1, L2, Penalty
 from estimators.quadrature import averaged_gauss, even_bracket, gauss, gauss_radau, steady_gauss
 from estimators.spectrum import SpectralMeasure, dense_measure, measure_of, spectral_measure, sphere_probes
-from estimators.symmetry import check_symmetric
 from estimators.trace import TraceEstimate, block_traces, diagonal, hutch_plus_plus, hutchinson, row_norms, xtrace
 
 __all__ = [

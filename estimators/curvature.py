@@ -5,40 +5,21 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from estimators import distributed
-from estimators.double_backward import check_twice_differentiable, second_derivatives
 from estimators.errors import UserError
 from estimators.forwards import Forward, Forwards, Precision, SavedBytes
 from estimators.memory import retried
 from estimators.objective import Objective
 from estimators.outputs import loss_inputs
-from estimators.parameters import aligned_rows, columns, unflatten
+from estimators.refusals import check_twice_differentiable, no_lost_graphs, refuse_weight_norm, second_derivatives
+from estimators.user_code import plain_modes
+from estimators.vectors import aligned_rows, columns, unflatten
 
 Product = Callable[[Tensor, bool], Sequence[Tensor]]
-
-
-class Operator(Protocol):
-    """A symmetric matrix known by its products."""
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Rows and columns, ``(D, D)``."""
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Type of the vectors that it takes."""
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the vectors that it takes."""
-
-    def matmat(self, vectors: Tensor) -> Tensor:
-        """Multiply with the columns of ``vectors`` ``[D, K]``."""
 
 
 class _Curvature(ABC):
@@ -84,12 +65,32 @@ class _Curvature(ABC):
         """Device of the model."""
         return self.objective.device
 
+    @property
+    def samples(self) -> int:
+        """Number of samples behind a product."""
+        return self.objective.samples
+
+    @property
+    def blocks(self) -> list[int]:
+        """Sizes of the chosen parameters, in their order."""
+        return [weight.numel() for weight in self.objective.chosen.values()]
+
+    @property
+    def outside(self) -> float:
+        """The eigenvalue outside of the space that it acts in, which is empty; see ``InputSubspace``."""
+        return 0.0
+
+    def project(self, vectors: Tensor) -> Tensor:
+        """Return columns ``[D, K]`` over the chosen weights as they are: it acts on all of them."""
+        return vectors
+
     def matvec(self, vector: Tensor) -> Tensor:
         """Multiply with one vector ``[D]``; returns ``[D]``."""
         if vector.shape != (self.shape[1],):
             raise UserError(f"vector: expected shape ({self.shape[1]},), got {tuple(vector.shape)}")
         return self.matmat(vector[:, None])[:, 0]
 
+    @plain_modes()
     def matmat(self, vectors: Tensor) -> Tensor:
         """Multiply with the columns of ``vectors`` ``[D, K]`` in one pass over the data; returns ``[D, K]``.
 
@@ -98,7 +99,7 @@ class _Curvature(ABC):
         if vectors.dim() != 2 or vectors.shape[0] != self.shape[1]:
             raise UserError(f"vectors: expected shape ({self.shape[1]}, K), got {tuple(vectors.shape)}")
         rows = columns(self._without_removed(vectors.detach().to(self.device, self.dtype)))
-        with self.objective.one_pass(*rows), second_derivatives(self.objective):
+        with self.objective.one_pass(*rows), second_derivatives(self.objective), no_lost_graphs():
             found = retried(lambda: self._summed(rows), self._make_room)
         total = distributed.total(found)
         self.products += len(rows)
@@ -119,7 +120,12 @@ class _Curvature(ABC):
         return vectors if self.kept is None else vectors * self.kept[:, None]
 
     def forget(self) -> None:
-        """Drop the kept graphs; the next product builds them again."""
+        """Drop the kept graphs and the forward passes beneath; the next product passes the data anew."""
+        self.forget_products()
+        self.forwards.forget()
+
+    def forget_products(self) -> None:
+        """Drop the graphs of this curvature and keep the forward passes, which another one may share."""
         self._kept = None
 
     def __matmul__(self, other: Tensor) -> Tensor:
@@ -153,7 +159,6 @@ class _Curvature(ABC):
         kept = self.memory or self.forwards.memory
         self.memory = self.forwards.memory = 0
         self.forget()
-        self.forwards.forget()
         if not kept:
             self.objective.shrink()
 
@@ -219,7 +224,7 @@ class Hessian(_Curvature):
         inputs = forward.weights
         if not forward.loss.requires_grad:
             return _nothing
-        _refuse_weight_norm(forward.loss)
+        refuse_weight_norm(forward.loss)
         slopes = torch.autograd.grad(forward.loss, inputs, create_graph=True, materialize_grads=True)
 
         def product(vector: Tensor, again: bool) -> Sequence[Tensor]:
@@ -229,22 +234,6 @@ class Hessian(_Curvature):
             return torch.autograd.grad(bent, inputs, along, retain_graph=again, materialize_grads=True)
 
         return product
-
-
-def _refuse_weight_norm(loss: Tensor) -> None:
-    """PyTorch takes the norm for a constant when it differentiates its fused weight normalisation twice."""
-    seen, waiting = set(), [loss.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if node.name().startswith("WeightNormInterface"):
-            raise UserError(
-                "model: PyTorch computes wrong second derivatives of weight normalisation; use the GGN or fix the "
-                "weights with torch.nn.utils.parametrize.remove_parametrizations"
-            )
-        waiting += [before for before, _ in node.next_functions]
 
 
 class GGN(_Curvature):

@@ -40,7 +40,7 @@ def cross_entropy(model: nn.Module, batch: Any) -> Tensor:
             f"loader: labels {tuple(y.shape)} do not fit logits {tuple(logits.shape)}, whose dimension 1 counts "
             "classes; give loss_fn="
         )
-    loss = nn.functional.cross_entropy(logits, y, reduction="none")
+    loss = nn.functional.cross_entropy(logits, y.long(), reduction="none")
     return loss.flatten(1).mean(1) if loss.dim() > 1 else loss
 
 

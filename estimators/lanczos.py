@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
-from estimators.curvature import Operator
 from estimators.errors import UserError
 from estimators.memory import refuse_beyond
-from estimators.parameters import aligned_rows, columns
+from estimators.operator import Operator
+from estimators.vectors import aligned_rows, columns
 
 Reorthogonalise = Literal["full", "none"]
 PIECE = 1 << 17

@@ -71,12 +71,13 @@ def retried(compute: Callable[[], T], make_room: Callable[[], None]) -> T:
         try:
             return compute()
         except (MemoryError, RuntimeError) as error:  # its traceback holds the memory until this block is left
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise
         make_room()
 
 
-def _out_of_memory(error: Exception) -> bool:
+def out_of_memory(error: Exception) -> bool:
+    """Tell whether an error says that memory ran out."""
     known = isinstance(error, MemoryError | torch.cuda.OutOfMemoryError)
     return known or any(sign in str(error) for sign in SIGNS)
 

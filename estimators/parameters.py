@@ -1,16 +1,14 @@
-"""Which weights of a model are looked at, and how they lie in one flat vector."""
+"""Which weights of a model are looked at."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
-import torch
 from torch import Tensor, nn
 
 from estimators.errors import UserError
 
-ALIGNMENT = 64
 WEIGHTED = (
     nn.Conv1d,
     nn.Conv2d,
@@ -31,8 +29,8 @@ def choose_parameters(model: nn.Module, patterns: str | Sequence[str] | None = N
         model: Any module.
         patterns: Shell-style patterns of parameter names such as ``"layers.*.weight"``; None chooses the weights of
             all convolution and linear layers, the input projections of attention among them (no biases, no
-            normalisation, no embedding, no recurrent layers). The weight behind a mask of ``torch.nn.utils.prune``
-            is called ``weight_orig``.
+            normalisation, no embedding, no recurrent layers). Weights without entries, of layers of width zero, are
+            never chosen. The weight behind a mask of ``torch.nn.utils.prune`` is called ``weight_orig``.
 
     Returns:
         Chosen parameters by name; a tied parameter appears once.
@@ -48,12 +46,13 @@ def choose_parameters(model: nn.Module, patterns: str | Sequence[str] | None = N
     named = dict(model.named_parameters())
     if patterns is None:
         weights = {id(weight) for path, module in model.named_modules() for weight in _weights(path, module)}
-        chosen = {name: parameter for name, parameter in named.items() if id(parameter) in weights}
+        chosen = {name: p for name, p in named.items() if id(p) in weights and p.numel()}
         if not chosen:
             raise UserError("model: has no convolution or linear layers; name the weights to prune with parameters=")
     else:
         wanted = [patterns] if isinstance(patterns, str) else list(patterns)
-        chosen = {name: p for name, p in named.items() if any(fnmatchcase(name, one) for one in wanted)}
+        matching = [name for name in named if any(fnmatchcase(name, pattern) for pattern in wanted)]
+        chosen = {name: named[name] for name in matching if named[name].numel()}
         if not chosen:
             known = ", ".join(list(named)[:8]) + (", ..." if len(named) > 8 else "")
             raise UserError(f"parameters: {wanted} matches none of the model's parameters ({known})")
@@ -97,6 +96,15 @@ def _masked(module: nn.Module) -> list[str]:
     return [name for name in names if module._buffers.get(f"{name}_mask") is not None]
 
 
+def _remedy(module: nn.Module, names: Sequence[str]) -> str:
+    """Return the function that takes a parametrisation away, of which the old ones live in hooks."""
+    if any(f"{name}_g" in module._parameters for name in names):
+        return "torch.nn.utils.remove_weight_norm"
+    if any(f"{name}_u" in module._buffers for name in names):
+        return "torch.nn.utils.remove_spectral_norm"
+    return "torch.nn.utils.parametrize.remove_parametrizations"
+
+
 def _weights(path: str, module: nn.Module) -> list[nn.Parameter | None]:
     """Return the weights of one convolution, linear or attention layer."""
     if isinstance(module, nn.MultiheadAttention):
@@ -112,50 +120,6 @@ def _weights(path: str, module: nn.Module) -> list[nn.Parameter | None]:
     if any(name not in module._parameters for name in stored):
         raise UserError(
             f"model: the weight of layer {path!r} is computed by a parametrisation; fix it with "
-            "torch.nn.utils.parametrize.remove_parametrizations, or name the parameters behind it with parameters="
+            f"{_remedy(module, names)}, or name the parameters behind it with parameters="
         )
     return [module._parameters[name] for name in stored]
-
-
-def flatten(tensors: Sequence[Tensor]) -> Tensor:
-    """Concatenate tensors into one vector ``[D]``."""
-    return torch.cat([tensor.reshape(-1) for tensor in tensors])
-
-
-def unflatten(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    """Split a vector ``[D]`` into tensors shaped like ``like``; the inverse of ``flatten``."""
-    parts = torch.split(vector, [tensor.numel() for tensor in like])
-    return [part.view(tensor.shape) for part, tensor in zip(parts, like, strict=True)]
-
-
-def aligned_rows(count: int, length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Make an empty matrix whose rows each start where an allocation of their own could.
-
-    Sums over a vector depend in their last bits on where it starts in memory; so results are the same for one vector
-    alone and for several in company.
-
-    Args:
-        count: Number of rows.
-        length: Length of a row.
-        dtype: Type of the entries.
-        device: Where the matrix lies.
-
-    Returns:
-        Uninitialised rows ``[count, length]``, each contiguous.
-    """
-    step = ALIGNMENT // dtype.itemsize
-    return torch.empty(count, -(-length // step) * step, dtype=dtype, device=device)[:, :length]
-
-
-def columns(matrix: Tensor) -> list[Tensor]:
-    """Return the columns of a matrix ``[D, K]`` as contiguous vectors, copied where they are not such already."""
-    return [one if _lies_well(one) else one.clone(memory_format=torch.contiguous_format) for one in matrix.unbind(1)]
-
-
-def _lies_well(vector: Tensor) -> bool:
-    return vector.is_contiguous() and vector.data_ptr() % ALIGNMENT == 0
-
-
-def named(vector: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Split a vector ``[D]`` by parameter name."""
-    return dict(zip(like, unflatten(vector, list(like.values())), strict=True))

@@ -10,11 +10,11 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from estimators.curvature import Operator
 from estimators.errors import UserError
 from estimators.lanczos import Lanczos, Reorthogonalise, Tridiagonal
-from estimators.parameters import aligned_rows
+from estimators.operator import Operator
 from estimators.quadrature import Rule, gauss
+from estimators.vectors import aligned_rows
 
 Floats = NDArray[np.float64]
 

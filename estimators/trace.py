@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from estimators.curvature import Operator
 from estimators.errors import UserError
+from estimators.operator import Operator
 
 
 @dataclass(frozen=True)

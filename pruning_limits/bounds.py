@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 from torch import Tensor
 
-from estimators import Objective, Operator, SpectralMeasure, UserError
-from estimators.narrowed import Narrowed
+from estimators import Objective, SpectralMeasure, UserError
+from estimators.operator import SubspaceOperator
 from pruning_limits.magnitude import MagnitudeCurve, MagnitudeProfile, removed_count
 
 Negative = Literal["abs", "clip"]
@@ -264,7 +264,7 @@ class QuadraticRise:
     r"""Rise :math:`-g^\top d + \frac12 d^\top H d` of the quadratic model, each sparsity evaluated once.
 
     Args:
-        operator: Curvature H; where its objective is narrowed, that of all weights is meant.
+        operator: Curvature H; where it acts in a subspace, that of all weights is meant.
         gradient: Gradient g of the objective at the weights, ``[D]``.
         profile: Magnitude profile; d(s) are the weights that are removed at sparsity s.
 
@@ -278,7 +278,7 @@ class QuadraticRise:
         0.4
     """
 
-    def __init__(self, operator: Operator, gradient: Tensor, profile: MagnitudeProfile) -> None:
+    def __init__(self, operator: SubspaceOperator, gradient: Tensor, profile: MagnitudeProfile) -> None:
         self.operator, self.gradient, self.profile = operator, gradient, profile
         self._curved: dict[int, float] = {}
 
@@ -304,11 +304,10 @@ class QuadraticRise:
         return self.profile.removed(count / self.profile.dimension)
 
     def _half_curved(self, removed: Tensor) -> float:
-        inside, vector, left_out = getattr(self.operator, "objective", None), removed, 0.0
-        if isinstance(inside, Narrowed):
-            vector = inside.narrow(removed[:, None])[:, 0]
-            flat = inside.penalty.curvature if inside.penalty else 0.0
-            left_out = flat * (float(removed.double().square().sum()) - float(vector.double().square().sum()))
+        vector, left_out = self.operator.project(removed[:, None])[:, 0], 0.0
+        if self.operator.outside:
+            lost = float(removed.double().square().sum()) - float(vector.double().square().sum())
+            left_out = self.operator.outside * lost
         return 0.5 * (float(vector.double().dot(self.operator.matmat(vector[:, None])[:, 0].double())) + left_out)
 
 

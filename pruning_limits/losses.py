@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from estimators import Objective, UserError
 from estimators.default_loss import cross_entropy
+from estimators.derivatives import zero_weights_loss
 from estimators.distributed import gathered
 
 EPSILON_BATCH = 128
@@ -44,6 +46,25 @@ class Losses:
     def mean_error(self) -> float:
         """Standard error of ``mean`` from the draw; zero where all data were passed."""
         return math.sqrt(self._left * float(self.values.var()) / len(self.values)) if self._left else 0.0
+
+    def among(self, names: Sequence[str]) -> Losses:
+        """Return the losses with the objective of some of its weights, given by their names."""
+        return replace(self, objective=self.objective.among(names))
+
+    def epsilon(self) -> float:
+        """Return the default epsilon, see ``deviation``.
+
+        Raises:
+            UserError: There are too few losses, or they vary by no more than rounding, measured by the loss without
+                any chosen weight.
+        """
+        deviation, empty = self.deviation(), zero_weights_loss(self.objective)
+        if deviation <= torch.finfo(self.objective.dtype).eps * abs(empty - self.mean):
+            raise UserError(
+                f"epsilon: the losses do not vary beyond rounding ('batch-std' would be {deviation:.2g}, and removing "
+                f"all weights raises the mean loss to {empty:.2g}); give the allowed rise of the objective as a number"
+            )
+        return deviation
 
     def again(self) -> Losses:
         """Pass the same samples once more."""
@@ -125,7 +146,7 @@ def drawn_losses(objective: Objective, least: int, seed: int) -> Losses:
     Raises:
         UserError: A loss is NaN or infinite, or losses of a batch change when it is split.
     """
-    total, size = objective.samples, max(gathered(objective.sample_bytes))
+    total, size = objective.samples, max(gathered(objective.data.sample_bytes))
     part = objective.subset(max(least, FEWEST_DRAWN, min(DRAWN_SAMPLES, DRAWN_BYTES // max(1, size))), seed)
     found = _passed(part, total)
     error = math.hypot(found.deviation_error, found.curvature_error)

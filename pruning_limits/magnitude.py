@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from estimators import UserError
-from estimators.parameters import flatten, named
+from estimators.vectors import flatten, named
 
 Floats = NDArray[np.float64]
 

@@ -16,19 +16,24 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from estimators import GGN, L1, Hessian, Objective, Penalty, UserError
+from estimators import L1, Objective, Penalty, UserError
+from estimators.arguments import refuse_model
+from estimators.derivatives import untrue_derivatives
 from estimators.distributed import gathered
 from estimators.forwards import Precision
 from estimators.intact import intact
 from estimators.objective import LossFunction
 from estimators.parameters import left_out
+from estimators.samples import first_batches
 from estimators.trace import block_traces
+from estimators.user_code import plain_modes
 from pruning_limits.bounds import Measured, Negative, QuadraticRise, isotropic_limit, measured_limit, quadratic_limit
 from pruning_limits.losses import all_losses, drawn_losses
 from pruning_limits.magnitude import MagnitudeProfile
+from pruning_limits.notes import note_doubles, note_untrue
 from pruning_limits.parts import Cost, Estimate, Layer, Sharpness
 from pruning_limits.result import PruningLimit, isotropic, upper_bound
-from pruning_limits.spectra import DIAGNOSTIC_SAMPLES, FEWEST_AT_MOST, POOL_SAMPLES, Progress, Spectra
+from pruning_limits.spectra import DIAGNOSTIC_SAMPLES, FEWEST_AT_MOST, POOL_SAMPLES, Curvature, Progress, Spectra
 
 LARGEST_SEED = 1 << 62
 NOTED_SHARE = 0.1
@@ -53,11 +58,15 @@ def predict_limit(
     progress: Progress = None,
     checkpoint: str | Path | None = None,
     precision: Precision = "full",
+    max_batches: int | None = None,
 ) -> PruningLimit:
     r"""Predict how far a trained network can be pruned before its training objective rises by epsilon.
 
     The limit is the root s of :math:`s = \frac1D \operatorname{tr} f_s(H)` with :math:`f_s(x) = c/(c+|x|)` and
     :math:`c = 2\varepsilon/R(s)^2`, where R(s) is the norm of the weights that magnitude pruning removes.
+
+    A chosen parameter that moves the loss otherwise than its gradient says, as behind ``torch.no_grad`` or a
+    straight-through estimator, is left out and named in ``notes``.
 
     Weights that are zero, or masked by ``torch.nn.utils.prune``, count as removed: the limit is a share of all D, at
     least ``already_removed``, and the curvature is that of the other weights.
@@ -101,6 +110,7 @@ def predict_limit(
         precision: Of the curvature products: ``"full"`` is that of the model, ``"bfloat16"`` the mixed precision of
             ``torch.autocast`` for a float32 model; the recurrences and all losses keep the model's own. The interval
             does not contain its rounding error, which can exceed it by far, most of all for ``retrained``.
+        max_batches: Batches of the loader that are read, the first ones; None reads all. A loader without end needs it.
 
     Returns:
         The limit, its numerical interval, bounds, and everything needed for further questions.
@@ -122,28 +132,30 @@ def predict_limit(
     _check_choice("curvature", curvature, ("hessian", "ggn"))
     _check_choice("negative", negative, ("abs", "clip"))
     _check_choice("precision", precision, ("full", "bfloat16"))
-    for name, count in (("samples", samples), ("probes", probes), ("steps", steps)):
+    for name, count in (("samples", samples), ("probes", probes), ("steps", steps), ("max_batches", max_batches)):
         if count is not None and count < 1:
             raise UserError(f"{name}: expected at least 1 or None, got {count}")
     if not tolerance > 0:
         raise UserError(f"tolerance: expected a positive number (in sparsity), got {tolerance}")
     if not abs(seed) < LARGEST_SEED:
         raise UserError(f"seed: expected a whole number of less than 63 bits, got {seed}")
-    if not isinstance(model, nn.Module):
-        raise UserError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    refuse_model(model)
     started = time.perf_counter()
-    with _untouched_randomness(), intact(model):
-        whole = Objective(model, loader, loss_fn, penalty, parameters)
-        profile = MagnitudeProfile(whole.chosen)
-        kept = profile.vector != 0 if profile.zeros else None
+    with plain_modes(), _untouched_randomness(), intact(model):
+        whole = Objective(model, first_batches(loader, max_batches), loss_fn, penalty, parameters)
         losses = all_losses(whole) if measure else drawn_losses(whole, samples or 0, seed)
+        untrue = untrue_derivatives(losses.objective, seed)
+        if untrue:
+            losses = losses.among([name for name in whole.names if name not in untrue])
         objective = losses.objective
+        profile = MagnitudeProfile(objective.chosen)
+        kept = profile.vector != 0 if profile.zeros else None
         # With L1 only a note depends on the gradient.
         first = None if isinstance(penalty, L1) else objective.losses_and_gradient()
         if first and len(first[0]) != len(losses.values):  # memory ran out and batches were split
             losses = losses.again()
         dense = losses.mean + objective.penalty_value(objective.chosen)
-        allowed = losses.deviation() if epsilon == "batch-std" else _positive(epsilon)
+        allowed = losses.epsilon() if epsilon == "batch-std" else _positive(epsilon)
         settings = {
             "penalty": None if penalty is None else repr(penalty),
             "epsilon": "batch-std" if epsilon == "batch-std" else allowed,
@@ -182,6 +194,7 @@ def predict_limit(
             lower = quadratic_limit(model_rise, allowed, sparsity)
             measured, achieved = Measured(lower, ()), None
         notes = _notes(model_rise, sparsity, allowed)
+        notes += note_untrue(untrue) + note_doubles(objective)
         if parameters is None:
             notes += _uncounted(model, objective)
         if lower > (bound := upper_bound(directional, 0.0, profile.dimension)):
@@ -293,11 +306,10 @@ def _uncounted(model: nn.Module, objective: Objective) -> tuple[str, ...]:
     )
 
 
-def _layers(operator: Hessian | GGN, profile: MagnitudeProfile, sparsity: float, seed: int) -> list[Layer]:
+def _layers(operator: Curvature, profile: MagnitudeProfile, sparsity: float, seed: int) -> list[Layer]:
     """Describe the layers, their traces from an operator that may leave weights out which only a penalty curves."""
-    inside = [weight.numel() for weight in operator.objective.chosen.values()]
+    inside = operator.blocks
     traces, errors = block_traces(operator, inside, seed=seed)
-    curvature = operator.objective.penalty.curvature if operator.objective.penalty else 0.0
     rows = zip(profile.masks(sparsity).items(), profile.weights.values(), inside, traces, errors, strict=True)
     return [
         Layer(
@@ -305,7 +317,7 @@ def _layers(operator: Hessian | GGN, profile: MagnitudeProfile, sparsity: float,
             weights=weight.numel(),
             sparsity=1 - int(mask.sum()) / weight.numel(),
             norm=float(torch.linalg.vector_norm(weight, dtype=torch.float64)),
-            trace=float(trace) + curvature * (weight.numel() - size),
+            trace=float(trace) + operator.outside * (weight.numel() - size),
             trace_error=float(error),
         )
         for (name, mask), weight, size, trace, error in rows
@@ -316,8 +328,8 @@ def _check_repeatable(losses: Tensor, again: Tensor) -> None:
     same = len(again) == len(losses)
     if not same or not torch.allclose(again.sort().values, losses.sort().values, rtol=1e-3, atol=1e-5):
         raise UserError(
-            "loader: two passes give different losses; turn off random augmentation and dropout "
-            "so that every pass yields the same samples"
+            "loader: two passes give different losses; turn off shuffling, sampling with replacement, random "
+            "augmentation and dropout so that every pass yields the same samples"
         )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from estimators import Operator, UserError
-from estimators.parameters import flatten
+from estimators.vectors import flatten
 from pruning_limits.bounds import largest_passing
 from pruning_limits.magnitude import MagnitudeProfile
 from pruning_limits.retuned import Retuned, retune

@@ -33,9 +33,9 @@ from estimators import (
 )
 from estimators.distributed import gathered, rank
 from estimators.forwards import Forwards
+from estimators.input_subspace import InputSubspace, input_weights
 from estimators.lanczos import Reorthogonalise
 from estimators.memory import available
-from estimators.narrowed import Narrowed, narrowed
 from estimators.quadrature import Rule
 from pruning_limits.bounds import Negative, isotropic_limit
 from pruning_limits.directions import Directions, Slope, slopes
@@ -55,6 +55,7 @@ SLOW = 2 / 3
 MOST_KNOTS, KNOT_DISTANCE, FLATTER = 4, 0.25, 5
 LOGGER = logging.getLogger("pruning_limits")
 Progress = bool | Callable[[str, int, int], None] | None
+Curvature = Hessian | GGN | InputSubspace
 
 
 class Spectra:
@@ -80,9 +81,9 @@ class Spectra:
         self.losses, self.objective, self.curve, self.epsilon = losses, losses.objective, curve, epsilon
         self.settings, self.progress = settings, progress
         self._subsets: dict[int, Objective] = {}
-        self._narrowed: dict[int, Narrowed | None] = {}
+        self._inside: dict[int, Objective | None] = {}
         self._forwards: dict[tuple[int, bool], Forwards] = {}
-        self._operators: dict[tuple[str, int, bool], Hessian | GGN] = {}
+        self._operators: dict[tuple[str, int, bool], Curvature] = {}
         self._states = States(checkpoint, fingerprint(self.objective, losses.values, settings))
 
     def products(self) -> int:
@@ -104,34 +105,41 @@ class Spectra:
                 self._subsets[count] = self.objective.subset(count, seed, self.scores)
         return self._subsets[count]
 
-    def operator(self, kind: str, samples: int, narrow: bool = False) -> Hessian | GGN:
+    def operator(self, kind: str, samples: int, narrow: bool = False) -> Curvature:
         """Return the curvature on a sub-sample, its kept graphs shared by all who ask.
 
-        ``narrow`` asks for that of fewer weights with the same eigenvalues but zeros, where there is one.
+        ``narrow`` asks for that in the subspace of the input weights, with all eigenvalues but known ones, where there
+        is one.
         """
         part = self.subset(samples)
-        inside = self._narrow(samples) if narrow else None
+        inside = self._in_subspace(samples) if narrow else None
         key = kind, part.samples, inside is not None
         if key not in self._operators:
             on, precision = inside or part, self.settings.get("precision", "full")
             forwards = self._forwards.setdefault(key[1:], Forwards(on, precision=precision))
-            self._operators[key] = (Hessian if kind == "hessian" else GGN)(on, forwards=forwards, kept=self.kept)
+            curvature = (Hessian if kind == "hessian" else GGN)(on, forwards=forwards, kept=self.kept)
+            self._operators[key] = curvature if inside is None else InputSubspace(curvature, part.penalty)
         return self._operators[key]
 
-    def _narrow(self, samples: int) -> Narrowed | None:
-        """Return the objective on a sub-sample in fewer weights; None where weights are removed or it does not pay."""
+    def _in_subspace(self, samples: int) -> Objective | None:
+        """Return the losses on a sub-sample as a function of the input weights.
+
+        None where weights are removed or there are few of the others.
+        """
         part = self.subset(samples)
-        if part.samples not in self._narrowed:
-            self._narrowed[part.samples] = narrowed(part) if self.kept is None else None
-        return self._narrowed[part.samples]
+        if part.samples not in self._inside:
+            weights = input_weights(part) if self.kept is None else None
+            self._inside[part.samples] = None if weights is None else part.in_weights(weights)
+        return self._inside[part.samples]
 
     def _forget(self, kind: str, samples: int) -> None:
         """Drop the graphs of an operator, and the forward passes beneath when the GGN, which comes last, is done."""
         for narrow in (False, True):
             operator = self.operator(kind, samples, narrow)
-            operator.forget()
             if kind == "ggn":
-                operator.forwards.forget()
+                operator.forget()
+            else:
+                operator.forget_products()
 
     def estimate(self, kind: str) -> Estimate:
         """Estimate one spectrum; its sample error compares the sub-sample with a part of it, or of the first.
@@ -205,7 +213,7 @@ class Spectra:
         """
         operator, dimension = self.operator(kind, samples), self.objective.dimension
         if dimension <= max(DENSE, longer * (self.settings["steps"] or 0)):
-            return Estimate(dense_measure(operator), operator.objective.samples, dimension, 0.0, 0.0)
+            return Estimate(dense_measure(operator), operator.samples, dimension, 0.0, 0.0)
         asked = self.settings["probes"]
         matrices, known, found = self._recurrence(kind, samples, slice(0, asked or 1), longer=longer)
         if asked is None and (probes := self._probes(kind, found)) > 1:
@@ -249,11 +257,11 @@ class Spectra:
                 run.advance(min(max(STEPS_AT_ONCE, run.steps // 8), most - run.steps))
                 self._states.save(key, run, known)
 
-    def _without_idle(self, operator: Hessian | GGN, starts: Tensor) -> tuple[Tensor, Tensor, Known]:
+    def _without_idle(self, operator: Curvature, starts: Tensor) -> tuple[Tensor, Tensor, Known]:
         """Take weights out of the start vectors on which the losses do not depend, as behind dead units.
 
         Their rows are zero but for the penalty, and so is the product of a random vector there, and nowhere else. The
-        weights that a narrowed objective leaves out are likewise.
+        weights that a subspace leaves out are likewise.
 
         Returns:
             Start vectors, their products, and the eigenvalues that are left out.
@@ -311,17 +319,15 @@ class Spectra:
         """Run Lanczos from the gradients at pruned weights until Gauss and Gauss-Radau give the same limit."""
         samples = min(estimate.samples, DIAGNOSTIC_SAMPLES)
         removed = torch.stack([profile.removed(knot) for knot in knots], dim=1)
-        inside = self._narrow(samples) if gradient is None and self._floor == 0 else None
-        if inside is not None:
-            removed = inside.narrow(removed)  # what is lost has no curvature and no gradient
-        operator = self.operator("ggn", samples, narrow=inside is not None)
+        operator = self.operator("ggn", samples, narrow=gradient is None and self._floor == 0)
+        removed = operator.project(removed)  # what is lost has no curvature and no gradient
         seen = slopes(operator, removed, gradient)
         most = min(self._most(operator.shape[0]), operator.shape[0])
         starts = torch.stack([one.vector if one.vector.any() else torch.ones_like(one.vector) for one in seen], dim=1)
         run = Lanczos(operator, starts, self._basis(most, len(seen)))
-        key = f"directions-{operator.objective.samples}-{knots}"
+        key = f"directions-{operator.samples}-{knots}"
         self._states.restore(key, run)
-        with _bar(self.progress, f"directions, {operator.objective.samples} samples", most) as tell:
+        with _bar(self.progress, f"directions, {operator.samples} samples", most) as tell:
             while True:
                 tell(run.steps)
                 if run.steps:

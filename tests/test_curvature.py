@@ -259,7 +259,7 @@ def test_model_is_left_as_it_was_when_the_loss_raises(kind):
         return values
 
     operator = OPERATORS[kind](Objective(model, case.loader(), loss))
-    with pytest.raises(RuntimeError, match="boom"):
+    with pytest.raises(UserError, match=r"batch 1 .*evaluation mode: RuntimeError: boom"):
         operator @ random(operator.shape[0])
     assert seen == [[False] * 4] * 2
     assert same(before, snapshot(model))

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from estimators import UserError
-from estimators.parameters import flatten
+from estimators.vectors import flatten
 from validation import dmd as module
 from validation.data import ImageData
 from validation.dmd import dmd, gram, loss_and_gradient, record_snapshots, recorded_parameters

@@ -44,7 +44,7 @@ def test_there_are_examples_of_what_users_call():
         "estimators.penalty.L2",
         "estimators.spectrum.SpectralMeasure.cumulative",
         "estimators.spectrum.SpectralMeasure.integrate",
-        "estimators.symmetry.check_symmetric",
+        "estimators.operator.check_symmetric",
         "estimators.trace.diagonal",
         "estimators.trace.hutch_plus_plus",
         "estimators.trace.hutchinson",

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from estimators import UserError
-from estimators.parameters import flatten
+from estimators.vectors import flatten
 from pruning_limits.magnitude import removed_count
 from validation.masks import Masks, prunable, sparsity_of
 from validation.pruners import Problem, imp, pruner

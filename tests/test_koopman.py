@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from estimators import UserError
-from estimators.parameters import flatten
+from estimators.vectors import flatten
 from validation.data import ImageData
 from validation.dmd import Modes, dmd, record_snapshots, recorded_parameters
 from validation.masks import overlap, overlap_above_chance, prunable, select

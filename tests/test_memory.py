@@ -15,7 +15,7 @@ from helpers import CASES, Dense, assert_close, random, same, seeded, snapshot
 from torch import nn
 from torch.func import functional_call
 from torch.nn.utils import parametrizations, prune
-from torch.utils.checkpoint import CheckpointFunction, checkpoint
+from torch.utils.checkpoint import checkpoint
 
 from estimators import GGN, Hessian, Lanczos, Objective, UserError, lanczos, spectral_measure
 from estimators import memory as memory_module
@@ -124,7 +124,7 @@ def test_a_single_sample_that_does_not_fit():
 
 def test_other_errors_are_not_retried():
     model = seeded(lambda: Small(2, RuntimeError("boom")))
-    with pytest.raises(RuntimeError, match="boom"):
+    with pytest.raises(UserError, match="RuntimeError: boom"):
         Hessian(Objective(model, CASES["ragged"].loader())) @ random(35)
     assert model.seen == [5]
 
@@ -391,13 +391,11 @@ def test_checkpointed_activations(kind, frozen, memory):
 def test_reentrant_checkpoints_are_refused():
     model = seeded(lambda: Blocks(True))
     before = snapshot(model)
-    original = CheckpointFunction
     objective = Objective(model, data(4))
     for use in (lambda: Hessian(objective) @ random(objective.dimension), objective.gradient):
         with pytest.raises(UserError, match=r"^model: activation checkpointing with use_reentrant=True.*False$"):
             use()
     assert same(before, snapshot(model))
-    assert torch.utils.checkpoint.CheckpointFunction is original
 
 
 # --------------------------------------------------------------------------------------------------- attention

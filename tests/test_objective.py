@@ -447,6 +447,7 @@ def test_model_is_left_as_it_was_when_the_loss_raises(use):
         model(batch[0])
         raise KeyError("boom")
 
-    with pytest.raises(KeyError, match="boom"):
+    with pytest.raises(UserError, match=r"failed on batch 0 \(.*evaluation mode: KeyError: 'boom'") as error:
         getattr(Objective(model, classification(1, 4, 4)(), loss), use)()
+    assert isinstance(error.value.__cause__, KeyError)
     assert same(before, snapshot(model))

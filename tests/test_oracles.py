@@ -9,7 +9,8 @@ from helpers import CASES, Attention, assert_close, classification, mlp, random,
 from torch import nn
 
 from estimators import GGN, Hessian, Objective, lanczos, spectral_measure
-from estimators.parameters import choose_parameters, flatten, unflatten
+from estimators.parameters import choose_parameters
+from estimators.vectors import flatten, unflatten
 
 curvlinops_warnings = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")
 pyhessian_warnings = pytest.mark.filterwarnings("ignore:Using backward\\(\\) with create_graph=True:UserWarning")

@@ -19,7 +19,8 @@ from helpers import (
 from torch import nn
 
 from estimators import UserError
-from estimators.parameters import choose_parameters, flatten, named, unflatten
+from estimators.parameters import choose_parameters
+from estimators.vectors import flatten, named, unflatten
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from helpers import same
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from estimators.parameters import flatten
+from estimators.vectors import flatten
 from pruning_limits.magnitude import removed_count
 from validation.masks import Masks, prunable
 from validation.pruners import Problem, pruner, rare_gems

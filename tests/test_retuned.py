@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from estimators import GGN, L2, Objective, UserError
-from estimators.parameters import flatten
 from estimators.trace import diagonal
+from estimators.vectors import flatten
 from pruning_limits import MagnitudeProfile
 from pruning_limits.bounds import QuadraticRise, quadratic_limit
 from pruning_limits.retuned import preconditioner, retune, retuned_weights

@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from estimators import GGN, Hessian, Objective, UserError, eigenpairs, hutchinson
 from estimators.default_loss import cross_entropy
-from estimators.parameters import flatten, unflatten
+from estimators.vectors import flatten, unflatten
 
 SAMPLES = 256
 EIGENVALUES = 3

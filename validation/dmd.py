@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from estimators import Objective, UserError
-from estimators.parameters import WEIGHTED, flatten
+from estimators.parameters import WEIGHTED
+from estimators.vectors import flatten
 
 Floats = NDArray[np.floating]
 Complex = NDArray[np.complexfloating]

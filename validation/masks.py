@@ -12,7 +12,8 @@ from torch.nn.utils import prune as torch_prune
 
 from estimators import UserError
 from estimators.files import write_bytes
-from estimators.parameters import choose_parameters, flatten, named
+from estimators.parameters import choose_parameters
+from estimators.vectors import flatten, named
 from pruning_limits.magnitude import removed_count
 
 Masks = Mapping[str, Tensor]

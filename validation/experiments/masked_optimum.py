@@ -11,7 +11,7 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from estimators import L1, Objective, UserError
-from estimators.parameters import named
+from estimators.vectors import named
 
 Floats = NDArray[np.float64]
 

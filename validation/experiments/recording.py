@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from estimators import UserError
-from estimators.parameters import flatten
+from estimators.vectors import flatten
 from validation.dmd import Modes, dmd, record_snapshots, recorded_parameters
 from validation.experiments.early import checkpoints
 from validation.experiments.table import Bench

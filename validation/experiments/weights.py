@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from estimators.parameters import flatten
+from estimators.vectors import flatten
 from pruning_limits.plotting import new_figure, save
 from validation.experiments.table import Bench, Cell, Table
 from validation.masks import prunable

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from estimators import Objective
-from estimators.parameters import named
+from estimators.vectors import named
 from validation.masks import prunable, select
 from validation.pruners import Problem, Pruned, register
 

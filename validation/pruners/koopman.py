@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from estimators import UserError
-from estimators.parameters import named
+from estimators.vectors import named
 from validation.dmd import Modes, dmd, record_snapshots, recorded_parameters
 from validation.masks import prunable, select
 from validation.pruners import Problem, Pruned, register

@@ -1,21 +1,24 @@
-"""Name the layer whose second derivative is missing."""
+"""What cannot be differentiated, named: layers without a second derivative, and graphs that are lost on the way."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from estimators.errors import UserError
-from estimators.forwards import Forward
-from estimators.objective import Objective
 from estimators.outputs import tensors
 
+if TYPE_CHECKING:
+    from estimators.forwards import Forward
+    from estimators.objective import Objective
+
+GONE = "backward through the graph a second time"
 MISSING = re.compile(r"once_differentiable|derivative.*not implemented|double backward", re.IGNORECASE)
 
 
@@ -47,9 +50,73 @@ def check_twice_differentiable(objective: Objective, forward: Forward) -> None:
     Raises:
         UserError: There is such a function between the chosen weights and the loss.
     """
+    refuse_reentrant_checkpoints(forward.loss)
     name = _once_differentiable([forward.loss])
     if name:
         raise _refusal(objective, f"{name} is marked once_differentiable")
+
+
+def refuse_reentrant_checkpoints(loss: Tensor) -> None:
+    """Refuse the kind of checkpointing through which ``torch.autograd.grad`` silently finds no gradient.
+
+    Args:
+        loss: A scalar with its graph.
+
+    Raises:
+        UserError: Its graph has such a node.
+    """
+    if any(name.startswith("CheckpointFunctionBackward") for name, _ in graph_nodes([loss])):
+        raise UserError(
+            "model: activation checkpointing with use_reentrant=True cannot be differentiated twice; "
+            "call torch.utils.checkpoint.checkpoint with use_reentrant=False"
+        )
+
+
+def refuse_weight_norm(loss: Tensor) -> None:
+    """Refuse fused weight normalisation, whose norm PyTorch takes for a constant when it differentiates twice.
+
+    Args:
+        loss: A scalar with its graph.
+
+    Raises:
+        UserError: Its graph has such a node.
+    """
+    if any(name.startswith("WeightNormInterface") for name, _ in graph_nodes([loss])):
+        raise UserError(
+            "model: PyTorch computes wrong second derivatives of weight normalisation; use the GGN or fix the "
+            "weights with torch.nn.utils.parametrize.remove_parametrizations"
+        )
+
+
+@contextmanager
+def no_lost_graphs() -> Iterator[None]:
+    """Turn torch's complaint about a graph that is gone into one that says who freed it.
+
+    Raises:
+        UserError: The model freed its graph inside its forward pass.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if GONE not in str(error):
+            raise
+        raise UserError(
+            "model: it differentiates inside its forward pass and drops the graph in evaluation mode; call "
+            "torch.autograd.grad with create_graph=True there, not with create_graph=self.training"
+        ) from error
+
+
+def graph_nodes(tensors: Sequence[Tensor]) -> Iterator[tuple[str, Any]]:
+    """Yield every node of the graph behind some tensors with its name."""
+    waiting = [tensor.grad_fn for tensor in tensors]
+    visited = set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in visited:
+            continue
+        visited.add(node)
+        yield node.name(), node
+        waiting += [before for before, _ in node.next_functions]
 
 
 def _refusal(objective: Objective, reason: str) -> UserError:
@@ -61,18 +128,11 @@ def _refusal(objective: Objective, reason: str) -> UserError:
 
 def _once_differentiable(tensors: Sequence[Tensor]) -> str | None:
     """Find a function marked once-differentiable in the graph behind some tensors."""
-    nodes = [tensor.grad_fn for tensor in tensors]
-    seen = set()
-    while nodes:
-        node = nodes.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
+    for _, node in graph_nodes(tensors):
         function: Any = getattr(node, "_forward_cls", None)
         code = getattr(getattr(function, "backward", None), "__code__", None)
         if code and code in once_differentiable.__code__.co_consts:  # the wrapper that the decorator returns
             return str(function.__name__)
-        nodes += [parent for parent, _ in node.next_functions]
     return None
 
 

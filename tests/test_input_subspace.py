@@ -1,4 +1,4 @@
-"""Narrowed objectives: the same losses, curvature and eigenvalues in fewer weights, or none at all."""
+"""The input subspace: the same losses, curvature and eigenvalues in fewer weights, or none at all."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from torch.nn import functional
 from torch.nn.utils import prune
 
 from estimators import GGN, L1, L2, Hessian, Objective
-from estimators.narrowed import narrowed
+from estimators.input_subspace import InputSubspace, input_weights
 from pruning_limits import MagnitudeProfile, predict_limit
 from pruning_limits.bounds import QuadraticRise
 
@@ -70,6 +70,10 @@ def decayed(model, batch):
     return functional.cross_entropy(model(batch[0]), batch[1], reduction="none") + 1e-4 * model[1].weight.square().sum()
 
 
+def subspace(kind, objective):
+    return InputSubspace(kind(objective.in_weights(input_weights(objective))), objective.penalty)
+
+
 def dense(operator):
     return operator.matmat(torch.eye(operator.shape[0], dtype=operator.dtype))
 
@@ -79,29 +83,32 @@ def dense(operator):
 @pytest.mark.parametrize("make", [mlp, lambda: Siamese().double()])
 def test_eigenvalues_are_those_of_the_whole_matrix_but_for_the_penalty(make, kind, penalty):
     objective = Objective(seeded(make), data(samples=4), penalty=penalty)
-    narrow = narrowed(objective)
-    whole, inside = (torch.linalg.eigvalsh(dense(kind(one))) for one in (objective, narrow))
-    flat = torch.full((objective.dimension - narrow.dimension,), penalty.curvature if penalty else 0.0)
+    operator = subspace(kind, objective)
+    whole, inside = (torch.linalg.eigvalsh(dense(matrix)) for matrix in (kind(objective), operator))
+    flat = torch.full((objective.dimension - operator.shape[0],), operator.outside)
     torch.testing.assert_close(torch.cat([inside, flat.double()]).sort().values, whole)
-    assert narrow.dimension < objective.dimension
+    assert operator.shape[0] < objective.dimension
 
 
 @kinds
 def test_products_are_those_of_the_whole_matrix(kind):
     objective = Objective(seeded(mlp), data())
-    narrow = narrowed(objective)
+    operator = subspace(kind, objective)
     vectors = torch.randn(objective.dimension, 2, dtype=torch.float64)
     expected = kind(objective) @ vectors
-    torch.testing.assert_close(kind(narrow) @ narrow.narrow(vectors), narrow.narrow(expected))
+    torch.testing.assert_close(operator.matmat(operator.project(vectors)), operator.project(expected))
+    assert operator.products == 2
+    operator.forget()
+    torch.testing.assert_close(operator.matmat(operator.project(vectors)), operator.project(expected))
 
 
 def test_losses_are_equal_and_the_model_is_left_alone():
     model = seeded(mlp)
     before = snapshot(model)
     objective = Objective(model, data())
-    narrow = narrowed(objective)
-    assert narrow.value() == pytest.approx(objective.value(), rel=1e-12)
-    Hessian(narrow) @ torch.ones(narrow.dimension, dtype=torch.float64)
+    inside = objective.in_weights(input_weights(objective))
+    assert inside.value() == pytest.approx(objective.value(), rel=1e-12)
+    Hessian(inside) @ torch.ones(inside.dimension, dtype=torch.float64)
     assert same(snapshot(model), before)
     assert not any(module._forward_pre_hooks for module in model.modules())
 
@@ -109,37 +116,37 @@ def test_losses_are_equal_and_the_model_is_left_alone():
 @pytest.mark.parametrize(("length", "kept"), [(1, SAMPLES), (2, 2 * SAMPLES), (3, None)])
 def test_rows_of_sequences_count_one_by_one(length, kept):
     model = nn.Sequential(nn.Linear(INPUTS, 5), nn.Tanh(), nn.Flatten(), nn.Linear(5 * length, 3)).double()
-    narrow = narrowed(Objective(model, data((length, INPUTS))))
-    assert (narrow and narrow.dimension) == (kept and 5 * kept + 15 * length)
+    weights = input_weights(Objective(model, data((length, INPUTS))))
+    assert (weights and weights.dimension) == (kept and 5 * kept + 15 * length)
 
 
 @pytest.mark.parametrize("make", [Recurrent, Functional, Tied])
 def test_weights_that_do_more_than_see_data_stay_whole(make):
-    assert narrowed(Objective(seeded(lambda: make().double()), data())) is None
+    assert input_weights(Objective(seeded(lambda: make().double()), data())) is None
 
 
 def test_weights_that_the_loss_uses_a_mask_multiplies_or_bfloat16_holds_stay_whole():
-    assert narrowed(Objective(seeded(mlp), data(), decayed)) is None
+    assert input_weights(Objective(seeded(mlp), data(), decayed)) is None
     pruned = seeded(mlp)
     prune.l1_unstructured(pruned[1], "weight", 0.5)
-    assert narrowed(Objective(pruned, data())) is None
+    assert input_weights(Objective(pruned, data())) is None
     half = seeded(mlp).bfloat16()
-    assert narrowed(Objective(half, [(x.bfloat16(), y) for x, y in data()])) is None
+    assert input_weights(Objective(half, [(x.bfloat16(), y) for x, y in data()])) is None
 
 
 def test_layers_on_hidden_activations_or_many_samples_stay_whole():
     deep = nn.Sequential(nn.Linear(INPUTS, INPUTS), nn.Tanh(), nn.Linear(INPUTS, 4)).double()
-    assert narrowed(Objective(deep, data())).dimension == SAMPLES * INPUTS + 4 * INPUTS
+    assert input_weights(Objective(deep, data())).dimension == SAMPLES * INPUTS + 4 * INPUTS
     many = Loader(data(samples=16))
     objective = Objective(seeded(mlp), many)
     assert objective.samples == 16
     passes = many.passes
-    assert narrowed(objective) is None
+    assert input_weights(objective) is None
     assert many.passes == passes
 
 
 @pytest.mark.parametrize("penalty", [None, L1(1e-3), L2(0.01)])
-def test_the_predicted_limit_is_that_of_the_dense_matrix(penalty, monkeypatch):
+def test_the_predicted_limit_is_that_of_the_dense_matrix(penalty):
     model = seeded(lambda: nn.Sequential(nn.Linear(120, 6), nn.Tanh(), nn.Linear(6, 3)))
     generator = torch.Generator().manual_seed(0)
     batches = [(torch.randn(12, 120, generator=generator, dtype=torch.float64), torch.arange(12) % 3)]
@@ -147,14 +154,21 @@ def test_the_predicted_limit_is_that_of_the_dense_matrix(penalty, monkeypatch):
     def limit(steps):
         return predict_limit(model, batches, penalty=penalty, epsilon=0.05, steps=steps, probes=8, measure=False)
 
-    exact, found = limit(steps=1000), limit(steps=60)
+    exact, estimated = limit(steps=1000), limit(steps=60)
     assert exact.hessian.measure.exact
-    assert found.sparsity == pytest.approx(exact.sparsity, abs=0.01)
-    assert found.retrained == pytest.approx(exact.retrained, abs=0.01)
-    assert found.directional == pytest.approx(exact.directional, abs=0.01)
-    monkeypatch.setattr("pruning_limits.spectra.narrowed", lambda objective: None)
-    whole = limit(steps=60)
-    assert abs(found.sparsity - exact.sparsity) < abs(whole.sparsity - exact.sparsity)
+    assert estimated.sparsity == pytest.approx(exact.sparsity, abs=0.01)
+    assert estimated.retrained == pytest.approx(exact.retrained, abs=0.01)
+    assert estimated.directional == pytest.approx(exact.directional, abs=0.01)
+
+
+def test_subsets_values_and_penalties_of_the_subspace_are_those_of_the_losses():
+    objective = Objective(seeded(mlp), data(), penalty=L2(0.3))
+    inside = objective.in_weights(input_weights(objective))
+    assert inside.penalty is None
+    assert inside.value() == pytest.approx(objective.value() - objective.penalty_value(objective.chosen), rel=1e-12)
+    part = inside.subset(4)
+    assert part.dimension == inside.dimension
+    assert part.value() == pytest.approx(float(objective.subset(4).sample_losses()[0].mean()), rel=1e-12)
 
 
 @pytest.mark.parametrize("penalty", [None, L1(1e-3), L2(0.01)])
@@ -162,9 +176,9 @@ def test_the_quadratic_rise_is_that_of_all_weights(penalty):
     model = seeded(lambda: nn.Sequential(nn.Linear(120, 6), nn.Tanh(), nn.Linear(6, 3)))
     batches = [(random(12, 120), torch.arange(12) % 3)]
     objective = Objective(model, batches, penalty=penalty)
-    profile, narrow = MagnitudeProfile(objective.chosen), narrowed(objective)
-    assert narrow.dimension < objective.dimension
-    whole, inside = (QuadraticRise(Hessian(one), random(738, seed=1), profile) for one in (objective, narrow))
+    profile, operators = MagnitudeProfile(objective.chosen), (Hessian(objective), subspace(Hessian, objective))
+    assert operators[1].shape[0] < objective.dimension
+    whole, inside = (QuadraticRise(operator, random(738, seed=1), profile) for operator in operators)
     for sparsity in (0.1, 0.6, 1.0):
         assert inside(sparsity) == pytest.approx(whole(sparsity), rel=1e-9)
         assert inside.linear(sparsity) + inside.quadratic(sparsity) == inside(sparsity)

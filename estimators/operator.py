@@ -1,11 +1,51 @@
-"""Is an operator symmetric, and the same in every product?"""
+"""A symmetric matrix that is known by its products, and a test of that."""
 
 from __future__ import annotations
 
-import torch
+from typing import Protocol, runtime_checkable
 
-from estimators.curvature import GGN, Hessian, Operator
+import torch
+from torch import Tensor
+
 from estimators.errors import UserError
+
+
+class Operator(Protocol):
+    """A symmetric matrix known by its products."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns, ``(D, D)``."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the vectors that it takes."""
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the vectors that it takes."""
+
+    def matmat(self, vectors: Tensor) -> Tensor:
+        """Multiply with the columns of ``vectors`` ``[D, K]``."""
+
+
+class SubspaceOperator(Operator, Protocol):
+    """A symmetric matrix in a subspace outside of which it has a single eigenvalue."""
+
+    @property
+    def outside(self) -> float:
+        """The eigenvalue outside of the subspace."""
+
+    def project(self, vectors: Tensor) -> Tensor:
+        """Project columns ``[D, K]`` of the whole space on the subspace."""
+
+
+@runtime_checkable
+class Caching(Protocol):
+    """An operator that keeps graphs between products."""
+
+    def forget(self) -> None:
+        """Drop what is kept; the next product passes the data anew."""
 
 
 def check_symmetric(operator: Operator, seed: int = 0) -> None:
@@ -32,21 +72,20 @@ def check_symmetric(operator: Operator, seed: int = 0) -> None:
         estimators.errors.UserError: operator: not symmetric...
     """
     generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randn(2, operator.shape[0], generator=generator, dtype=torch.float64)
+    drawn = torch.randn(2, operator.shape[0], generator=generator, dtype=torch.float64, device="cpu")
     u, v = (vector.to(operator.device, operator.dtype) for vector in drawn)
     along_v, along_u = (_product(operator, vector) for vector in (v, u))
     left, right = (float(a.double() @ b.double()) for a, b in ((u, along_v), (v, along_u)))
-    size = max(float(torch.linalg.vector_norm(one, dtype=torch.float64)) for one in (along_u, along_v))
+    size = max(float(torch.linalg.vector_norm(product, dtype=torch.float64)) for product in (along_u, along_v))
     if not abs(left - right) <= torch.finfo(operator.dtype).eps ** 0.5 * size:
         raise UserError(
             f"operator: not symmetric, u'Hv = {left:.6g} but v'Hu = {right:.6g}; likely causes are dropout that stays "
-            "on in evaluation mode (functional.dropout without training=self.training) and random augmentation in "
-            "the loader: turn them off"
+            "on in evaluation mode (functional.dropout without training=self.training) and random augmentation or "
+            "sampling in the loader: turn them off"
         )
 
 
-def _product(operator: Operator, vector: torch.Tensor) -> torch.Tensor:
-    if isinstance(operator, Hessian | GGN):
+def _product(operator: Operator, vector: Tensor) -> Tensor:
+    if isinstance(operator, Caching):
         operator.forget()
-        operator.forwards.forget()
     return operator.matmat(vector[:, None])[:, 0]

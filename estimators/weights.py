@@ -1,0 +1,110 @@
+"""The weights of a model, chosen and others, and how they stand in for its own while it is evaluated."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+from estimators.parameters import choose_parameters, pruning_masks
+from estimators.substitutes import evaluation_mode, replaced
+
+BACKWARD_HOOKS = ("_backward_hooks", "_backward_pre_hooks")
+
+
+class Weights:
+    """Private copies of a model's parameters, which its forward passes may write to, as some embeddings do.
+
+    The copies follow the model: they are made anew when it was written to, and when a forward pass wrote to them.
+
+    Args:
+        model: Any module; all parameters on one device.
+        patterns: Name patterns of the chosen weights; default the weights of convolution and linear layers.
+
+    Attributes:
+        names: Names of the chosen parameters, in order.
+        dimension: Number D of chosen weights.
+
+    Example:
+        >>> Weights(nn.Linear(2, 2)).names
+        ('weight',)
+    """
+
+    def __init__(self, model: nn.Module, patterns: str | Sequence[str] | None = None) -> None:
+        chosen = choose_parameters(model, patterns)
+        self.model, self.patterns, self.names = model, patterns, tuple(chosen)
+        self.dimension = sum(parameter.numel() for parameter in chosen.values())
+        first = next(iter(chosen.values()))
+        self.device, self.dtype = first.device, first.dtype
+        self.buffers = {name: buffer.detach() for name, buffer in model.named_buffers()}
+        self._own = {name: parameter.detach() for name, parameter in model.named_parameters()}
+        self._masks = pruning_masks(model)
+        self._copies: dict[str, Tensor] = {}
+        self._copied_at: list[int] | None = None
+
+    @property
+    def chosen(self) -> dict[str, Tensor]:
+        """The chosen weights by name; where a pruning mask multiplies them, the product."""
+        return self._effective(self.names)
+
+    @property
+    def fixed(self) -> dict[str, Tensor]:
+        """All other parameters of the model by name, masked likewise."""
+        chosen = set(self.names)
+        return self._effective([name for name in self._own if name not in chosen])
+
+    def project(self, vectors: Tensor) -> Tensor:
+        """Return columns ``[D, K]`` over the chosen weights as they are: these are all of them."""
+        return vectors
+
+    def versions(self) -> list[int]:
+        """Count the writes to the model's parameters and buffers so far; a change tells that kept graphs are stale."""
+        tensors = (*self._own.values(), *self.buffers.values())
+        return [tensor._version for tensor in tensors if not tensor.is_inference()]
+
+    @contextmanager
+    def substituted(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
+        """Put the model in evaluation mode, and other tensors in the place of its own, for a while.
+
+        These are the given weights, copies of all other parameters and of the buffers. Backward hooks of the model's
+        modules are silent meanwhile; its forward hooks are called as always.
+
+        Args:
+            weights: The chosen weights by name.
+        """
+        state = self.fixed | dict(weights)
+        substitutes = {id(parameter): state[name] for name, parameter in self.model.named_parameters()}
+        substitutes |= {id(buffer): self.buffers[name].clone() for name, buffer in self.model.named_buffers()}
+        try:
+            with evaluation_mode(self.model), replaced(self.model, substitutes), _without_backward_hooks(self.model):
+                yield
+        finally:
+            self._drop_written()
+
+    def _effective(self, names: Sequence[str]) -> dict[str, Tensor]:
+        versions = self.versions()
+        if self._copied_at != versions:
+            self._copies, self._copied_at = {}, versions
+        self._copies |= {name: self._own[name].clone() for name in names if name not in self._copies}
+        tensors = {name: self._copies[name].detach() for name in names}
+        return {name: tensor * self._masks[name] if name in self._masks else tensor for name, tensor in tensors.items()}
+
+    def _drop_written(self) -> None:
+        """Forget the copies that a forward pass wrote to."""
+        for name in [name for name, copy in self._copies.items() if copy._version]:
+            del self._copies[name]
+
+
+@contextmanager
+def _without_backward_hooks(model: nn.Module) -> Iterator[None]:
+    places = [(vars(module), name) for module in model.modules() for name in BACKWARD_HOOKS if name in vars(module)]
+    hooks = [(store, name, store[name]) for store, name in places if store[name]]
+    try:
+        for store, name, _ in hooks:
+            store[name] = OrderedDict()
+        yield
+    finally:
+        for store, name, before in hooks:
+            store[name] = before
