@@ -143,12 +143,13 @@ def predict_limit(
     started = time.perf_counter()
     with plain_modes(), _untouched_randomness(), intact(model):
         whole = Objective(model, first_batches(loader, max_batches), loss_fn, penalty, parameters)
+        profile = MagnitudeProfile(whole.chosen)
         losses = all_losses(whole) if measure else drawn_losses(whole, samples or 0, seed)
         untrue = untrue_derivatives(losses.objective, seed)
         if untrue:
             losses = losses.among([name for name in whole.names if name not in untrue])
+            profile = MagnitudeProfile(losses.objective.chosen)
         objective = losses.objective
-        profile = MagnitudeProfile(objective.chosen)
         kept = profile.vector != 0 if profile.zeros else None
         # With L1 only a note depends on the gradient.
         first = None if isinstance(penalty, L1) else objective.losses_and_gradient()
