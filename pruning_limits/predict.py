@@ -27,7 +27,7 @@ from pruning_limits.bounds import Measured, Negative, QuadraticRise, isotropic_l
 from pruning_limits.losses import all_losses, drawn_losses
 from pruning_limits.magnitude import MagnitudeProfile
 from pruning_limits.parts import Cost, Estimate, Layer, Sharpness
-from pruning_limits.result import PruningLimit, isotropic, upper_bound
+from pruning_limits.result import PruningLimit, isotropic, retuned, upper_bound
 from pruning_limits.spectra import DIAGNOSTIC_SAMPLES, FEWEST_AT_MOST, POOL_SAMPLES, Progress, Spectra
 
 LARGEST_SEED = 1 << 62
@@ -166,12 +166,16 @@ def predict_limit(
         if kept is not None:
             gradient *= kept
         hessian = spectra.estimate(curvature)
-        ggn = hessian if curvature == "ggn" else spectra.estimate("ggn")
+        flat = spectra.silence(curvature, hessian.samples)
+        if flat and curvature == "ggn":
+            raise UserError(f"curvature: {flat}; take curvature='hessian'")
+        ggn, unknown = (hessian, "") if curvature == "ggn" else spectra.retuning()
         error = isotropic_limit(hessian.measure, spectra.curve, allowed, negative).standard_error
         sparsity = isotropic(hessian, spectra.curve, allowed, negative)
-        retrained = isotropic(ggn, spectra.curve, allowed, "clip")
-        directions = spectra.directions(ggn, profile, None if isinstance(penalty, L1) else gradient)
-        directional = ggn.limit(lambda one: directions.limit(one, spectra.curve, allowed).sparsity)
+        directions = retrained = directional = None
+        if ggn is not None:
+            directions = spectra.directions(ggn, profile, None if isinstance(penalty, L1) else gradient)
+            retrained, directional = retuned(ggn, directions, spectra.curve, allowed)
         few = min(hessian.samples, DIAGNOSTIC_SAMPLES)
         operator = spectra.operator(curvature, few if measure else hessian.samples, narrow=True)
         model_rise = QuadraticRise(operator, gradient, profile)
@@ -182,6 +186,10 @@ def predict_limit(
             lower = quadratic_limit(model_rise, allowed, sparsity)
             measured, achieved = Measured(lower, ()), None
         notes = _notes(model_rise, sparsity, allowed)
+        if flat:
+            notes += (f"the predicted one-shot limit takes weights for free that are not: {flat}",)
+        if unknown:
+            notes += (f"what re-training reaches and the upper bound are unknown: {unknown}",)
         if parameters is None:
             notes += _uncounted(model, objective)
         if lower > (bound := upper_bound(directional, 0.0, profile.dimension)):
@@ -229,6 +237,7 @@ def predict_limit(
         rises=measured.points,
         already_removed=profile.zeros / profile.dimension,
         objective_error=losses.mean_error,
+        unknown=unknown,
         layer_table=tuple(table),
         profile=profile,
     )
