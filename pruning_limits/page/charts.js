@@ -61,9 +61,9 @@ function drawLine(holder, answer, highest, target, least, description) {
   const end = width - right;
   const zones = [
     ["achievable", left, at(answer.lower)],
-    ["open", at(answer.lower), at(highest)],
-    ["infeasible", at(highest), end],
+    ["open", at(answer.lower), answer.unknown ? end : at(highest)],
   ];
+  if (!answer.unknown) zones.push(["infeasible", at(highest), end]);
   const parts = [
     shape(
       "pattern",
