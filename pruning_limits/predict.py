@@ -103,7 +103,8 @@ def predict_limit(
             does not contain its rounding error, which can exceed it by far, most of all for ``retrained``.
 
     Returns:
-        The limit, its numerical interval, bounds, and everything needed for further questions.
+        The limit, its numerical interval, bounds, and everything needed for further questions. Where the GGN says
+        nothing of the loss, what rests on it is None, and ``unknown`` tells why.
 
     Raises:
         UserError: Bad input, told in one line; nothing is changed.
