@@ -32,7 +32,7 @@ from pruning_limits.losses import all_losses, drawn_losses
 from pruning_limits.magnitude import MagnitudeProfile
 from pruning_limits.notes import note_doubles, note_untrue
 from pruning_limits.parts import Cost, Estimate, Layer, Sharpness
-from pruning_limits.result import PruningLimit, isotropic, upper_bound
+from pruning_limits.result import PruningLimit, isotropic, retuned, upper_bound
 from pruning_limits.spectra import DIAGNOSTIC_SAMPLES, FEWEST_AT_MOST, POOL_SAMPLES, Curvature, Progress, Spectra
 
 LARGEST_SEED = 1 << 62
@@ -113,7 +113,8 @@ def predict_limit(
         max_batches: Batches of the loader that are read, the first ones; None reads all. A loader without end needs it.
 
     Returns:
-        The limit, its numerical interval, bounds, and everything needed for further questions.
+        The limit, its numerical interval, bounds, and everything needed for further questions. Where the GGN says
+        nothing of the loss, what rests on it is None, and ``unknown`` tells why.
 
     Raises:
         UserError: Bad input, told in one line; nothing is changed.
@@ -179,12 +180,16 @@ def predict_limit(
         if kept is not None:
             gradient *= kept
         hessian = spectra.estimate(curvature)
-        ggn = hessian if curvature == "ggn" else spectra.estimate("ggn")
+        flat = spectra.silence(curvature, hessian.samples)
+        if flat and curvature == "ggn":
+            raise UserError(f"curvature: {flat}; take curvature='hessian'")
+        ggn, unknown = (hessian, "") if curvature == "ggn" else spectra.retuning()
         error = isotropic_limit(hessian.measure, spectra.curve, allowed, negative).standard_error
         sparsity = isotropic(hessian, spectra.curve, allowed, negative)
-        retrained = isotropic(ggn, spectra.curve, allowed, "clip")
-        directions = spectra.directions(ggn, profile, None if isinstance(penalty, L1) else gradient)
-        directional = ggn.limit(lambda one: directions.limit(one, spectra.curve, allowed).sparsity)
+        directions = retrained = directional = None
+        if ggn is not None:
+            directions = spectra.directions(ggn, profile, None if isinstance(penalty, L1) else gradient)
+            retrained, directional = retuned(ggn, directions, spectra.curve, allowed)
         few = min(hessian.samples, DIAGNOSTIC_SAMPLES)
         operator = spectra.operator(curvature, few if measure else hessian.samples, narrow=True)
         model_rise = QuadraticRise(operator, gradient, profile)
@@ -196,6 +201,10 @@ def predict_limit(
             measured, achieved = Measured(lower, ()), None
         notes = _notes(model_rise, sparsity, allowed)
         notes += note_untrue(untrue) + note_doubles(objective)
+        if flat:
+            notes += (f"the predicted one-shot limit takes weights for free that are not: {flat}",)
+        if unknown:
+            notes += (f"what re-training reaches and the upper bound are unknown: {unknown}",)
         if parameters is None:
             notes += _uncounted(model, objective)
         if lower > (bound := upper_bound(directional, 0.0, profile.dimension)):
@@ -243,6 +252,7 @@ def predict_limit(
         rises=measured.points,
         already_removed=profile.zeros / profile.dimension,
         objective_error=losses.mean_error,
+        unknown=unknown,
         layer_table=tuple(table),
         profile=profile,
     )
