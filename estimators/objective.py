@@ -18,13 +18,17 @@ from estimators.batches import batch_size, leaves, map_leaves, memory_of, move, 
 from estimators.default_loss import cross_entropy
 from estimators.distributed import Shard
 from estimators.errors import UserError
-from estimators.kernels import twice_differentiable
 from estimators.memory import GIB, available, retried
 from estimators.parameters import choose_parameters, flatten, named, pruning_masks
 from estimators.penalty import Penalty
 from estimators.sampling import Weighted, inclusion, systematic, weighted
-from estimators.slim import slim
-from estimators.substitutes import evaluation_mode, no_reentrant_checkpoints, replaced
+from estimators.substitution import (
+    evaluation_mode,
+    no_reentrant_checkpoints,
+    replaced,
+    substituted_functions,
+    without_zero_units,
+)
 from estimators.unfit import refuse_unfit
 
 LOGGER = logging.getLogger("pruning_limits")
@@ -230,7 +234,7 @@ class Objective:
 
     def losses(self, weights: Mapping[str, Tensor], batch: Any) -> Tensor:
         """Evaluate the loss function on one batch at substituted weights; differentiable in ``weights``."""
-        with self._substituted(weights), twice_differentiable(self.model), no_reentrant_checkpoints():
+        with self._substituted(weights), substituted_functions(self.model), no_reentrant_checkpoints():
             losses: Any = self.loss_fn(self.model, batch)
         if not isinstance(losses, Tensor):
             raise UserError(f"loss_fn: expected a tensor of losses, got {type(losses).__name__}; return its loss alone")
@@ -254,7 +258,7 @@ class Objective:
         """Return F at the model's weights or at the given ones, ``[D]``."""
         at = self.chosen if weights is None else named(weights, self.chosen)
         total = torch.zeros((), dtype=torch.float64)
-        with self.one_pass(*at.values()), slim(at.values()):
+        with self.one_pass(*at.values()), without_zero_units(at.values()):
             for batch, size in self.batches():
                 total += _sum(self.losses(at, batch), size).cpu()
         return sum(distributed.gathered(float(total))) / self.samples + self.penalty_value(at)
@@ -425,7 +429,7 @@ class Objective:
         own buffers, mode and ``requires_grad`` flags.
         """
         weights = {name: tensor.detach().requires_grad_() for name, tensor in self.chosen.items()}
-        with self._substituted(weights), twice_differentiable(self.model):
+        with self._substituted(weights), substituted_functions(self.model):
             yield
 
     @contextmanager

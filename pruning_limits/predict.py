@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from estimators import GGN, L1, Hessian, Objective, Penalty, UserError
 from estimators.distributed import gathered
 from estimators.forwards import Precision
-from estimators.intact import intact
 from estimators.objective import LossFunction
 from estimators.parameters import left_out
+from estimators.substitution import intact
 from estimators.trace import block_traces
 from pruning_limits.bounds import Measured, Negative, QuadraticRise, isotropic_limit, measured_limit, quadratic_limit
 from pruning_limits.losses import all_losses, drawn_losses
