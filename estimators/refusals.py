@@ -50,26 +50,9 @@ def check_twice_differentiable(objective: Objective, forward: Forward) -> None:
     Raises:
         UserError: There is such a function between the chosen weights and the loss.
     """
-    refuse_reentrant_checkpoints(forward.loss)
     name = _once_differentiable([forward.loss])
     if name:
         raise _refusal(objective, f"{name} is marked once_differentiable")
-
-
-def refuse_reentrant_checkpoints(loss: Tensor) -> None:
-    """Refuse the kind of checkpointing through which ``torch.autograd.grad`` silently finds no gradient.
-
-    Args:
-        loss: A scalar with its graph.
-
-    Raises:
-        UserError: Its graph has such a node.
-    """
-    if any(name.startswith("CheckpointFunctionBackward") for name, _ in graph_nodes([loss])):
-        raise UserError(
-            "model: activation checkpointing with use_reentrant=True cannot be differentiated twice; "
-            "call torch.utils.checkpoint.checkpoint with use_reentrant=False"
-        )
 
 
 def refuse_weight_norm(loss: Tensor) -> None:

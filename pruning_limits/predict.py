@@ -21,10 +21,10 @@ from estimators.arguments import refuse_model
 from estimators.derivatives import untrue_derivatives
 from estimators.distributed import gathered
 from estimators.forwards import Precision
-from estimators.intact import intact
 from estimators.objective import LossFunction
 from estimators.parameters import left_out
 from estimators.samples import first_batches
+from estimators.substitution import intact
 from estimators.trace import traces_of_blocks
 from estimators.user_code import plain_modes
 from pruning_limits.bounds import Measured, Negative, QuadraticRise, isotropic_limit, measured_limit, quadratic_limit

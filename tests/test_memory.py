@@ -388,6 +388,7 @@ def test_checkpointed_activations(kind, frozen, memory):
     assert same(before, snapshot(saving.model))
 
 
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad=True")
 def test_reentrant_checkpoints_are_refused():
     model = seeded(lambda: Blocks(True))
     before = snapshot(model)
