@@ -103,15 +103,15 @@ def test_running_out_in_the_product_first_gives_up_kept_graphs():
     expected = operator @ v
     failures = [1]
 
-    def once(vector, product=operator._kept[1]):
+    def once(vector, product=operator._graphs[1]):
         if failures:
             raise MemoryError(failures.pop())
         return product(vector)
 
-    operator._kept[1] = once
+    operator._graphs[1] = once
     assert torch.equal(operator @ v, expected)
     assert operator.objective.most is None
-    assert operator._kept is None
+    assert operator._graphs is None
     assert operator.memory == operator.forwards.memory == 0
 
 

@@ -11,7 +11,7 @@ from pruning_limits import PruningLimit, predict_limit
 from pruning_limits.plotting import BLUE, GREEN, GREY, ORANGE, new_figure, save, sparsity_axis
 from validation.experiments.claims import RULE, averaged, judged, kinds_of
 from validation.experiments.table import Bench, Cell, Table
-from validation.kept import KeptWeights
+from validation.kept_weights import KeptWeights
 from validation.pruners import Problem
 from validation.pruners.magnitude import magnitude_masks
 from validation.suite import Suite
