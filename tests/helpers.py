@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
 from collections import namedtuple
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +19,7 @@ from torch.func import functional_call
 
 from pruning_limits import PruningLimit, predict_limit
 
+ROOT = Path(__file__).parent.parent
 Pair = namedtuple("Pair", ["x", "y"])
 
 
@@ -101,6 +106,13 @@ def same(a: Any, b: Any) -> bool:
     if isinstance(a, list | tuple):
         return len(a) == len(b) and all(same(*pair) for pair in zip(a, b, strict=True))
     return bool(a == b)
+
+
+def python(*arguments: object, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run Python in a process of its own, with this project's packages on its path and warnings as errors."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "error", *map(str, arguments)]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
 
 
 class Loader:
