@@ -605,7 +605,7 @@ def test_a_prediction_in_bfloat16(tiny):
     assert 0 < abs(full.sparsity - mixed.sparsity) < 0.01
     assert "precision" not in full.settings
     assert mixed.settings["precision"] == "bfloat16"
-    assert (full.objective, full.achieved) == (mixed.objective, mixed.achieved) or full.sparsity != mixed.sparsity
+    assert (full.objective, full.achieved) == (mixed.objective, mixed.achieved)  # passed in the model's own precision
 
 
 def test_unfit_precision(tiny):
