@@ -42,6 +42,8 @@ def assert_close(actual: Any, expected: Any, dtype: torch.dtype = torch.float64,
 class Dense:
     """A symmetric matrix as an operator that counts its products; a vector stands for a diagonal matrix."""
 
+    outside = 0.0  # it acts on the whole space
+
     def __init__(self, matrix: Tensor) -> None:
         self.matrix, self.shape = matrix, (len(matrix), len(matrix))
         self.dtype, self.device = matrix.dtype, matrix.device
@@ -50,6 +52,9 @@ class Dense:
     def matmat(self, vectors: Tensor) -> Tensor:
         self.calls += 1
         return self.matrix @ vectors if self.matrix.dim() == 2 else self.matrix[:, None] * vectors
+
+    def project(self, vectors: Tensor) -> Tensor:
+        return vectors
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -80,6 +85,16 @@ def small_limit(**options: Any) -> PruningLimit:
             parameter.mul_(3)
         y = (model(x) + 0.3 * random(60, 3, seed=2)).argmax(1)
     return predict_limit(model, [(x, y)], **({"epsilon": 0.02} | options))
+
+
+def unknown_limit(**options: Any) -> PruningLimit:
+    """Predict the limit of the same network with the hinge loss, of which the GGN says nothing."""
+
+    def hinge(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        scores = model(batch[0])
+        return (1 + scores - scores.gather(1, batch[1][:, None])).clamp(min=0).mean(1)
+
+    return small_limit(loss_fn=hinge, **options)
 
 
 def snapshot(model: nn.Module) -> dict[str, Any]:
