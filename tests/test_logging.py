@@ -62,7 +62,7 @@ def test_smaller_batches_are_told(caplog):
     objective.shrink()
     assert objective.most == 4
     assert [(record.name, record.getMessage()) for record in caplog.records] == [
-        ("estimators", "memory ran out with 8 samples; passing at most 4 at once")
+        ("estimators", "memory ran out with 8 samples; passing at most 4 at once from now on")
     ]
 
 
