@@ -63,7 +63,7 @@ Curvature = Hessian | GGN | InputSubspace
 class Spectra:
     """Spectral estimates of one prediction, their sub-samples and operators shared.
 
-    Weights that are removed already, False in ``kept`` ``[D]``, have no curvature; None where all are kept. Half of the
+    Weights that are removed already, False in ``mask`` ``[D]``, have no curvature; None where all are kept. Half of the
     draw goes in proportion to the samples' ``losses.shares`` in the curvature, half to all alike, so that no weight of
     a sample exceeds 2; without shares all are drawn alike.
     """
@@ -76,10 +76,10 @@ class Spectra:
         settings: dict[str, Any],
         progress: Progress,
         checkpoint: str | Path | None,
-        kept: Tensor | None = None,
+        mask: Tensor | None = None,
     ) -> None:
         shares = losses.shares
-        self.kept, self.scores = kept, None if shares is None else shares + shares.mean()
+        self.mask, self.scores = mask, None if shares is None else shares + shares.mean()
         self.losses, self.objective, self.curve, self.epsilon = losses, losses.objective, curve, epsilon
         self.settings, self.progress = settings, progress
         self._subsets: dict[int, Objective] = {}
@@ -121,7 +121,7 @@ class Spectra:
         if key not in self._operators:
             on, precision = inside or part, self.settings.get("precision", "full")
             forwards = self._forwards.setdefault(key[1:], Forwards(on, precision=precision))
-            curvature = (Hessian if kind == "hessian" else GGN)(on, forwards=forwards, kept=self.kept)
+            curvature = (Hessian if kind == "hessian" else GGN)(on, forwards=forwards, mask=self.mask)
             self._operators[key] = curvature if inside is None else InputSubspace(curvature, part.penalty)
         return self._operators[key]
 
@@ -132,7 +132,7 @@ class Spectra:
         """
         part = self.subset(samples)
         if part.samples not in self._inside:
-            weights = input_weights(part) if self.kept is None else None
+            weights = input_weights(part) if self.mask is None else None
             self._inside[part.samples] = None if weights is None else part.in_weights(weights)
         return self._inside[part.samples]
 
@@ -187,7 +187,7 @@ class Spectra:
         if len(curved) == len(layers):
             return ""
         if samples not in self._acting:
-            self._acting[samples] = acting_layers(self.subset(samples), self.kept)
+            self._acting[samples] = acting_layers(self.subset(samples), self.mask)
         acting = self._acting[samples]
         if kind != self.settings["curvature"] and not acting >= set(layers) - curved:
             acting |= self._curved_layers("hessian", samples)
@@ -206,7 +206,7 @@ class Spectra:
 
     def _live(self, kind: str, operator: Curvature, vectors: Tensor, images: Tensor) -> Tensor:
         """Mark the weights along which the losses curve, and remember in which layers they lie."""
-        live = curved_weights(self.objective.penalty, vectors, images, self.kept)
+        live = curved_weights(self.objective.penalty, vectors, images, self.mask)
         self._curved[kind, operator.samples] = marked_layers(self.objective.names, operator.blocks, live)
         return live
 
@@ -317,7 +317,7 @@ class Spectra:
             Start vectors, their products, and the eigenvalues that are left out.
         """
         curvature = self.objective.penalty.curvature if self.objective.penalty else 0.0
-        kept = torch.ones_like(starts[:, 0], dtype=torch.bool) if self.kept is None else self.kept
+        kept = torch.ones_like(starts[:, 0], dtype=torch.bool) if self.mask is None else self.mask
         images = operator.matmat(starts)
         live = self._live(kind, operator, starts, images)
         if not live.any():
@@ -426,7 +426,7 @@ class Spectra:
     @property
     def _floor(self) -> float:
         """Lower bound of the GGN's eigenvalues."""
-        return self.objective.penalty.curvature if self.objective.penalty and self.kept is None else 0.0
+        return self.objective.penalty.curvature if self.objective.penalty and self.mask is None else 0.0
 
     def _read(self, kind: str, matrices: list[Tridiagonal], samples: int, known: Known) -> Estimate:
         """Read the limit and its step error off the matrices as far as they go."""

@@ -116,7 +116,7 @@ def test_forward_passes_are_kept_where_the_products_do_not_fit(kind):
     v, expected = random(objective.dimension), make("ragged", kind)
     for _ in range(3):
         assert torch.equal(operator @ v, expected @ v)
-    assert operator._kept is None
+    assert operator._graphs is None
     assert loader.passes == 2  # the first one measured the room
 
 

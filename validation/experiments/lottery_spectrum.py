@@ -12,7 +12,7 @@ from pruning_limits.plotting import BLUE, GREEN, GREY, ORANGE, new_figure, save,
 from pruning_limits.result import established
 from validation.experiments.claims import RULE, averaged, judged, kinds_of
 from validation.experiments.table import Bench, Cell, Table
-from validation.kept import KeptWeights
+from validation.kept_weights import KeptWeights
 from validation.pruners import Problem
 from validation.pruners.magnitude import magnitude_masks
 from validation.suite import Suite
