@@ -20,6 +20,7 @@ from estimators import UserError
 from pruning_limits import MagnitudeProfile, PruningLimit, Verdict, predict_limit
 from pruning_limits.magnitude import removed_count
 from pruning_limits.plotting import plot_crossing, plot_layers, plot_objective, plot_spectrum
+from pruning_limits.settings import YOUNG
 
 
 def predicted(**options):
@@ -153,7 +154,7 @@ def places(value, path=()):
 
 def test_a_limit_with_anything_missing_is_refused(limit, tmp_path):
     path = tmp_path / "limit.json"
-    optional = {("settings", name) for name in limit.settings} - {("settings", "curvature"), ("settings", "negative")}
+    optional = {("settings", name) for name in YOUNG}
     optional |= {("already_removed",), ("objective_error",), ("unknown",)}
     for place in places(json.loads(limit.to_json())):
         if place and isinstance(place[-1], str) and place not in optional:
@@ -287,7 +288,7 @@ def test_masks_need_weights_and_a_sparsity(limit, tmp_path):
 def test_layers(limit, unmeasured):
     for one in (limit, unmeasured):
         rows = one.layers()
-        assert [row.name for row in rows] == one.settings["parameters"]
+        assert tuple(row.name for row in rows) == one.settings.parameters
         assert sum(row.weights for row in rows) == one.parameters
         removed = sum(row.weights * row.sparsity for row in rows)
         assert removed == pytest.approx(removed_count(one.sparsity, one.parameters), abs=1e-9)
