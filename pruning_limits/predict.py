@@ -26,7 +26,7 @@ from estimators.intact import intact
 from estimators.objective import LossFunction
 from estimators.parameters import left_out
 from estimators.samples import first_batches
-from estimators.trace import block_traces
+from estimators.trace import traces_of_blocks
 from estimators.user_code import plain_modes
 from pruning_limits.bounds import Measured, Negative, QuadraticRise, isotropic_limit, measured_limit, quadratic_limit
 from pruning_limits.losses import all_losses, drawn_losses
@@ -208,7 +208,7 @@ def predict_limit(
         if lower > (bound := upper_bound(directional, 0.0, profile.dimension)):
             how = "measured" if measure else "by the quadratic model"
             notes += (f"one-shot pruning reaches {lower:.2%} ({how}), beyond the upper bound {bound:.2%} of the model",)
-        table = _layers(spectra.operator(curvature, few, narrow=True), profile, sparsity, seed)
+        table, trace_error = _layers(spectra.operator(curvature, few, narrow=True), profile, sparsity, seed)
         for note in notes:
             LOGGER.warning(note)
     half = hessian.half_width(error)
@@ -234,6 +234,7 @@ def predict_limit(
             top_eigenvalue=hessian.measure.largest,
             effective_dimension=profile.dimension * (1 - sparsity),
             negative_share=float(masses[hessian.measure.nodes < 0].sum() / max(masses.sum(), 1e-300)),
+            trace_error=trace_error,
         ),
         cost=Cost(
             products=spectra.products(),
@@ -325,12 +326,15 @@ def _uncounted(model: nn.Module, objective: Objective) -> tuple[str, ...]:
     )
 
 
-def _layers(operator: Curvature, profile: MagnitudeProfile, sparsity: float, seed: int) -> list[Layer]:
-    """Describe the layers, their traces from an operator that may leave weights out which only a penalty curves."""
+def _layers(operator: Curvature, profile: MagnitudeProfile, sparsity: float, seed: int) -> tuple[list[Layer], float]:
+    """Describe the layers, and return the standard error of the sum of their traces.
+
+    The traces come from an operator that may leave weights out which only a penalty curves.
+    """
     inside = operator.blocks
-    traces, errors = block_traces(operator, inside, seed=seed)
-    rows = zip(profile.masks(sparsity).items(), profile.weights.values(), inside, traces, errors, strict=True)
-    return [
+    blocks = traces_of_blocks(operator, inside, seed=seed)
+    weights = zip(profile.masks(sparsity).items(), profile.weights.values(), inside, strict=True)
+    table = [
         Layer(
             name=name,
             weights=weight.numel(),
@@ -339,8 +343,9 @@ def _layers(operator: Curvature, profile: MagnitudeProfile, sparsity: float, see
             trace=float(trace) + operator.outside * (weight.numel() - size),
             trace_error=float(error),
         )
-        for (name, mask), weight, size, trace, error in rows
+        for ((name, mask), weight, size), trace, error in zip(weights, blocks.values, blocks.errors, strict=True)
     ]
+    return table, blocks.whole.standard_error
 
 
 def _check_repeatable(losses: Tensor, again: Tensor) -> None:

@@ -166,6 +166,7 @@ class PruningLimit:
             self.sharpness.top_eigenvalue * curvature_scale,
             self.parameters * (1 - sparsity),
             self.sharpness.negative_share,
+            self.sharpness.trace_error * curvature_scale,
         )
         return dataclasses.replace(
             self,
@@ -285,10 +286,15 @@ class PruningLimit:
             *(("note", note) for note in self.notes),
             ("headroom over one-shot", missing if self.headroom is None else f"{100 * self.headroom:.2f} points"),
             ("effective dimension", f"{self.sharpness.effective_dimension:,.0f}"),
-            ("trace, top eigenvalue", f"{self.sharpness.trace:.4g}, {self.sharpness.top_eigenvalue:.4g}"),
+            ("trace, top eigenvalue", f"{self._trace()}, {self.sharpness.top_eigenvalue:.4g}"),
             ("status", self.status),
             ("cost", f"{self.cost.products} products, {self.cost.seconds:.1f} s"),
         ]
+
+    def _trace(self) -> str:
+        """Return the trace with its standard error, as far as one is known."""
+        error = f" +- {self.sharpness.trace_error:.2g}" if self.sharpness.trace_error else ""
+        return f"{self.sharpness.trace:.4g}{error}"
 
     def to_pandas(self) -> DataFrame:
         """Return the per-layer table as a data frame, one row per layer, its columns the attributes of ``Layer``.

@@ -143,7 +143,12 @@ def _floats(values: Any) -> NDArray[np.float64]:
 
 def _row(kind: type[Row], plain: dict[str, Any]) -> Row:
     convert = {"str": str, "int": int, "float": float}
-    return kind(**{one.name: convert[str(one.type)](plain[one.name]) for one in dataclasses.fields(kind)})
+    columns = [
+        column
+        for column in dataclasses.fields(kind)
+        if column.default is dataclasses.MISSING or column.name in plain  # files of earlier versions lack those
+    ]
+    return kind(**{column.name: convert[str(column.type)](plain[column.name]) for column in columns})
 
 
 def _estimate(plain: dict[str, Any]) -> Estimate:
