@@ -299,7 +299,7 @@ def _notes(rise: QuadraticRise, sparsity: float, epsilon: float, pull: Tensor | 
     """
     curved, linear, notes = rise.quadratic(sparsity), rise.linear(sparsity), []
     if pull is not None:
-        linear -= float(pull.double().dot(rise.profile.removed(sparsity).double()))
+        linear -= float(pull.double().dot(rise.removed(sparsity).double()))
     if curved < 0:
         notes.append(
             f"the curvature along the removed weights is negative ({curved:.2g} at {sparsity:.2%}); "
