@@ -24,7 +24,12 @@ from pruning_limits import MagnitudeProfile, predict_limit
 ROOT = Path(__file__).parent.parent
 WRITERS = tuple(
     f"estimators/{name}.py"
-    for name in ("objective", "narrowed", *(f"substitution/{part}" for part in ("mode", "switches", "tensors")))
+    for name in (
+        "objective",
+        "weights",
+        "input_subspace",
+        *(f"substitution/{part}" for part in ("mode", "switches", "tensors")),
+    )
 )
 CALLS = ("__torch_function__", "_pop_mode_temporarily", "_push_mode", "_pop_mode")  # run at every call of torch
 
@@ -59,7 +64,7 @@ def problem():
 
 
 def images():
-    """A network that is narrowed to the inputs that it sees."""
+    """A network whose first layer acts on few inputs."""
     model = seeded(lambda: nn.Sequential(nn.Linear(64, 9), nn.BatchNorm1d(9), nn.Tanh(), nn.Linear(9, 3))).train()
     return model, classification(64, sizes=(9, 4))()
 

@@ -60,8 +60,8 @@ def test_a_prediction_in_bfloat16(tiny):
     options = {"epsilon": 0.05, "progress": False}
     full, mixed = (predict_limit(model, batches, precision=one, **options) for one in ("full", "bfloat16"))
     assert 0 < abs(full.sparsity - mixed.sparsity) < 0.01
-    assert "precision" not in full.settings
-    assert mixed.settings["precision"] == "bfloat16"
+    assert full.settings.precision == "full"
+    assert mixed.settings.precision == "bfloat16"
     assert (full.objective, full.achieved) == (mixed.objective, mixed.achieved)  # passed in the model's own precision
 
 

@@ -17,6 +17,7 @@ from torch import nn
 from estimators import UserError
 from pruning_limits import MagnitudeProfile, PruningLimit, Verdict, predict_limit
 from pruning_limits.magnitude import removed_count
+from pruning_limits.settings import YOUNG
 
 
 def predicted(**options):
@@ -150,7 +151,7 @@ def places(value, path=()):
 
 def test_a_limit_with_anything_missing_is_refused(limit, tmp_path):
     path = tmp_path / "limit.json"
-    optional = {("settings", name) for name in limit.settings} - {("settings", "curvature"), ("settings", "negative")}
+    optional = {("settings", name) for name in YOUNG}
     optional |= {("already_removed",), ("objective_error",), ("unknown",), ("sharpness", "trace_error")}
     for place in places(json.loads(limit.to_json())):
         if place and isinstance(place[-1], str) and place not in optional:
@@ -284,7 +285,7 @@ def test_masks_need_weights_and_a_sparsity(limit, tmp_path):
 def test_layers(limit, unmeasured):
     for one in (limit, unmeasured):
         rows = one.layers()
-        assert [row.name for row in rows] == one.settings["parameters"]
+        assert tuple(row.name for row in rows) == one.settings.parameters
         assert sum(row.weights for row in rows) == one.parameters
         removed = sum(row.weights * row.sparsity for row in rows)
         assert removed == pytest.approx(removed_count(one.sparsity, one.parameters), abs=1e-9)

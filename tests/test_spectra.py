@@ -10,6 +10,7 @@ from estimators import Lanczos, Objective, SpectralMeasure
 from pruning_limits.bounds import isotropic_limit
 from pruning_limits.losses import all_losses
 from pruning_limits.magnitude import MagnitudeProfile
+from pruning_limits.settings import Settings
 from pruning_limits.spectra import Spectra, estimate_of
 
 D, EPSILON = 800, 0.01
@@ -35,16 +36,8 @@ def estimate(eigenvalues, seed, **settings):
     values = torch.from_numpy(eigenvalues)
     objective = Objective(model, [torch.zeros(1)], lambda model, batch: 0.5 * (values * model.weight[0] ** 2).sum())
     curve = MagnitudeProfile({"weights": WEIGHTS}).curve()
-    asked = {
-        "samples": None,
-        "steps": None,
-        "probes": 1,
-        "tolerance": 0.005,
-        "curvature": "hessian",
-        "negative": "abs",
-        "seed": seed,
-    }
-    spectra = Spectra(all_losses(objective), curve, EPSILON, asked | settings, False, None)
+    asked = Settings(seed=seed, **{"probes": 1} | settings)
+    spectra = Spectra(all_losses(objective), curve, EPSILON, asked, False, None)
     found = spectra.estimate("hessian")
 
     def solve(measure):
@@ -96,8 +89,7 @@ def test_clipped_negative_eigenvalues_have_no_bracket():
 def small_spectra(mask=None, **options):
     case = CASES["ragged"]
     objective = Objective(case.model(), case.loader(), case.loss_fn)
-    settings = {"samples": None, "steps": None, "probes": 1, "tolerance": 0.005, "curvature": "hessian"}
-    settings |= {"negative": "abs", "seed": 0} | options
+    settings = Settings(**{"probes": 1} | options)
     curve = MagnitudeProfile(objective.chosen).curve()
     return Spectra(all_losses(objective), curve, EPSILON, settings, False, None, mask)
 

@@ -60,6 +60,7 @@ def run(cell: Cell, bench: Bench) -> Row:
                 kept,
                 bench.data.batches("train", 1000),
                 penalty=recipe.penalty,
+                criterion="objective",
                 epsilon="batch-std" if epsilon is None else epsilon,
                 parameters=kept.chosen,
                 seed=network.seed,
