@@ -18,11 +18,14 @@ NO_GRAPH = "does not require grad"
 
 @contextmanager
 def plain_modes() -> Iterator[None]:
-    """Leave inference mode, autocast and a default device, as trainers' hooks and notebooks set them, for a while.
+    """Leave inference mode, autocast and a default device without numbers, as trainers' hooks set them, for a while.
 
-    All of them belong to the calling thread. The mode that records gradients is left to the caller.
+    All of them belong to the calling thread. The mode that records gradients is left to the caller, and so is a default
+    device that holds numbers, on which a model may make its tensors.
     """
     with ExitStack() as stack:
+        if torch.get_default_device().type == "meta":
+            stack.enter_context(torch.device("cpu"))
         if torch.is_inference_mode_enabled():
             stack.enter_context(torch.inference_mode(False))
         for device in DEVICES:
