@@ -151,6 +151,8 @@ class Objective:
         return self.data.most
 
     @property
+    @shrinking
+    @plain_modes()
     def samples(self) -> int:
         """Number of samples in one pass over the loader, of all ranks together."""
         if not self.data.counted:

@@ -18,10 +18,10 @@ from estimators.batches import (
     Layout,
     leading_layout,
     leaves,
+    listed,
     memory_of,
     move,
     obvious,
-    of_length,
     one_length,
     refuse_without_samples,
     same_leaf,
@@ -36,6 +36,7 @@ from estimators.user_code import next_batches
 LOGGER = logging.getLogger("estimators")
 COMPARED_SAMPLES = 64
 UNENDING_SAMPLES = 1 << 20
+WHOLE = Layout(frozenset(), cuttable=False)
 Evaluate = Callable[[Any], Tensor]
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -176,6 +177,11 @@ class Samples:
         """
         fewer = min(self._passing, self.most or self._passing) // 2
         free = available(self.device) / GIB
+        if not self._passing:
+            raise UserError(
+                f"memory: ran out with a whole batch on {self.device}, {free:.3g} GiB free, from whose losses its "
+                "samples are counted; give smaller batches"
+            )
         if fewer < 1:
             raise UserError(
                 f"memory: ran out with a single sample on {self.device}, {free:.3g} GiB free; "
@@ -333,17 +339,19 @@ class Samples:
         """Return the number of samples of a batch: by its leaves, what it states, or the number of its losses."""
         if self.layout is None:
             refuse_without_samples(batch)
+            self._passing = 0
             self.layout = learned_layout(move(batch, self.device), self.evaluate, self.dtype)
             LOGGER.debug("samples: %s", self.layout)
+        if not self.layout.fits(batch):
+            self.layout = WHOLE
+            LOGGER.debug("batch %d is built otherwise than those before: batches are not cut", number)
         size = self.layout.size(batch)
         if size is not None:
             return size
         if number < len(self._sizes):
             return self._sizes[number]
-        stated = next((count for leaf in leaves(batch) if (count := stated_size(leaf)) is not None), None)
-        if stated is None:
-            stated = stated_size(batch)
-        return stated if stated is not None else len(self.evaluate(move(batch, self.device)))
+        self._passing = 0
+        return counted_samples(batch, self.evaluate(move(batch, self.device)))
 
     def _parts(self, batch: Any, size: int) -> Iterator[tuple[Any, int]]:
         """Split a batch into parts of at most ``most`` samples."""
@@ -374,21 +382,44 @@ def learned_layout(batch: Any, evaluate: Evaluate, dtype: torch.dtype) -> Layout
     leading = leading_layout(batch)
     if leading is not None and obvious(batch, leading):
         return leading
+    parted = False
     if leading is not None:
         for layout in _candidates(leading, batch):
-            if unchanged_by_cut(layout, batch, evaluate, dtype):
+            unchanged = unchanged_by_cut(layout, batch, evaluate, dtype)
+            if unchanged:
                 return layout
-        if one_length(batch):
-            return leading
+            parted |= unchanged is not None
     losses = evaluate(batch)
+    listing = not parted and losses.dim() > 0 and len(losses) in listed(batch)
+    if leading is not None and one_length(batch) and not listing:
+        return leading
+    counted_samples(batch, losses)
+    return WHOLE
+
+
+def counted_samples(batch: Any, losses: Tensor) -> int:
+    """Return the number of samples of a batch that is passed whole.
+
+    Args:
+        batch: The batch.
+        losses: Its losses, per sample ``[n]`` or their mean.
+
+    Returns:
+        The number of its losses; of a mean what the batch states, or the one length of its tensors.
+
+    Raises:
+        UserError: Neither tells.
+    """
     if losses.dim():
-        return Layout(of_length(batch, len(losses)).counting, cuttable=False)
-    if stated_size(batch) is not None or any(stated_size(leaf) is not None for leaf in leaves(batch)):
-        return Layout(frozenset(), cuttable=False)
-    raise UserError(
-        "loss_fn: returns one mean of a batch whose tensors do not share a leading dimension, so that its samples "
-        "cannot be counted; return per-sample losses, shape (n,)"
-    )
+        return len(losses)
+    layout = leading_layout(batch) if one_length(batch) else None
+    size = stated_size(batch) if layout is None else layout.size(batch)
+    if size is None:
+        raise UserError(
+            "loss_fn: returns one mean of a batch whose tensors do not share a leading dimension, so that its samples "
+            "cannot be counted; return per-sample losses, shape (n,)"
+        )
+    return size
 
 
 def _candidates(leading: Layout, batch: Any) -> Iterator[Layout]:
