@@ -108,8 +108,7 @@ class Bag(nn.Module):
         return self.head(torch.tanh(self.table(words)))
 
 
-@pytest.mark.parametrize("kind", [Rows, Bag])
-@pytest.mark.parametrize("parameters", ["table.weight", "*weight", None])
+@pytest.mark.parametrize(("kind", "parameters"), [(Rows, "table.weight"), (Rows, "*weight"), (Rows, None), (Bag, None)])
 def test_embeddings_with_sparse_gradients_have_the_curvature_of_usual_ones(parameters, kind):
     sparse, usual = (seeded(lambda flag=flag: kind(flag)) for flag in (True, False))
     objective, expected = (Objective(model, words(), parameters=parameters) for model in (sparse, usual))
@@ -119,6 +118,12 @@ def test_embeddings_with_sparse_gradients_have_the_curvature_of_usual_ones(param
     limits = [predict_limit(model, words(), parameters=parameters, progress=False) for model in (sparse, usual)]
     assert limits[0].sparsity == pytest.approx(limits[1].sparsity, abs=1e-9)
     assert not next(sparse.parameters()).grad
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_bags_of_embeddings_have_no_second_derivative(sparse):
+    told = refusal(predict_limit, seeded(lambda: Bag(sparse)), words(), parameters="table.weight", progress=False)
+    assert told.startswith("model: no second derivative of layer 'table' (EmbeddingBag) (")
 
 
 # --------------------------------------------------------------------------------------------- layers of width zero
@@ -222,8 +227,8 @@ SINGLE = {
 def test_single_samples_in_the_place_of_batches_are_refused(name):
     told = refusal(predict_limit, mlp(), SINGLE[name](), progress=False)
     assert told == (
-        "loader: labels have no dimension that counts samples beside inputs (4,): where it yields single samples wrap it "
-        "in a DataLoader, torch.utils.data.DataLoader(dataset, batch_size=128)"
+        "loader: labels have no dimension that counts samples beside inputs (4,): where it yields single samples wrap "
+        "it in a DataLoader, torch.utils.data.DataLoader(dataset, batch_size=128)"
     )
 
 
@@ -440,8 +445,8 @@ def test_parametrisations_that_live_in_hooks_are_told_their_own_remedy(name):
     before = snapshot(model)
     told = refusal(predict_limit, model, [(X, Y)])
     assert told == (
-        f"model: the weight of layer '0' is computed by a parametrisation; fix it with {remedy}, or name the parameters "
-        "behind it with parameters="
+        f"model: the weight of layer '0' is computed by a parametrisation; fix it with {remedy}, or name the "
+        "parameters behind it with parameters="
     )
     assert same(before, snapshot(model))
     remove(model[0])
