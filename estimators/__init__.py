@@ -1,5 +1,7 @@
 """Matrix-free curvature of a training objective and its spectrum."""
 
+import logging
+
 from estimators.curvature import GGN, Hessian
 from estimators.distributed import Shard
 from estimators.eigenpairs import Eigenpairs, eigenpairs
@@ -46,3 +48,5 @@ __all__ = [
     "steady_gauss",
     "xtrace",
 ]
+
+logging.getLogger("estimators").addHandler(logging.NullHandler())
