@@ -28,8 +28,8 @@ def cross_entropy(model: nn.Module, batch: Any) -> Tensor:
     x, y = batch
     if isinstance(x, Tensor) and x.dim() and (isinstance(y, int) or (isinstance(y, Tensor) and not y.dim())):
         raise UserError(
-            f"loader: labels have no dimension that counts samples beside inputs {tuple(x.shape)}: where it yields single "
-            "samples wrap it in a DataLoader, torch.utils.data.DataLoader(dataset, batch_size=128)"
+            f"loader: labels have no dimension that counts samples beside inputs {tuple(x.shape)}: where it yields "
+            "single samples wrap it in a DataLoader, torch.utils.data.DataLoader(dataset, batch_size=128)"
         )
     if not isinstance(y, Tensor):
         raise UserError(f"loader: labels must be a tensor of class indices, got {type(y).__name__}; {OTHER_TARGETS}")
