@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Mapping
 from typing import Any
@@ -82,7 +83,8 @@ def refuse_loader(loader: Any) -> None:
         raise UserError(f"{expected}, got a tuple of tensors, which is one batch: give a list of batches, [(x, y)]")
     if isinstance(loader, Tensor | str | bytes | Mapping):
         raise UserError(f"{expected}, got {type(loader).__name__}: give a DataLoader or a list of batches, [(x, y)]")
-    if not hasattr(loader, "__iter__") and not hasattr(loader, "__getitem__"):
+    readable = hasattr(loader, "__iter__") or hasattr(loader, "__getitem__")
+    if isinstance(loader, type) or not readable:
         raise UserError(f"{expected}, got {type(loader).__name__}: give a DataLoader or a list of batches, [(x, y)]")
 
 
@@ -99,10 +101,11 @@ def refuse_loss(loss_fn: Any) -> None:
         return
     expected = "loss_fn: expected a function of model and batch"
     remedy = "give lambda model, batch: criterion(model(batch[0]), batch[1])"
-    name = getattr(loss_fn, "__name__", type(loss_fn).__name__)
-    if isinstance(loss_fn, nn.modules.loss._Loss) or getattr(nn.functional, name, None) is loss_fn:
+    innermost = loss_fn.func if isinstance(loss_fn, functools.partial) else loss_fn
+    name = getattr(innermost, "__name__", type(innermost).__name__)
+    if isinstance(innermost, nn.modules.loss._Loss) or getattr(nn.functional, name, None) is innermost:
         raise UserError(f"{expected}, got {name}; {remedy}")
-    if not callable(loss_fn):
+    if isinstance(loss_fn, type) or not callable(loss_fn):
         raise UserError(f"{expected}, got {name}; {remedy}")
     try:
         signature = inspect.signature(loss_fn)

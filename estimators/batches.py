@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
@@ -26,10 +28,18 @@ class Layout:
         counting: Places of these leaves among all leaves of a batch.
         cuttable: Whether a batch can be cut into parts by cutting these leaves. Graphs, packed sequences and lists of
             images cannot.
+        count: Number of all leaves of a batch; None where it differs.
     """
 
     counting: frozenset[int]
     cuttable: bool = True
+    count: int | None = None
+
+    def fits(self, batch: Any) -> bool:
+        """Tell whether a batch has as many leaves as the layout, and those that count samples one length."""
+        parts = list(leaves(batch))
+        lengths = {rows_of(parts[place]) for place in self.counting if place < len(parts)}
+        return self.count in (None, len(parts)) and len(lengths) <= 1 and None not in lengths
 
     def size(self, batch: Any) -> int | None:
         """Return the number of samples of a batch; None where no leaf tells."""
@@ -71,7 +81,8 @@ class Layout:
 
     def with_factors(self, batch: Any) -> Layout:
         """Return the layout of such a batch followed by one factor per sample."""
-        return replace(self, counting=self.counting | {sum(1 for _ in leaves(batch))})
+        places = sum(1 for _ in leaves(batch))
+        return replace(self, counting=self.counting | {places}, count=places + 1)
 
     def without(self, places: Iterator[int] | Sequence[int]) -> Layout:
         """Return the layout in which all samples share the leaves at some places, too."""
@@ -101,8 +112,9 @@ def leading_layout(batch: Any) -> Layout | None:
 
 def of_length(batch: Any, length: int | None) -> Layout:
     """Return the layout in which every leaf of a length counts samples."""
-    places = (place for place, leaf in enumerate(leaves(batch)) if length is not None and rows_of(leaf) == length)
-    return Layout(frozenset(places))
+    parts = list(leaves(batch))
+    places = (place for place, leaf in enumerate(parts) if length is not None and rows_of(leaf) == length)
+    return Layout(frozenset(places), count=len(parts))
 
 
 def obvious(batch: Any, layout: Layout) -> bool:
@@ -121,12 +133,17 @@ def one_length(batch: Any) -> bool:
 
 
 def stated_size(batch: Any) -> int | None:
-    """Return the number of samples that a batch states of itself, as batches of graphs do."""
-    for name in SAMPLE_COUNTS:
-        size = getattr(batch, name, None)
-        if isinstance(size, int) and not isinstance(size, bool):
-            return size
-    return None
+    """Return the number of samples that a batch or a leaf of it states of itself, as batches of graphs do."""
+    return next((size for part in (batch, *leaves(batch)) if (size := _own_count(part)) is not None), None)
+
+
+def listed(batch: Any) -> set[int]:
+    """Return the lengths of the lists and tuples of a batch that hold tensors or containers, such as images."""
+    children = _children(batch)
+    if children is None:
+        return set()
+    inside = set().union(*(listed(child) for child in children.values()))
+    return inside | {len(children)} if isinstance(batch, list | tuple) else inside
 
 
 def refuse_without_samples(batch: Any) -> None:
@@ -180,25 +197,15 @@ def map_leaves(function: Callable[..., Any], first: Any, *others: Any) -> Any:
         return function(first, *others)
     rest = [_children(other) or {} for other in others]
     mapped = {key: map_leaves(function, child, *(other[key] for other in rest)) for key, child in children.items()}
-    if isinstance(first, tuple):
-        values = mapped.values()
-        return type(first)(*values) if hasattr(first, "_fields") else type(first)(values)
-    if isinstance(first, list):
-        return list(mapped.values())
-    if type(first) is dict:
-        return mapped
-    if isinstance(first, Mapping):
-        return type(first)(mapped)  # type: ignore[call-arg]
-    copy = object.__new__(type(first))
-    for key, value in mapped.items():
-        object.__setattr__(copy, key, value)
-    return copy
+    return _rebuilt(first, mapped)
 
 
 def rows_of(leaf: Any) -> int | None:
     """Return the number of entries along the leading dimension of a leaf; None where it has none that can be cut."""
     if isinstance(leaf, Tensor):
         return len(leaf) if not opaque(leaf) and leaf.dim() > 0 else None
+    if isinstance(leaf, np.ndarray):
+        return len(leaf) if leaf.ndim else None
     return len(leaf) if type(leaf) in (list, tuple) else None
 
 
@@ -209,7 +216,7 @@ def opaque(leaf: Any) -> bool:
     if isinstance(leaf, PackedSequence):
         return True
     container = isinstance(leaf, Mapping | tuple | list) or dataclasses.is_dataclass(leaf)
-    return not container and callable(getattr(leaf, "to", None)) and stated_size(leaf) is not None
+    return not container and callable(getattr(leaf, "to", None)) and _own_count(leaf) is not None
 
 
 def same_leaf(leaf: Any, other: Any) -> bool:
@@ -218,12 +225,19 @@ def same_leaf(leaf: Any, other: Any) -> bool:
         return True
     if isinstance(leaf, Tensor) or isinstance(other, Tensor):
         both = isinstance(leaf, Tensor) and isinstance(other, Tensor) and not opaque(leaf) and not opaque(other)
-        return both and leaf.shape == other.shape and torch.equal(leaf, other)
-    return type(leaf) is type(other) and not opaque(leaf) and bool(leaf == other)
+        return both and leaf.shape == other.shape and bool(_same_entries(leaf, other.to(leaf.device)).all())
+    if type(leaf) is not type(other) or opaque(leaf):
+        return False
+    if isinstance(leaf, np.ndarray):
+        return leaf.shape == other.shape and bool(np.all(_same_entries(leaf, other)))
+    try:
+        return bool(_same_entries(leaf, other))
+    except (TypeError, ValueError):  # values that cannot be compared count as different
+        return False
 
 
 def _children(batch: Any) -> dict[Any, Any] | None:
-    if isinstance(batch, Tensor | nn.Module) or opaque(batch):
+    if isinstance(batch, Tensor | np.ndarray | nn.Module) or opaque(batch):
         return None
     if isinstance(batch, Mapping):
         return dict(batch)
@@ -237,18 +251,60 @@ def _children(batch: Any) -> dict[Any, Any] | None:
     return None
 
 
+def _own_count(part: Any) -> int | None:
+    for name in SAMPLE_COUNTS:
+        size = getattr(part, name, None)
+        if isinstance(size, int) and not isinstance(size, bool):
+            return size
+    return None
+
+
+def _rebuilt(batch: Any, children: Mapping[Any, Any]) -> Any:
+    """Return a container like another one, with its attributes, that holds other children at the same places."""
+    if type(batch) in (dict, list, tuple):
+        return type(batch)(children if type(batch) is dict else children.values())
+    if isinstance(batch, tuple):
+        if hasattr(batch, "_fields"):
+            return type(batch)(*children.values())
+        made = tuple.__new__(type(batch), children.values())
+        vars(made).update(vars(batch))
+        return made
+    if isinstance(batch, Mapping) and not isinstance(batch, MutableMapping):
+        return type(batch)(children)  # type: ignore[call-arg]
+    made = copy.copy(batch)
+    for key, child in children.items():
+        if isinstance(made, MutableMapping | list):
+            made[key] = child
+        else:
+            object.__setattr__(made, key, child)
+    return made
+
+
 def _entries(leaf: Any, rows: Tensor) -> Any:
     if isinstance(leaf, Tensor):
         return leaf[rows.to(leaf.device)]
+    if isinstance(leaf, np.ndarray):
+        return leaf[rows.numpy()]
     return type(leaf)(leaf[row] for row in rows.tolist()) if rows_of(leaf) is not None else leaf
 
 
 def _concatenated(parts: Sequence[Any]) -> Any:
-    return torch.cat(list(parts)) if isinstance(parts[0], Tensor) else type(parts[0])(chain.from_iterable(parts))
+    if isinstance(parts[0], Tensor):
+        return torch.cat(list(parts))
+    if isinstance(parts[0], np.ndarray):
+        return np.concatenate(parts)
+    return type(parts[0])(chain.from_iterable(parts))
+
+
+def _same_entries(leaf: Any, other: Any) -> Any:
+    """Compare entry by entry; undefined numbers, which differ from themselves, equal each other."""
+    return (leaf == other) | ((leaf != leaf) & (other != other))
 
 
 def _same_kind(leaf: Any, other: Any) -> bool:
     """Tell whether two leaves that count samples can be joined."""
     if isinstance(leaf, Tensor) and isinstance(other, Tensor):
         return leaf.shape[1:] == other.shape[1:] and leaf.dtype == other.dtype and leaf.device == other.device
+    if isinstance(leaf, np.ndarray) and isinstance(other, np.ndarray):
+        return bool(leaf.shape[1:] == other.shape[1:] and leaf.dtype == other.dtype)
     return type(leaf) is type(other)

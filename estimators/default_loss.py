@@ -26,6 +26,13 @@ def cross_entropy(model: nn.Module, batch: Any) -> Tensor:
             f"loader: the default loss needs (x, y) batches, got {type(batch).__name__}; give loss_fn=, {OWN_LOSS}"
         )
     x, y = batch
+    if isinstance(x, Tensor) and x.dim() and (isinstance(y, int) or (isinstance(y, Tensor) and not y.dim())):
+        raise UserError(
+            f"loader: labels have no dimension that counts samples beside inputs {tuple(x.shape)}: where it yields "
+            "single samples wrap it in a DataLoader, torch.utils.data.DataLoader(dataset, batch_size=128)"
+        )
+    if not isinstance(y, Tensor):
+        raise UserError(f"loader: labels must be a tensor of class indices, got {type(y).__name__}; {OTHER_TARGETS}")
     logits = logits_of(model(x))
     classes = logits.shape[1] if logits.dim() > 1 else 1
     if y.is_floating_point() or (y.numel() and not (int(y.min()) >= 0 and int(y.max()) < classes)):

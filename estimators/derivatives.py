@@ -7,9 +7,11 @@ import math
 import torch
 from torch import Tensor
 
+from estimators.distributed import gathered
 from estimators.errors import UserError
 from estimators.objective import Objective
 from estimators.refusals import graph_nodes
+from estimators.samples import shrinking
 
 MOST_SAMPLES, FEWEST_SAMPLES, SAMPLES_TIMES_LAYERS = 64, 8, 2048
 FIRST_STEP, SHORTER, STEPS, TINY_STEP = 1e-2, 4.0, 5, 1e-5
@@ -73,13 +75,24 @@ def untrue_derivatives(objective: Objective, seed: int = 0) -> tuple[str, ...]:
     return tuple(untrue)
 
 
-@torch.enable_grad()
 def _refuse_without_graph(loss: Objective) -> None:
     """Refuse a loss that no graph connects with the chosen weights."""
+    with loss.one_pass():
+        connected = _connected(loss)
+    if not any(gathered(connected)):
+        raise UserError(
+            "loss_fn: no gradient of the loss reaches any chosen weight; do not detach losses or outputs nor call the "
+            "model under torch.no_grad, and where the model differentiates inside its forward pass let it call "
+            "torch.autograd.grad with create_graph=True, also in evaluation mode"
+        )
+
+
+@shrinking
+@torch.enable_grad()
+def _connected(loss: Objective) -> bool:
+    """Tell whether the losses of a batch of this rank have a graph."""
     weights = {name: tensor.requires_grad_() for name, tensor in loss.chosen.items()}
-    batches = 0
     for batch, _ in loss.batches():
-        batches += 1
         losses = loss.losses(weights, batch)
         if any(name.startswith(FAKE) for name, _ in graph_nodes([losses])):
             raise UserError(
@@ -87,13 +100,8 @@ def _refuse_without_graph(loss: Objective) -> None:
                 "network, or switch it off with model.apply(torch.ao.quantization.disable_fake_quant)"
             )
         if losses.requires_grad:
-            return
-    if batches:
-        raise UserError(
-            "loss_fn: no gradient of the loss reaches any chosen weight; do not detach losses or outputs nor call the "
-            "model under torch.no_grad, and where the model differentiates inside its forward pass let it call "
-            "torch.autograd.grad with create_graph=True, also in evaluation mode"
-        )
+            return True
+    return False
 
 
 def _noise(loss: Objective, weights: Tensor, generator: torch.Generator) -> float:

@@ -21,7 +21,7 @@ from estimators.refusals import no_lost_graphs
 from estimators.samples import Samples, close_losses, shrinking, unchanged_by_cut
 from estimators.sampling import weighted
 from estimators.substitution import no_reentrant_checkpoints, substituted_functions, without_zero_units
-from estimators.user_code import NO_GRAPH, plain_modes, run
+from estimators.user_code import NO_GRAPH, Draws, plain_modes, run
 from estimators.vectors import flatten, named
 from estimators.weights import Weights
 
@@ -93,7 +93,8 @@ class Objective:
         self.penalty, self.patterns = penalty, parameters
         with plain_modes():
             self.weights = Weights(model, parameters)
-        self.data = Samples(loader, self.device, self.dtype, self._evaluated)
+        self._draws = Draws()
+        self.data = Samples(loader, self.device, self.dtype, self._evaluated, self._draws)
         self.picked: Tensor | None = None
         self.factors: Tensor | None = None
         self._graph_inside = False
@@ -150,6 +151,8 @@ class Objective:
         return self.data.most
 
     @property
+    @shrinking
+    @plain_modes()
     def samples(self) -> int:
         """Number of samples in one pass over the loader, of all ranks together."""
         if not self.data.counted:
@@ -350,7 +353,7 @@ class Objective:
             torch.set_grad_enabled(graph),
             no_reentrant_checkpoints(),
         ):
-            return run(lambda: self.loss_fn(self.model, copied(batch)), lambda: self._described(batch))
+            return run(lambda: self.loss_fn(self.model, copied(batch)), lambda: self._described(batch), self._draws)
 
     def _described(self, batch: Any) -> str:
         """Say what was passed when the user's code failed."""

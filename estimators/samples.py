@@ -18,10 +18,10 @@ from estimators.batches import (
     Layout,
     leading_layout,
     leaves,
+    listed,
     memory_of,
     move,
     obvious,
-    of_length,
     one_length,
     refuse_without_samples,
     same_leaf,
@@ -31,11 +31,12 @@ from estimators.distributed import Shard
 from estimators.errors import UserError
 from estimators.memory import GIB, available, retried
 from estimators.sampling import Weighted, inclusion, systematic
-from estimators.user_code import next_batches
+from estimators.user_code import Draws, next_batches
 
 LOGGER = logging.getLogger("estimators")
 COMPARED_SAMPLES = 64
 UNENDING_SAMPLES = 1 << 20
+WHOLE = Layout(frozenset(), cuttable=False)
 Evaluate = Callable[[Any], Tensor]
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -98,6 +99,7 @@ class Samples:
         dtype: Type of the model, which tells how far rounding reaches.
         evaluate: Returns the losses of a batch on the device: per sample ``[n]``, or their mean. They tell what a
             sample is where the leading dimensions of a batch's tensors leave a doubt.
+        draws: Where the loader draws random numbers from; None makes states of its own.
 
     Attributes:
         most: Most samples that are passed at once; None passes batches as they come.
@@ -110,8 +112,16 @@ class Samples:
         digest: Of the batches of the last pass, to compare ranks by; empty with one process.
     """
 
-    def __init__(self, loader: Iterable[Any], device: torch.device, dtype: torch.dtype, evaluate: Evaluate) -> None:
+    def __init__(
+        self,
+        loader: Iterable[Any],
+        device: torch.device,
+        dtype: torch.dtype,
+        evaluate: Evaluate,
+        draws: Draws | None = None,
+    ) -> None:
         self.loader, self.device, self.dtype, self.evaluate = loader, device, dtype, evaluate
+        self._draws = Draws() if draws is None else draws
         self.most: int | None = None
         self.layout: Layout | None = None
         self.sample_bytes = 0
@@ -176,6 +186,11 @@ class Samples:
         """
         fewer = min(self._passing, self.most or self._passing) // 2
         free = available(self.device) / GIB
+        if not self._passing:
+            raise UserError(
+                f"memory: ran out with a whole batch on {self.device}, {free:.3g} GiB free, from whose losses its "
+                "samples are counted; give smaller batches"
+            )
         if fewer < 1:
             raise UserError(
                 f"memory: ran out with a single sample on {self.device}, {free:.3g} GiB free; "
@@ -246,7 +261,7 @@ class Samples:
             layout = layout.with_factors(picked[0].batch)
         if layout is not None and layout.cuttable and not self.separate:
             picked = layout.joined(picked, max(largest, 256))
-        part = Samples(Shard(picked), self.device, self.dtype, self.evaluate)
+        part = Samples(Shard(picked), self.device, self.dtype, self.evaluate, self._draws)
         part.most, part.layout, part._sizes = self.most, layout, sizes
         part.separate, part.weighted = self.separate, weights is not None
         return part
@@ -288,7 +303,7 @@ class Samples:
         first = self._own_total is None
         sizes: list[int] = []
         digest = hashlib.blake2b(digest_size=16)
-        for batch in next_batches(self.loader):
+        for batch in next_batches(self.loader, self._draws):
             number = len(sizes)
             size = self._size(number, batch)
             if first:
@@ -333,17 +348,19 @@ class Samples:
         """Return the number of samples of a batch: by its leaves, what it states, or the number of its losses."""
         if self.layout is None:
             refuse_without_samples(batch)
+            self._passing = 0
             self.layout = learned_layout(move(batch, self.device), self.evaluate, self.dtype)
             LOGGER.debug("samples: %s", self.layout)
+        if not self.layout.fits(batch):
+            self.layout = WHOLE
+            LOGGER.debug("batch %d is built otherwise than those before: batches are not cut", number)
         size = self.layout.size(batch)
         if size is not None:
             return size
         if number < len(self._sizes):
             return self._sizes[number]
-        stated = next((count for leaf in leaves(batch) if (count := stated_size(leaf)) is not None), None)
-        if stated is None:
-            stated = stated_size(batch)
-        return stated if stated is not None else len(self.evaluate(move(batch, self.device)))
+        self._passing = 0
+        return counted_samples(batch, self.evaluate(move(batch, self.device)))
 
     def _parts(self, batch: Any, size: int) -> Iterator[tuple[Any, int]]:
         """Split a batch into parts of at most ``most`` samples."""
@@ -374,21 +391,44 @@ def learned_layout(batch: Any, evaluate: Evaluate, dtype: torch.dtype) -> Layout
     leading = leading_layout(batch)
     if leading is not None and obvious(batch, leading):
         return leading
+    parted = False
     if leading is not None:
         for layout in _candidates(leading, batch):
-            if unchanged_by_cut(layout, batch, evaluate, dtype):
+            unchanged = unchanged_by_cut(layout, batch, evaluate, dtype)
+            if unchanged:
                 return layout
-        if one_length(batch):
-            return leading
+            parted |= unchanged is not None
     losses = evaluate(batch)
+    listing = not parted and losses.dim() > 0 and len(losses) in listed(batch)
+    if leading is not None and one_length(batch) and not listing:
+        return leading
+    counted_samples(batch, losses)
+    return WHOLE
+
+
+def counted_samples(batch: Any, losses: Tensor) -> int:
+    """Return the number of samples of a batch that is passed whole.
+
+    Args:
+        batch: The batch.
+        losses: Its losses, per sample ``[n]`` or their mean.
+
+    Returns:
+        The number of its losses; of a mean what the batch states, or the one length of its tensors.
+
+    Raises:
+        UserError: Neither tells.
+    """
     if losses.dim():
-        return Layout(of_length(batch, len(losses)).counting, cuttable=False)
-    if stated_size(batch) is not None or any(stated_size(leaf) is not None for leaf in leaves(batch)):
-        return Layout(frozenset(), cuttable=False)
-    raise UserError(
-        "loss_fn: returns one mean of a batch whose tensors do not share a leading dimension, so that its samples "
-        "cannot be counted; return per-sample losses, shape (n,)"
-    )
+        return len(losses)
+    layout = leading_layout(batch) if one_length(batch) else None
+    size = stated_size(batch) if layout is None else layout.size(batch)
+    if size is None:
+        raise UserError(
+            "loss_fn: returns one mean of a batch whose tensors do not share a leading dimension, so that its samples "
+            "cannot be counted; return per-sample losses, shape (n,)"
+        )
+    return size
 
 
 def _candidates(leading: Layout, batch: Any) -> Iterator[Layout]:

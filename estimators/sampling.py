@@ -89,7 +89,8 @@ def systematic(odds: Tensor, samples: int, generator: torch.Generator) -> Tensor
 
     Source: Madow, On the theory of systematic sampling II, Annals of Mathematical Statistics 20, 1949.
     """
-    order = torch.randperm(len(odds), generator=generator)
-    places = torch.arange(samples, dtype=torch.float64) + torch.rand(1, generator=generator, dtype=torch.float64)
+    order = torch.randperm(len(odds), generator=generator, device="cpu")
+    start = torch.rand(1, generator=generator, dtype=torch.float64, device="cpu")
+    places = torch.arange(samples, dtype=torch.float64, device="cpu") + start
     drawn = torch.searchsorted(odds[order].cumsum(0), places, right=True).clamp(max=len(odds) - 1)
     return order[drawn].sort().values

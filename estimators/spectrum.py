@@ -216,7 +216,7 @@ def sphere_probes(operator: Operator, probes: int, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     rows = aligned_rows(probes, operator.shape[0], operator.dtype, operator.device)
     for row in rows:
-        vector = torch.randn(operator.shape[0], generator=generator, dtype=torch.float64)
+        vector = torch.randn(operator.shape[0], generator=generator, dtype=torch.float64, device="cpu")
         row.copy_(vector.div_(vector.norm()))
     return rows.T
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 
 from estimators.parameters import choose_parameters, pruning_masks
@@ -59,9 +60,12 @@ class Weights:
         return vectors
 
     def versions(self) -> list[int]:
-        """Count the writes to the model's parameters and buffers so far; a change tells that kept graphs are stale."""
+        """Count the writes to the model's parameters and buffers so far; a change tells that kept graphs are stale.
+
+        Writes to tensors that were made in inference mode are not counted by PyTorch; their contents are compared.
+        """
         tensors = (*self._own.values(), *self.buffers.values())
-        return [tensor._version for tensor in tensors if not tensor.is_inference()]
+        return [_written_bytes(tensor) if tensor.is_inference() else tensor._version for tensor in tensors]
 
     @contextmanager
     def substituted(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
@@ -94,6 +98,11 @@ class Weights:
         """Forget the copies that a forward pass wrote to."""
         for name in [name for name, copy in self._copies.items() if copy._version]:
             del self._copies[name]
+
+
+def _written_bytes(tensor: Tensor) -> int:
+    """Return a number that stands for what a tensor holds, where PyTorch does not count the writes to it."""
+    return hash(tensor.reshape(-1).cpu().view(torch.uint8).numpy().tobytes())
 
 
 @contextmanager

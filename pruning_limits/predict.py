@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-import random
 import resource
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -152,7 +150,7 @@ def predict_limit(
     refuse_model(model)
     counted = penalty if criterion == "objective" else None
     started = time.perf_counter()
-    with plain_modes(), _untouched_randomness(), intact(model):
+    with plain_modes(), intact(model):
         whole = Objective(model, first_batches(loader, max_batches), loss_fn, counted, parameters)
         profile = MagnitudeProfile(whole.chosen)
         losses = all_losses(whole) if measure else drawn_losses(whole, samples or 0, seed)
@@ -361,15 +359,3 @@ def _peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-@contextmanager
-def _untouched_randomness() -> Iterator[None]:
-    """Put the random states of torch, numpy and Python back, whatever the loader or the model draws."""
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
-    with torch.random.fork_rng():
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)  # noqa: NPY002

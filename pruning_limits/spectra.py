@@ -158,7 +158,9 @@ class Spectra:
         if 1 < count < self.losses.total:
             fewer, longer = COMPARED[kind]
             first = max(1, count // fewer)
-            roots[first] = self._root(self._run(kind, first, longer))
+            smaller = self._run(kind, first, longer)
+            if smaller.samples < self.subset(count).samples:  # whole batches may give more than was asked for
+                roots[smaller.samples] = self._root(smaller)
             self._forget(kind, first)
         while True:
             current = self._compared(kind, self._run(kind, count), roots)
