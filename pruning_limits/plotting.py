@@ -25,6 +25,11 @@ BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#666666"
 SPARSITY = "sparsity (removed fraction)"
 
 
+def figure_suffixes() -> list[str]:
+    """Return the endings of the formats that figures can be written in."""
+    return [f".{name}" for name in sorted(FigureCanvasAgg.get_supported_filetypes())]
+
+
 def save(figure: Figure, path: str | Path) -> None:
     """Write a figure to a file whose suffix names the format."""
     try:

@@ -12,22 +12,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.optimize import brentq
-from torch import Tensor
 
-from estimators import SpectralMeasure, UserError
+from estimators import UserError
 from estimators.files import write_bytes
-from pruning_limits.bounds import Negative, isotropic_limit
-from pruning_limits.directions import Directions
-from pruning_limits.inverse import epsilon_for
 from pruning_limits.kinematics import concentration_width
-from pruning_limits.magnitude import MagnitudeCurve, MagnitudeProfile
 from pruning_limits.parts import Cost, Estimate, Layer, Sharpness, Verdict
 from pruning_limits.serial import fields_of, read_plain, to_plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
+    from torch import Tensor
+
+    from estimators import SpectralMeasure
+    from pruning_limits.bounds import Negative
+    from pruning_limits.directions import Directions
+    from pruning_limits.magnitude import MagnitudeProfile
+    from pruning_limits.magnitude_curve import MagnitudeCurve
 
 FORMAT = "pruning-limit/3"
 LEAST_LOGARITHM, LARGEST_SCALE = -700.0, 1e50
@@ -130,6 +131,8 @@ class PruningLimit:
             The limit under the changed conditions. ``achieved`` is read off the rises measured before when only
             epsilon changes and is None otherwise; ``lower`` is then the quadratic scaling of those rises.
         """
+        from pruning_limits.bounds import isotropic_limit
+
         for name, value in (("weight_scale", weight_scale), ("curvature_scale", curvature_scale)):
             if not 1 / LARGEST_SCALE <= value <= LARGEST_SCALE:
                 raise UserError(f"{name}: expected a number from {1 / LARGEST_SCALE} to {LARGEST_SCALE}, got {value}")
@@ -179,6 +182,10 @@ class PruningLimit:
 
     def epsilon_for(self, sparsity: float) -> float:
         """Return the allowed rise that would make a sparsity the isotropic limit; see ``inverse.epsilon_for``."""
+        from scipy.optimize import brentq
+
+        from pruning_limits.inverse import epsilon_for
+
         target, negative = self.hessian.on_samples(sparsity), self.settings["negative"]
         ends, refusals = [], []
         for measure in self.hessian.measures:
@@ -336,6 +343,8 @@ class PruningLimit:
 
 def isotropic(estimate: Estimate, curve: MagnitudeCurve, epsilon: float, negative: Negative) -> float:
     """Isotropic limit of an estimate, see ``Estimate.limit`` and ``isotropic_limit``."""
+    from pruning_limits.bounds import isotropic_limit
+
     return estimate.limit(lambda measure: isotropic_limit(measure, curve, epsilon, negative).sparsity)
 
 
