@@ -1,5 +1,6 @@
 """Matrix-free curvature of a training objective and its spectrum."""
 
+import logging
 from typing import TYPE_CHECKING
 
 from estimators.lazy import import_later
@@ -70,3 +71,4 @@ import_later(
         "estimators.trace": "TraceEstimate block_traces diagonal hutch_plus_plus hutchinson row_norms xtrace",
     },
 )
+logging.getLogger("estimators").addHandler(logging.NullHandler())

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from estimators import distributed
-from estimators.errors import UserError
+from estimators.errors import UndefinedGGNError, UserError
 from estimators.forwards import Forward, Forwards, Precision, SavedBytes
 from estimators.memory import retried
 from estimators.objective import Objective
@@ -268,7 +268,7 @@ class GGN(_Curvature):
         outputs = loss_inputs(forward.outputs, forward.loss)
         if not outputs:
             got = ", ".join(type(one).__name__ for one in forward.outputs) or "0 calls of the model"
-            raise UserError(
+            raise UndefinedGGNError(
                 f"loss_fn: the GGN needs a loss that is computed from a tensor that the model returns, such as logits, "
                 f"got {got}"
             )

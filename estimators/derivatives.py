@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -131,28 +130,29 @@ def _untrue(
 
     if torch.finfo(weights.dtype).eps > COARSE and slope.any():
         return False
-    if _unmoved(difference, 2 * float(slope @ direction), noise):
-        return True
+
+    def agree(moved: float, told: float) -> bool:
+        return abs(moved - told) <= TRUE_WITHIN * max(abs(told), abs(moved)) + noise
+
+    slope_along = 2 * float(slope @ direction)
+    tiny = max(TINY_STEP, SHORTER * CLEAR * noise / slope_along) if slope_along else FIRST_STEP
+    if tiny < FIRST_STEP:  # long enough for the gradient to be seen beyond rounding
+        moved, told = difference(tiny)
+        if agree(moved, told):
+            return False
+        if moved == 0 and difference(tiny / SHORTER)[0] == 0:
+            return True
     before: float | None = None
     for number in range(STEPS):
         moved, told = difference(FIRST_STEP / SHORTER**number)
-        larger = max(abs(told), abs(moved))
-        if not math.isfinite(moved) or abs(moved - told) <= TRUE_WITHIN * larger + noise:
+        if not math.isfinite(moved) or agree(moved, told):
             return False
         if before is not None:
             steady = abs(before / SHORTER - moved) <= STEADY_WITHIN * max(abs(moved), abs(before / SHORTER)) + noise
-            if steady and abs(moved - told) > UNTRUE_BEYOND * larger + 3 * noise:
+            if steady and abs(moved - told) > UNTRUE_BEYOND * max(abs(told), abs(moved)) + 3 * noise:
                 return True
         before = moved
     return False
-
-
-def _unmoved(difference: Callable[[float], tuple[float, float]], slope: float, noise: float) -> bool:
-    """Tell whether two tiny steps leave the loss exactly as it is where its gradient says that they move it clearly."""
-    step = max(TINY_STEP, SHORTER * CLEAR * noise / slope) if slope else FIRST_STEP
-    if step >= FIRST_STEP:
-        return False
-    return all(difference(length)[0] == 0 for length in (step, step / SHORTER))
 
 
 def zero_weights_loss(objective: Objective, seed: int = 0) -> float:

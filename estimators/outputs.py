@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from estimators.errors import UserError
+from estimators.errors import UndefinedGGNError
 
 Edge = tuple[Any, int]
 
@@ -40,12 +40,12 @@ def loss_inputs(outputs: Iterable[Any], loss: Tensor) -> list[Tensor]:
         The tensors, independent of each other; none where the loss depends on no output.
 
     Raises:
-        UserError: One of them depends on another, so that there is no derivative by one alone.
+        UndefinedGGNError: One of them depends on another, so that there is no derivative by one alone.
     """
     candidates = {_edge(one): one for one in tensors(list(outputs)) if one.dim() and one.grad_fn is not None}
     found = _reached(loss, candidates)
     if len(found) > 1 and any(_reached(one, found) for one in found.values()):
-        raise UserError(
+        raise UndefinedGGNError(
             "loss_fn: the GGN needs a loss of outputs that do not depend on each other, such as the logits alone; "
             "drop hidden states and chained calls of the model from the loss"
         )

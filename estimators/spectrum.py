@@ -31,16 +31,19 @@ def measure_of(
     return SpectralMeasure(tuple(rule(one) for one in tridiagonals), dimension)
 
 
-def dense_measure(operator: Operator) -> SpectralMeasure:
+def dense_measure(operator: Operator, images: Tensor | None = None) -> SpectralMeasure:
     """Compute the exact measure of a small operator from all its columns and a float64 eigenvalue solver.
 
     Args:
         operator: Symmetric operator; D products are taken and D x D numbers stored.
+        images: All its columns ``[D, D]``, where known; saves the products.
 
     Returns:
         The exact measure.
     """
-    matrix = operator.matmat(torch.eye(operator.shape[0], device=operator.device, dtype=operator.dtype)).double()
+    if images is None:
+        images = operator.matmat(torch.eye(operator.shape[0], device=operator.device, dtype=operator.dtype))
+    matrix = images.double()
     return SpectralMeasure.from_eigenvalues(torch.linalg.eigvalsh((matrix + matrix.T) / 2).cpu().numpy())
 
 

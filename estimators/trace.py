@@ -12,6 +12,7 @@ from torch import Tensor
 
 from estimators.errors import UserError
 from estimators.operator import Operator
+from estimators.trace_error import leave_out_corrections, shared_variance, sign_statistics, widened
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,9 @@ class TraceEstimate:
 
     Attributes:
         value: The estimate.
-        standard_error: Its standard error over the choice of random vectors.
+        standard_error: Its standard error over the choice of random vectors, widened by Student's t where few products
+            leave that error uncertain, so that ``value`` plus and minus twice it covers the trace in about 95 % of
+            seeds; 0 where the products give the trace exactly.
         products: Number of products that it took.
     """
 
@@ -29,17 +32,36 @@ class TraceEstimate:
     products: int
 
 
+@dataclass(frozen=True)
+class BlockTraces:
+    """Estimates of the traces of diagonal blocks from the same products.
+
+    Attributes:
+        values: Traces ``[blocks]``.
+        errors: Their standard errors ``[blocks]``, see ``TraceEstimate``.
+        whole: Trace of the whole matrix, the sum of ``values``, with the error of the sum.
+    """
+
+    values: NDArray[np.float64]
+    errors: NDArray[np.float64]
+    whole: TraceEstimate
+
+
 def hutchinson(operator: Operator, probes: int = 32, seed: int = 0) -> TraceEstimate:
     r"""Estimate the trace by Hutchinson's estimator, the mean of :math:`v^\top A v` over random signs v.
 
     Args:
         operator: Symmetric operator with ``matmat``. Any object with ``shape``, ``dtype``, ``device`` and ``matmat``
             will do, so the trace of f(A) needs no more than a class whose ``matmat`` applies f(A).
-        probes: Number of products, at least 2; D x probes numbers are stored.
+        probes: Number of products, at least 2; D x probes numbers are stored. With D or more the trace is read off the
+            products with the identity, which takes D.
         seed: Seed of the signs; the global random state is not used.
 
     Returns:
-        The estimate; one probe has variance :math:`2 \sum_{i \ne j} A_{ij}^2`.
+        The estimate; one probe has variance :math:`2 \sum_{i \ne j} A_{ij}^2`. Two standard errors cover the trace in
+        93 to 97 % of seeds from 4 products on; in less with 2 products where few eigenvalues dominate (91 %), in more
+        for a matrix of little else than two opposite eigenvalues (99 %), whose distribution is narrow. An exact trace
+        has the standard error 0.
 
     Raises:
         UserError: Fewer than two probes.
@@ -51,11 +73,10 @@ def hutchinson(operator: Operator, probes: int = 32, seed: int = 0) -> TraceEsti
         ...     shape, dtype, device = (3, 3), torch.float64, torch.device("cpu")
         ...     def matmat(self, vectors):
         ...         return 2 * vectors
-        >>> hutchinson(Twice(), probes=4)
-        TraceEstimate(value=6.0, standard_error=0.0, products=4)
+        >>> hutchinson(Twice(), probes=2)
+        TraceEstimate(value=6.0, standard_error=0.0, products=2)
     """
-    traces, errors = block_traces(operator, [operator.shape[0]], probes, seed)
-    return TraceEstimate(float(traces[0]), float(errors[0]), probes)
+    return traces_of_blocks(operator, [operator.shape[0]], probes, seed).whole
 
 
 def hutch_plus_plus(operator: Operator, products: int = 33, seed: int = 0) -> TraceEstimate:
@@ -67,11 +88,14 @@ def hutch_plus_plus(operator: Operator, products: int = 33, seed: int = 0) -> Tr
 
     Args:
         operator: Symmetric operator with ``matmat``.
-        products: Number of products, at least 6; D x products / 3 float64 numbers are stored a few times.
+        products: Number of products, at least 6; D x products / 3 float64 numbers are stored a few times. With D or
+            more the trace is read off the products with the identity, which takes D.
         seed: Seed of the signs; the global random state is not used.
 
     Returns:
-        The estimate; exact for matrices of rank up to a third of the products.
+        The estimate; exact for matrices of rank up to a third of the products, and with D products, where the standard
+        error is 0. Two standard errors cover the trace in 93 to 97 % of seeds; in 92 % with 6 products at a dimension
+        as small as 12, where two vectors of signs take few values.
 
     Raises:
         UserError: Fewer than six products.
@@ -88,14 +112,18 @@ def hutch_plus_plus(operator: Operator, products: int = 33, seed: int = 0) -> Tr
     """
     if products < 6:
         raise UserError(f"products: expected at least 6 for a standard error, got {products}")
+    if products >= operator.shape[0]:
+        return _exact(operator)
     generator = torch.Generator().manual_seed(seed)
-    rank = min(products // 3, operator.shape[0])
+    rank = products // 3
     basis = torch.linalg.qr(_times(operator, _signs(operator, rank, generator))).Q
     inside = (basis * _times(operator, basis)).sum()
     signs = _signs(operator, products - 2 * rank, generator)
     rest = signs - basis @ (basis.T @ signs)
-    samples = (rest * _times(operator, rest)).sum(0)
-    return TraceEstimate(float(inside + samples.mean()), float(samples.std()) / len(samples) ** 0.5, products)
+    images = _times(operator, rest)
+    samples = (rest * images).sum(0)
+    spread, _, gram = sign_statistics(signs, signs * (images - basis @ (basis.T @ images)))
+    return TraceEstimate(float(inside + samples.mean()), widened(2 * spread / len(samples), gram), products)
 
 
 def xtrace(operator: Operator, products: int = 32, seed: int = 0) -> TraceEstimate:
@@ -108,13 +136,14 @@ def xtrace(operator: Operator, products: int = 32, seed: int = 0) -> TraceEstima
     Args:
         operator: Symmetric operator with ``matmat``.
         products: Number of products, at least 4, of which an even number is used; D x products / 2 float64 numbers are
-            stored a few times.
+            stored a few times. With D or more the trace is read off the products with the identity, which takes D.
         seed: Seed of the vectors; the global random state is not used.
 
     Returns:
-        The estimate; exact for matrices of rank below half the products. Its standard error is that of the k
-        leave-one-out estimates, which share their vectors, so it is on the low side: over 200 seeds on matrices of
-        120 rows the error was 1.1 to 1.7 times it, root mean square.
+        The estimate; exact for matrices of rank below half the products, and with D products, where the standard error
+        is 0. The standard error accounts for the vectors that the k leave-one-out estimates share. Two of it cover the
+        trace in 93 to 97 % of seeds; in less, down to 90 %, where k is close to the number of eigenvalues that stand
+        out, since a vector that adds nothing to a range cannot be told from one that misses much.
 
     Raises:
         UserError: Fewer than four products.
@@ -133,7 +162,9 @@ def xtrace(operator: Operator, products: int = 32, seed: int = 0) -> TraceEstima
     if products < 4:
         raise UserError(f"products: expected at least 4 for a standard error, got {products}")
     dimension = operator.shape[0]
-    count = min(products // 2, dimension)
+    if products >= dimension:
+        return _exact(operator)
+    count = products // 2
     generator = torch.Generator().manual_seed(seed)
     vectors = torch.randn(dimension, count, generator=generator, dtype=torch.float64).to(operator.device)
     images = _times(operator, vectors)
@@ -144,10 +175,29 @@ def xtrace(operator: Operator, products: int = 32, seed: int = 0) -> TraceEstima
     parts = basis.T @ vectors
     parts -= left_out * (left_out * parts).sum(0)
     rest = vectors - basis @ parts
-    outside = (rest * (images - basis_images @ parts)).sum(0) / rest.square().sum(0)
+    outcomes = images - basis_images @ parts
+    squares = rest.square().sum(0)
+    outside = (rest * outcomes).sum(0) / squares
     values = inner.trace() - (left_out * (inner @ left_out)).sum(0) + (dimension - count + 1) * outside
-    error = float(values.std()) / count**0.5 if count > 1 else 0.0
+    coordinates = triangle - inner @ parts
+    corrections = leave_out_corrections(dimension, inner, left_out, parts, coordinates, outside, squares)
+    # The part of A e that is orthogonal to the unit vector e and to the range of the others has the mean square of half
+    # the variance of sqrt(n) e'Ae, n = D - k + 1.
+    coordinates -= left_out * (left_out * coordinates).sum(0)
+    across = (outcomes - basis @ coordinates - rest * outside) / squares.sqrt()
+    gram = (dimension - count + 1) * (across.T @ across)
+    error = widened(shared_variance(2 * float(gram.trace()) / count, corrections), gram)
     return TraceEstimate(float(values.mean()), error, 2 * count)
+
+
+def _exact(operator: Operator) -> TraceEstimate:
+    """Read the trace off the products with the identity."""
+    return TraceEstimate(float(_whole_diagonal(operator).sum()), 0.0, operator.shape[0])
+
+
+def _whole_diagonal(operator: Operator) -> Tensor:
+    identity = torch.eye(operator.shape[0], dtype=operator.dtype, device=operator.device)
+    return operator.matmat(identity).diagonal().double()
 
 
 def _left_out(triangle: Tensor) -> Tensor:
@@ -179,27 +229,54 @@ def block_traces(
     Args:
         operator: Symmetric operator with ``matmat``.
         sizes: Sizes of consecutive blocks; they sum to D.
-        probes: Number of Rademacher vectors, at least 2.
+        probes: Number of Rademacher vectors, at least 2. With D or more the traces are read off the products with the
+            identity.
         seed: Seed of the vectors; the global random state is not used.
 
     Returns:
-        Traces ``[blocks]`` and their standard errors ``[blocks]``; the trace of A is their sum.
+        Traces ``[blocks]`` and their standard errors ``[blocks]``, widened as those of ``TraceEstimate``; the trace of
+        A is the sum of the traces. Exact traces have errors of 0. Two errors of a block of five rows or fewer that is
+        coupled to no other cover in 87 to 95 % of seeds, since so few signs take few values.
 
     Raises:
         UserError: Sizes do not sum to D, or fewer than two probes.
 
     Source: Hutchinson, Communications in Statistics 18, 1989.
+
+    Example:
+        >>> class Twice:
+        ...     shape, dtype, device = (3, 3), torch.float64, torch.device("cpu")
+        ...     def matmat(self, vectors):
+        ...         return 2 * vectors
+        >>> block_traces(Twice(), [1, 2], probes=2)
+        (array([2., 4.]), array([0., 0.]))
     """
+    blocks = traces_of_blocks(operator, sizes, probes, seed)
+    return blocks.values, blocks.errors
+
+
+def traces_of_blocks(operator: Operator, sizes: Sequence[int], probes: int = 4, seed: int = 0) -> BlockTraces:
+    """Estimate the traces of blocks, see ``block_traces``, and that of the whole matrix with the error of the sum."""
     if sum(sizes) != operator.shape[0]:
         raise UserError(f"sizes: must sum to {operator.shape[0]}, got {sum(sizes)}")
     if probes < 2:
         raise UserError(f"probes: expected at least 2 for a standard error, got {probes}")
+    if probes >= operator.shape[0]:
+        values = np.array([float(part.sum()) for part in torch.split(_whole_diagonal(operator), list(sizes))])
+        return BlockTraces(values, np.zeros(len(values)), TraceEstimate(float(values.sum()), 0.0, operator.shape[0]))
     generator = torch.Generator().manual_seed(seed)
     vectors = _signs(operator, probes, generator).to(operator.dtype)
-    pairs = (torch.split(one, list(sizes)) for one in (vectors, operator.matmat(vectors)))
-    terms = ((block * product).double().cpu().contiguous() for block, product in zip(*pairs, strict=True))
-    samples = np.stack([term.sum(0).numpy() for term in terms])
-    return samples.mean(1), samples.std(1, ddof=1) / np.sqrt(probes)
+    pairs = (torch.split(columns, list(sizes)) for columns in (vectors, operator.matmat(vectors)))
+    samples, errors, spreads, grams = [], [], 0.0, torch.zeros(probes, probes, dtype=torch.float64)
+    for signs, product in zip(*pairs, strict=True):
+        terms = (signs * product).double()
+        samples.append(terms.cpu().contiguous().sum(0).numpy())
+        spread, inside, gram = sign_statistics(signs, terms)
+        errors.append(widened((1 + inside) * spread / probes, gram))
+        spreads, grams = spreads + spread, grams + gram.cpu()
+    values = np.stack(samples).mean(1)
+    whole = TraceEstimate(float(values.sum()), widened(2 * spreads / probes, grams), probes)
+    return BlockTraces(values, np.array(errors), whole)
 
 
 def diagonal(operator: Operator, probes: int = 32, seed: int = 0) -> tuple[Tensor, Tensor]:

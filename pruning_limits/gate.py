@@ -48,7 +48,8 @@ class Comparison:
         sparsity: Share of the prunable weights that are zero in the pruned network.
         rise: Rise of the objective from the dense to the pruned network.
         epsilon: Rise that the limit allows.
-        place: Where the sparsity lies: at most ``"achieved"``, ``"limit"`` or ``"upper"``, or ``"beyond"`` them all.
+        place: Where the sparsity lies: at most ``"achieved"``, ``"limit"`` or ``"upper"``, or ``"beyond"`` them all;
+            ``"unbounded"`` beyond the first two where no upper bound is established.
         layers: Removed share by parameter name, in the model's order.
         cases: The questions and answers, ``"sparsity"`` and ``"objective"`` first, then the suspicious layers.
     """
@@ -58,7 +59,7 @@ class Comparison:
     sparsity: float
     rise: float
     epsilon: float
-    place: Literal["achieved", "limit", "upper", "beyond"]
+    place: Literal["achieved", "limit", "upper", "beyond", "unbounded"]
     layers: dict[str, float]
     cases: tuple[Case, ...]
 
@@ -69,8 +70,9 @@ def compare(
     """Judge a pruned network by its dense parent and the parent's limit.
 
     The objective decides first: a rise above epsilon is infeasible. A sparsity beyond the upper bound and its numerical
-    error is open while the objective holds, and so is a suspicious layer: one that is removed altogether, or one that
-    keeps less than a tenth of what global magnitude pruning at the predicted limit keeps of it.
+    error is open while the objective holds; where no upper bound is established, so is one beyond the lower bound. A
+    suspicious layer is open, too: one that is removed altogether, or one that keeps less than a tenth of what global
+    magnitude pruning at the predicted limit keeps of it.
 
     Args:
         limit: Limit of the dense network.
@@ -103,9 +105,13 @@ def compare(
     rise = value - dense_value
     holds = rise <= limit.epsilon
     verdict = limit.check(min(sparsity, 1 - 0.5 / limit.parameters))
-    beyond: Status = "open" if holds else "infeasible"
+    answers: dict[Status, Status] = {
+        "achievable": "achievable",
+        "open": "open" if limit.unknown else "achievable",
+        "infeasible": "open" if holds else "infeasible",
+    }
     cases = [
-        Case("sparsity", beyond if verdict.status == "infeasible" else "achievable", verdict.reason),
+        Case("sparsity", answers[verdict.status], verdict.reason),
         Case(
             "objective",
             "achievable" if holds else "infeasible",
@@ -122,10 +128,10 @@ def compare(
             cases.append(Case(f"layer {name}", "open", reason))
     worst = max((case.status for case in cases), key=ORDER.index)
     telling = cases[:2] if worst == "achievable" else [case for case in cases if case.status == worst]
-    ends: list[tuple[Literal["achieved", "limit", "upper"], float]] = [
+    ends: list[tuple[Literal["achieved", "limit", "upper", "unbounded"], float]] = [
         ("achieved", limit.lower),
         ("limit", limit.sparsity),
-        ("upper", limit.upper),
+        ("unbounded" if limit.unknown else "upper", limit.upper),
     ]
     return Comparison(
         status=worst,

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+
 from estimators import (
     GGN,
     Hessian,
@@ -22,6 +24,7 @@ from pruning_limits.bounds import Negative, isotropic_limit, measured_limit
 from pruning_limits.magnitude import MagnitudeProfile
 from pruning_limits.parts import Estimate
 from pruning_limits.result import isotropic
+from pruning_limits.silence import refuse_silence
 from pruning_limits.spectra import estimate_of
 
 Kind = Literal["hessian", "ggn"]
@@ -78,7 +81,7 @@ def layer_limits(
         One limit per chosen parameter, in the model's order.
 
     Raises:
-        UserError: An argument is out of range.
+        UserError: An argument is out of range, or the GGN is zero for a layer on which the loss depends.
     """
     if steps < 1:
         raise UserError(f"steps: expected at least 1, got {steps}")
@@ -125,9 +128,15 @@ def _alone(objective: Objective, name: str) -> Objective:
 def _estimate(block: Hessian | GGN, steps: int, probes: int, seed: int) -> Estimate:
     """Read the spectrum of a block as ``predict_limit`` does; dense where that takes no more products."""
     dimension, samples = block.shape[0], block.objective.samples
-    if dimension <= steps * probes:
-        return Estimate(dense_measure(block), samples, dimension, 0.0, 0.0)
-    run = Lanczos(block, sphere_probes(block, probes, seed))
+    dense = dimension <= steps * probes
+    starts = (
+        torch.eye(dimension, dtype=block.dtype, device=block.device) if dense else sphere_probes(block, probes, seed)
+    )
+    images = block.matmat(starts)
+    refuse_silence(block, starts, images)
+    if dense:
+        return Estimate(dense_measure(block, images), samples, dimension, 0.0, 0.0)
+    run = Lanczos(block, starts, images=images)
     run.advance(steps)
     penalty = block.objective.penalty
     kind = "hessian" if isinstance(block, Hessian) else "ggn"

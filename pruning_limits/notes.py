@@ -63,7 +63,7 @@ def _equal(tensor: Tensor, other: Tensor) -> bool:
     if bool((tensor == tensor.flatten()[0]).all()):
         return False
     if tensor.untyped_storage().data_ptr() == other.untyped_storage().data_ptr():
-        return tensor.storage_offset() == other.storage_offset()
+        return int(tensor.storage_offset()) == int(other.storage_offset())
     turned = (tensor, tensor.T) if tensor.dim() == 2 else (tensor,)
     return any(torch.equal(side, other) for side in turned)
 

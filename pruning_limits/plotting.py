@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#666666"
 SPARSITY = "sparsity (removed fraction)"
+RETRAINED_UNKNOWN = "re-trained: unknown, see the notes"
 
 
 def figure_suffixes() -> list[str]:
@@ -108,8 +109,9 @@ def plot_crossing(limit: PruningLimit, ax: Axes | None = None) -> Axes:
     negative: Negative = limit.settings["negative"]
     curves: list[tuple[Estimate, Negative, str, str]] = [
         (limit.hessian, negative, ORANGE, f"largest R that {_name(limit)} allows (isotropic)"),
-        (limit.ggn, "clip", GREEN, "largest R that the GGN allows (re-trained)"),
     ]
+    if limit.ggn is not None:
+        curves.append((limit.ggn, "clip", GREEN, "largest R that the GGN allows (re-trained)"))
     stride = slice(None, None, max(1, len(norms) // 400))
     lines = ax.plot(kept, norms, color=BLUE, label="this network: norm R of the removed weights")
     for estimate, mode, colour, label in curves:
@@ -120,6 +122,8 @@ def plot_crossing(limit: PruningLimit, ax: Axes | None = None) -> Axes:
     dots = ax.plot([1 - limit.sparsity], [r_limit], "o", color=ORANGE, markersize=8, label="limit, carried to all data")
     if limit.hessian.growth != 1:
         lines += dots
+    if limit.retrained is None:
+        lines += ax.plot([], [], " ", label=RETRAINED_UNKNOWN)
     ax.set(xlabel=SPARSITY, ylabel="R, norm of the removed weights", yscale="log")
     seen = norms[(kept >= _least(limit)) & (kept < 0.97)]
     if len(seen):
@@ -148,6 +152,8 @@ def plot_objective(limit: PruningLimit, ax: Axes | None = None) -> Axes:
         kept, rises = zip(*points, strict=True)
         ax.plot(kept, rises, "o-", color=BLUE, label="measured, one-shot magnitude pruning")
         ax.set_ylim(min(limit.epsilon / 30, 1.0), None)
+    if limit.retrained is None:
+        ax.plot([], [], " ", label=RETRAINED_UNKNOWN)
     ax.axhline(limit.epsilon, color=GREY, linestyle=":", label=f"allowed rise {limit.epsilon:.3g}")
     ax.set(xlabel=SPARSITY, ylabel="rise of the training objective", yscale="log")
     sparsity_axis(ax.xaxis, _least(limit))
@@ -214,7 +220,7 @@ def _axes(ax: Axes | None, size: tuple[float, float] = (7.0, 4.5)) -> Axes:
 
 def _least(limit: PruningLimit) -> float:
     """Smallest kept fraction that is drawn."""
-    return max(0.2 / limit.parameters, 0.2 * (1 - max(limit.retrained, limit.sparsity, limit.lower)))
+    return max(0.2 / limit.parameters, 0.2 * (1 - max(limit.retrained or 0.0, limit.sparsity, limit.lower)))
 
 
 def _name(limit: PruningLimit) -> str:
@@ -225,10 +231,9 @@ def _lines(axes: Any, limit: PruningLimit) -> None:
     axes.grid(alpha=0.25)
     low, high = limit.interval
     axes.axvspan(1 - high, 1 - low, color=ORANGE, alpha=0.15, linewidth=0)
-    marks = [
-        (limit.sparsity, ORANGE, "--", "predicted one-shot"),
-        (limit.retrained, GREEN, "--", "predicted re-trained"),
-    ]
+    marks = [(limit.sparsity, ORANGE, "--", "predicted one-shot")]
+    if limit.retrained is not None:
+        marks.append((limit.retrained, GREEN, "--", "predicted re-trained"))
     if limit.achieved is not None:
         marks.append((limit.achieved, BLUE, "-.", "measured one-shot"))
     for sparsity, colour, style, label in marks:

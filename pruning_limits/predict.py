@@ -25,14 +25,14 @@ from estimators.intact import intact
 from estimators.objective import LossFunction
 from estimators.parameters import left_out
 from estimators.samples import first_batches
-from estimators.trace import block_traces
+from estimators.trace import traces_of_blocks
 from estimators.user_code import plain_modes
 from pruning_limits.bounds import Measured, Negative, QuadraticRise, isotropic_limit, measured_limit, quadratic_limit
 from pruning_limits.losses import all_losses, drawn_losses
 from pruning_limits.magnitude import MagnitudeProfile
 from pruning_limits.notes import note_doubles, note_untrue
 from pruning_limits.parts import Cost, Estimate, Layer, Sharpness
-from pruning_limits.result import PruningLimit, isotropic, upper_bound
+from pruning_limits.result import PruningLimit, isotropic, retuned, upper_bound
 from pruning_limits.spectra import DIAGNOSTIC_SAMPLES, FEWEST_AT_MOST, POOL_SAMPLES, Curvature, Progress, Spectra
 
 LARGEST_SEED = 1 << 62
@@ -113,7 +113,8 @@ def predict_limit(
         max_batches: Batches of the loader that are read, the first ones; None reads all. A loader without end needs it.
 
     Returns:
-        The limit, its numerical interval, bounds, and everything needed for further questions.
+        The limit, its numerical interval, bounds, and everything needed for further questions. Where the GGN says
+        nothing of the loss, what rests on it is None, and ``unknown`` tells why.
 
     Raises:
         UserError: Bad input, told in one line; nothing is changed.
@@ -143,12 +144,13 @@ def predict_limit(
     started = time.perf_counter()
     with plain_modes(), _untouched_randomness(), intact(model):
         whole = Objective(model, first_batches(loader, max_batches), loss_fn, penalty, parameters)
+        profile = MagnitudeProfile(whole.chosen)
         losses = all_losses(whole) if measure else drawn_losses(whole, samples or 0, seed)
         untrue = untrue_derivatives(losses.objective, seed)
         if untrue:
             losses = losses.among([name for name in whole.names if name not in untrue])
+            profile = MagnitudeProfile(losses.objective.chosen)
         objective = losses.objective
-        profile = MagnitudeProfile(objective.chosen)
         kept = profile.vector != 0 if profile.zeros else None
         # With L1 only a note depends on the gradient.
         first = None if isinstance(penalty, L1) else objective.losses_and_gradient()
@@ -178,12 +180,16 @@ def predict_limit(
         if kept is not None:
             gradient *= kept
         hessian = spectra.estimate(curvature)
-        ggn = hessian if curvature == "ggn" else spectra.estimate("ggn")
+        flat = spectra.silence(curvature, hessian.samples)
+        if flat and curvature == "ggn":
+            raise UserError(f"curvature: {flat}; take curvature='hessian'")
+        ggn, unknown = (hessian, "") if curvature == "ggn" else spectra.retuning()
         error = isotropic_limit(hessian.measure, spectra.curve, allowed, negative).standard_error
         sparsity = isotropic(hessian, spectra.curve, allowed, negative)
-        retrained = isotropic(ggn, spectra.curve, allowed, "clip")
-        directions = spectra.directions(ggn, profile, None if isinstance(penalty, L1) else gradient)
-        directional = ggn.limit(lambda one: directions.limit(one, spectra.curve, allowed).sparsity)
+        directions = retrained = directional = None
+        if ggn is not None:
+            directions = spectra.directions(ggn, profile, None if isinstance(penalty, L1) else gradient)
+            retrained, directional = retuned(ggn, directions, spectra.curve, allowed)
         few = min(hessian.samples, DIAGNOSTIC_SAMPLES)
         operator = spectra.operator(curvature, few if measure else hessian.samples, narrow=True)
         model_rise = QuadraticRise(operator, gradient, profile)
@@ -195,12 +201,16 @@ def predict_limit(
             measured, achieved = Measured(lower, ()), None
         notes = _notes(model_rise, sparsity, allowed)
         notes += note_untrue(untrue) + note_doubles(objective)
+        if flat:
+            notes += (f"the predicted one-shot limit takes weights for free that are not: {flat}",)
+        if unknown:
+            notes += (f"what re-training reaches and the upper bound are unknown: {unknown}",)
         if parameters is None:
             notes += _uncounted(model, objective)
         if lower > (bound := upper_bound(directional, 0.0, profile.dimension)):
             how = "measured" if measure else "by the quadratic model"
             notes += (f"one-shot pruning reaches {lower:.2%} ({how}), beyond the upper bound {bound:.2%} of the model",)
-        table = _layers(spectra.operator(curvature, few, narrow=True), profile, sparsity, seed)
+        table, trace_error = _layers(spectra.operator(curvature, few, narrow=True), profile, sparsity, seed)
         for note in notes:
             LOGGER.warning(note)
     half = hessian.half_width(error)
@@ -226,6 +236,7 @@ def predict_limit(
             top_eigenvalue=hessian.measure.largest,
             effective_dimension=profile.dimension * (1 - sparsity),
             negative_share=float(masses[hessian.measure.nodes < 0].sum() / max(masses.sum(), 1e-300)),
+            trace_error=trace_error,
         ),
         cost=Cost(
             products=spectra.products(),
@@ -242,6 +253,7 @@ def predict_limit(
         rises=measured.points,
         already_removed=profile.zeros / profile.dimension,
         objective_error=losses.mean_error,
+        unknown=unknown,
         layer_table=tuple(table),
         profile=profile,
     )
@@ -306,12 +318,15 @@ def _uncounted(model: nn.Module, objective: Objective) -> tuple[str, ...]:
     )
 
 
-def _layers(operator: Curvature, profile: MagnitudeProfile, sparsity: float, seed: int) -> list[Layer]:
-    """Describe the layers, their traces from an operator that may leave weights out which only a penalty curves."""
+def _layers(operator: Curvature, profile: MagnitudeProfile, sparsity: float, seed: int) -> tuple[list[Layer], float]:
+    """Describe the layers, and return the standard error of the sum of their traces.
+
+    The traces come from an operator that may leave weights out which only a penalty curves.
+    """
     inside = operator.blocks
-    traces, errors = block_traces(operator, inside, seed=seed)
-    rows = zip(profile.masks(sparsity).items(), profile.weights.values(), inside, traces, errors, strict=True)
-    return [
+    blocks = traces_of_blocks(operator, inside, seed=seed)
+    weights = zip(profile.masks(sparsity).items(), profile.weights.values(), inside, strict=True)
+    table = [
         Layer(
             name=name,
             weights=weight.numel(),
@@ -320,8 +335,9 @@ def _layers(operator: Curvature, profile: MagnitudeProfile, sparsity: float, see
             trace=float(trace) + operator.outside * (weight.numel() - size),
             trace_error=float(error),
         )
-        for (name, mask), weight, size, trace, error in rows
+        for ((name, mask), weight, size), trace, error in zip(weights, blocks.values, blocks.errors, strict=True)
     ]
+    return table, blocks.whole.standard_error
 
 
 def _check_repeatable(losses: Tensor, again: Tensor) -> None:

@@ -84,13 +84,11 @@ def thinned(limit: PruningLimit, count: int) -> PruningLimit:
     Returns:
         The limit with fewer nodes; its numbers are not computed anew.
     """
-    rules = tuple(_merged(rule, count) for rule in limit.directions.rules)
-    return replace(
-        limit,
-        hessian=_thin_estimate(limit.hessian, count),
-        ggn=_thin_estimate(limit.ggn, count),
-        directions=replace(limit.directions, rules=rules),
-    )
+    ggn, directions = limit.ggn, limit.directions
+    if ggn is not None and directions is not None:
+        ggn = _thin_estimate(ggn, count)
+        directions = replace(directions, rules=tuple(_merged(rule, count) for rule in directions.rules))
+    return replace(limit, hessian=_thin_estimate(limit.hessian, count), ggn=ggn, directions=directions)
 
 
 def _merged(rule: Rule, count: int) -> Rule:
@@ -120,13 +118,15 @@ def _thin_estimate(estimate: Estimate, count: int) -> Estimate:
 
 
 def _most_nodes(limit: PruningLimit) -> int:
-    rules = [*limit.hessian.measure.rules, *limit.ggn.measure.rules, *limit.directions.rules]
+    rules = [*limit.hessian.measure.rules]
+    if limit.ggn is not None and limit.directions is not None:
+        rules += [*limit.ggn.measure.rules, *limit.directions.rules]
     return max(len(nodes) for nodes, _ in rules)
 
 
 def _thinning_note(limit: PruningLimit, thin: PruningLimit, count: int) -> str:
     exact, merged = limit.what_if(), thin.what_if()
-    names = ("sparsity", "retrained", "directional")
+    names = ("sparsity",) if limit.unknown else ("sparsity", "retrained", "directional")
     change = max(abs(getattr(exact, name) - getattr(merged, name)) for name in names)
     return (
         f"To keep this page small, neighbouring nodes of the spectra were merged, {count} to a rule. Unchanged "
@@ -170,7 +170,7 @@ def _assumptions(limit: PruningLimit) -> dict[str, list[tuple[str, str]]]:
             ("objective at the trained weights", f"{limit.objective:.6g}"),
             ("allowed rise of the objective", f"{limit.epsilon:.6g}"),
             ("spectrum behind the limit", _origin(limit.hessian)),
-            ("spectrum behind re-training", _origin(limit.ggn)),
+            ("spectrum behind re-training", "unknown" if limit.ggn is None else _origin(limit.ggn)),
         ],
         "Cost": [
             ("curvature-vector products", f"{cost.products:,}"),

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pruning_limits.magnitude import MagnitudeProfile
     from pruning_limits.magnitude_curve import MagnitudeCurve
 
+Answer = TypeVar("Answer")
 FORMAT = "pruning-limit/3"
 LEAST_LOGARITHM, LARGEST_SCALE = -700.0, 1e50
 
@@ -43,9 +44,10 @@ class PruningLimit:
     Attributes:
         sparsity: The isotropic limit with the chosen curvature, the prediction for one-shot magnitude pruning.
         lower: Achievable: measured, or from the quadratic model when nothing was measured.
-        upper: ``directional`` plus the kinematic window, at most 1 and at least ``lower``.
-        retrained: The isotropic limit with the GGN, the prediction for re-training the kept weights.
-        directional: The directional limit with the GGN, beyond which re-tuning kept weights in the basin fails.
+        upper: ``directional`` plus the kinematic window, at most 1 and at least ``lower``; 1 where none is established.
+        retrained: The isotropic limit with the GGN, the prediction for re-training the kept weights, or None.
+        directional: The directional limit with the GGN, beyond which re-tuning kept weights in the basin fails, or
+            None.
         interval: Numerical error of ``sparsity`` from probes, steps and data sub-sample.
         achieved: Measured one-shot sparsity at the same epsilon, or None.
         epsilon: Allowed rise of the objective.
@@ -59,13 +61,15 @@ class PruningLimit:
         settings: The arguments behind the prediction.
         already_removed: Share of the prunable weights that are zero or masked; every sparsity counts them as removed.
         objective_error: Standard error of ``objective`` where nothing was measured and it is that of a draw; else zero.
+        unknown: Why the GGN says nothing of this loss, so that ``retrained``, ``directional``, ``ggn`` and
+            ``directions`` are None and no upper bound is established; empty where they are known.
     """
 
     sparsity: float
     lower: float
     upper: float
-    retrained: float
-    directional: float
+    retrained: float | None
+    directional: float | None
     interval: tuple[float, float]
     achieved: float | None
     epsilon: float
@@ -77,12 +81,13 @@ class PruningLimit:
     cost: Cost
     settings: dict[str, Any]
     hessian: Estimate
-    ggn: Estimate
+    ggn: Estimate | None
     curve: MagnitudeCurve
-    directions: Directions
+    directions: Directions | None
     rises: tuple[tuple[float, float], ...] = ()
     already_removed: float = 0.0
     objective_error: float = 0.0
+    unknown: str = ""
     layer_table: tuple[Layer, ...] = ()
     profile: MagnitudeProfile | None = field(default=None)
 
@@ -94,8 +99,8 @@ class PruningLimit:
 
     @property
     def headroom(self) -> float | None:
-        """Upper bound minus achieved, what further pruning effort can still win; None without a measurement."""
-        return None if self.achieved is None else self.upper - self.achieved
+        """Upper bound minus achieved, what further pruning effort can still win; None without the one or the other."""
+        return None if self.achieved is None or self.unknown else self.upper - self.achieved
 
     def layers(self) -> list[Layer]:
         """Return the per-layer table in the model's order."""
@@ -143,12 +148,16 @@ class PruningLimit:
         def solve(measure: SpectralMeasure) -> float:
             return isotropic_limit(measure, curve, allowed, negative).sparsity
 
-        hessian, ggn = (one.scaled(curvature_scale).certified(solve) for one in (self.hessian, self.ggn))
+        def scaled(estimate: Estimate) -> Estimate:
+            return estimate.scaled(curvature_scale).certified(solve)
+
+        hessian = scaled(self.hessian)
         error = isotropic_limit(hessian.measure, curve, allowed, negative).standard_error
         sparsity = isotropic(hessian, curve, allowed, negative)
-        retrained = isotropic(ggn, curve, allowed, "clip")
-        directions = self.directions.scaled(weight_scale, curvature_scale)
-        directional = ggn.limit(lambda one: directions.limit(one, curve, allowed).sparsity)
+        ggn = directions = retrained = directional = None
+        if self.ggn is not None and self.directions is not None:
+            ggn, directions = scaled(self.ggn), self.directions.scaled(weight_scale, curvature_scale)
+            retrained, directional = retuned(ggn, directions, curve, allowed)
         half = hessian.half_width(error)
         factor = weight_scale**2 * curvature_scale
         passing = [s for s, rise in self.rises if rise * factor <= allowed]
@@ -159,6 +168,7 @@ class PruningLimit:
             self.sharpness.top_eigenvalue * curvature_scale,
             self.parameters * (1 - sparsity),
             self.sharpness.negative_share,
+            self.sharpness.trace_error * curvature_scale,
         )
         return dataclasses.replace(
             self,
@@ -225,12 +235,18 @@ class PruningLimit:
         """
         if not 0 <= sparsity < 1:
             raise UserError(f"sparsity: expected a number in [0, 1) (the removed fraction), got {sparsity}")
-        numerical = self.ggn.step_error + self.ggn.sample_error + self.directions.step_error
-        ceiling = min(1.0, self.upper + numerical)
         how = "measured" if self.achieved is not None else "by the quadratic model"
         if sparsity <= self.lower:
             reason = f"{sparsity:.2%} is at most {self.lower:.2%}, which one-shot pruning reaches ({how})"
             return Verdict("achievable", reason, self.lower - sparsity)
+        if self.ggn is None or self.directions is None:
+            reason = (
+                f"{sparsity:.2%} is above {self.lower:.2%} (one-shot, {how}), and no upper bound is established: "
+                f"{self.unknown}"
+            )
+            return Verdict("open", reason, sparsity - self.lower)
+        numerical = self.ggn.step_error + self.ggn.sample_error + self.directions.step_error
+        ceiling = min(1.0, self.upper + numerical)
         bound = f"the upper bound {self.upper:.2%} (with numerical error {ceiling:.2%})"
         if sparsity > ceiling:
             reason = f"{sparsity:.2%} is above {bound}"
@@ -242,7 +258,8 @@ class PruningLimit:
         low, high = self.interval
         return (
             f"PruningLimit(sparsity={self.sparsity:.4f}, interval=({low:.4f}, {high:.4f}), lower={self.lower:.4f}, "
-            f"upper={self.upper:.4f}, parameters={self.parameters}, status={self.status!r})"
+            f"upper={'unknown' if self.unknown else f'{self.upper:.4f}'}, parameters={self.parameters}, "
+            f"status={self.status!r})"
         )
 
     def summary(self) -> str:
@@ -263,21 +280,27 @@ class PruningLimit:
 
     def _rows(self) -> list[tuple[str, str]]:
         low, high = self.interval
+        missing = "unknown" if self.unknown and self.achieved is not None else "-"
         return [
             ("prunable weights", f"{self.parameters:,}"),
             *([("already removed", f"{self.already_removed:.2%}")] if self.already_removed else []),
             ("objective, allowed rise", f"{self.objective:.4f}, {self.epsilon:.4f}"),
             ("predicted one-shot limit", f"{self.sparsity:.2%}  (numerical interval {low:.2%} to {high:.2%})"),
-            ("predicted with re-training", f"{self.retrained:.2%}"),
+            ("predicted with re-training", "unknown" if self.retrained is None else f"{self.retrained:.2%}"),
             ("measured one-shot", "not measured" if self.achieved is None else f"{self.achieved:.2%}"),
-            ("bounds on the limit", f"{self.lower:.2%} to {self.upper:.2%}"),
+            ("bounds on the limit", f"{self.lower:.2%} to {'unknown' if self.unknown else f'{self.upper:.2%}'}"),
             *(("note", note) for note in self.notes),
-            ("headroom over one-shot", "-" if self.headroom is None else f"{100 * self.headroom:.2f} points"),
+            ("headroom over one-shot", missing if self.headroom is None else f"{100 * self.headroom:.2f} points"),
             ("effective dimension", f"{self.sharpness.effective_dimension:,.0f}"),
-            ("trace, top eigenvalue", f"{self.sharpness.trace:.4g}, {self.sharpness.top_eigenvalue:.4g}"),
+            ("trace, top eigenvalue", f"{self._trace()}, {self.sharpness.top_eigenvalue:.4g}"),
             ("status", self.status),
             ("cost", f"{self.cost.products} products, {self.cost.seconds:.1f} s"),
         ]
+
+    def _trace(self) -> str:
+        """Return the trace with its standard error, as far as one is known."""
+        error = f" +- {self.sharpness.trace_error:.2g}" if self.sharpness.trace_error else ""
+        return f"{self.sharpness.trace:.4g}{error}"
 
     def to_pandas(self) -> DataFrame:
         """Return the per-layer table as a data frame, one row per layer, its columns the attributes of ``Layer``.
@@ -348,7 +371,26 @@ def isotropic(estimate: Estimate, curve: MagnitudeCurve, epsilon: float, negativ
     return estimate.limit(lambda measure: isotropic_limit(measure, curve, epsilon, negative).sparsity)
 
 
-def upper_bound(directional: float, lower: float, dimension: int) -> float:
-    """Directional limit plus the kinematic window at 5 %, never below what has been achieved."""
+def established(answer: Answer | None) -> Answer:
+    """Return an answer that rests on the GGN.
+
+    Raises:
+        UserError: It is unknown.
+    """
+    if answer is None:
+        raise UserError("limit: what rests on the GGN is unknown, as its notes say; expected a limit where it is known")
+    return answer
+
+
+def retuned(ggn: Estimate, directions: Directions, curve: MagnitudeCurve, epsilon: float) -> tuple[float, float]:
+    """Limits when the kept weights change, by the GGN: the isotropic one and the directional one."""
+    directional = ggn.limit(lambda measure: directions.limit(measure, curve, epsilon).sparsity)
+    return isotropic(ggn, curve, epsilon, "clip"), directional
+
+
+def upper_bound(directional: float | None, lower: float, dimension: int) -> float:
+    """Directional limit plus the kinematic window at 5 %, never below what has been achieved; 1 without that limit."""
+    if directional is None:
+        return 1.0
     window = concentration_width(directional * dimension, dimension) / dimension
     return min(1.0, max(lower, directional + window))

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from estimators import Operator, UserError
 from estimators.trace import diagonal
+from pruning_limits.silence import refuse_silence
 
 LAG = 4
 
@@ -95,6 +96,7 @@ def preconditioner(operator: Operator, probes: int = 16, seed: int = 0) -> Tenso
     estimate, error = diagonal(operator, probes, seed)
     mean = float(estimate.mean())
     if not mean > 0:
+        refuse_silence(operator)
         raise UserError(f"operator: expected a positive trace, got about {mean * len(estimate):.3g}; use the GGN")
     return (estimate - 2 * error).clamp(min=mean)
 
@@ -132,7 +134,7 @@ def retune(
         The optimum, its error and what ended the search.
 
     Raises:
-        UserError: A shape is wrong or a number is out of range.
+        UserError: A shape is wrong, a number is out of range, or the GGN is zero for a layer on which the loss depends.
 
     Source: Hestenes and Stiefel 1952; Meurant and Tichy, On computing quadrature-based bounds for the A-norm of the
     error in conjugate gradients, Numerical Algorithms 62, 2013; Strakos and Tichy 2002 for ``recent``.
@@ -158,6 +160,8 @@ def retune(
         return operator.matmat(vector.to(operator.dtype)[:, None])[:, 0].double()
 
     pulled = product(removed)
+    if removed.any() and not pulled.any():
+        refuse_silence(operator)
     before = float(0.5 * removed @ pulled - slope @ removed)
     first = torch.where(mask, pulled - slope, 0.0)
     least = floor + damping

@@ -12,6 +12,7 @@ from estimators.vectors import flatten
 from pruning_limits.bounds import largest_passing
 from pruning_limits.magnitude import MagnitudeProfile
 from pruning_limits.retuned import Retuned, retune
+from pruning_limits.silence import refuse_silence
 
 
 @dataclass(frozen=True)
@@ -63,10 +64,12 @@ def retuned_limit(
         The limit and what it is read off.
 
     Raises:
-        UserError: ``epsilon`` is not positive, or an argument of ``retune`` is wrong.
+        UserError: ``epsilon`` is not positive, an argument of ``retune`` is wrong, or the GGN is zero for a layer on
+            which the loss depends.
     """
     if not 0 < epsilon < math.inf:
         raise UserError(f"epsilon: expected a positive number (the allowed rise of the objective), got {epsilon}")
+    refuse_silence(operator)
     found: dict[float, Retuned] = {}
 
     def rise(sparsity: float) -> float:

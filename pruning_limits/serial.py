@@ -73,8 +73,13 @@ def fields_of(plain: dict[str, Any]) -> dict[str, Any]:
         KeyError: A value is missing.
         TypeError: A value has another type.
     """
-    numbers = {name: float(plain[name]) for name in ("sparsity", "lower", "upper", "retrained", "directional")}
-    numbers["already_removed"] = float(plain.get("already_removed", 0.0))  # limits of an earlier version lack it
+    unknown = str(plain.get("unknown", ""))  # limits of an earlier version lack it
+    resting = ("ggn", "directions", "retrained", "directional")
+    if any((plain[name] is None) is not bool(unknown) for name in resting) or (unknown and plain["upper"] != 1):
+        raise ValueError("unknown is told although the answers are there, or they lack although it is not told")
+    shares = ("sparsity", "lower", "upper", *(("retrained", "directional") if not unknown else ()))
+    numbers = {name: float(plain[name]) for name in shares}
+    numbers["already_removed"] = float(plain.get("already_removed", 0.0))  # likewise
     for name, value in numbers.items():
         if not 0 <= value <= 1:
             raise ValueError(f"{name} is {value}, expected 0 to 1")
@@ -90,8 +95,9 @@ def fields_of(plain: dict[str, Any]) -> dict[str, Any]:
     epsilon, parameters = float(plain["epsilon"]), int(plain["parameters"])
     if not 0 < epsilon < float("inf"):
         raise ValueError(f"epsilon is {epsilon}, expected a positive number")
-    hessian, ggn = _estimate(plain["hessian"]), _estimate(plain["ggn"])
-    measures = [one for estimate in (hessian, ggn) for one in (*estimate.measures, *(estimate.bracket or ()))]
+    hessian, ggn = _estimate(plain["hessian"]), None if unknown else _estimate(plain["ggn"])
+    estimates = [hessian] if ggn is None else [hessian, ggn]
+    measures = [one for estimate in estimates for one in (*estimate.measures, *(estimate.bracket or ()))]
     if not 0 < parameters < 2**63 or any(one.dimension != parameters for one in measures):
         raise ValueError("parameters and the dimensions of hessian and ggn differ")
     settings = dict(plain["settings"])
@@ -99,28 +105,33 @@ def fields_of(plain: dict[str, Any]) -> dict[str, Any]:
         names = isinstance(value, list) and all(isinstance(one, str) for one in value)
         if not names and (name == "parameters" or isinstance(value, list | dict)):
             raise ValueError(f"settings: {name} is not what predict_limit writes")
-    for name, known in (("curvature", ("hessian", "ggn")), ("negative", ("abs", "clip"))):
-        if settings[name] not in known:
-            raise ValueError(f"{name} is {settings[name]!r}")
-    return numbers | {
-        "interval": (low, high),
-        "achieved": None if plain["achieved"] is None else float(plain["achieved"]),
-        "epsilon": epsilon,
-        "objective": float(plain["objective"]),
-        "objective_error": objective_error,
-        "parameters": parameters,
-        "status": str(plain["status"]),
-        "notes": tuple(str(note) for note in plain["notes"]),
-        "sharpness": _row(Sharpness, plain["sharpness"]),
-        "cost": _row(Cost, plain["cost"]),
-        "settings": settings,
-        "hessian": hessian,
-        "ggn": ggn,
-        "curve": curve,
-        "directions": _directions(plain["directions"]),
-        "rises": tuple((float(s), float(rise)) for s, rise in plain["rises"]),
-        "layer_table": tuple(_row(Layer, row) for row in plain["layer_table"]),
-    }
+    for choice, allowed in (("curvature", ("hessian", "ggn")), ("negative", ("abs", "clip"))):
+        if settings[choice] not in allowed:
+            raise ValueError(f"{choice} is {settings[choice]!r}")
+    return (
+        dict.fromkeys(resting)
+        | numbers
+        | {
+            "interval": (low, high),
+            "achieved": None if plain["achieved"] is None else float(plain["achieved"]),
+            "epsilon": epsilon,
+            "objective": float(plain["objective"]),
+            "objective_error": objective_error,
+            "unknown": unknown,
+            "parameters": parameters,
+            "status": str(plain["status"]),
+            "notes": tuple(str(note) for note in plain["notes"]),
+            "sharpness": _row(Sharpness, plain["sharpness"]),
+            "cost": _row(Cost, plain["cost"]),
+            "settings": settings,
+            "hessian": hessian,
+            "ggn": ggn,
+            "curve": curve,
+            "directions": None if unknown else _directions(plain["directions"]),
+            "rises": tuple((float(s), float(rise)) for s, rise in plain["rises"]),
+            "layer_table": tuple(_row(Layer, row) for row in plain["layer_table"]),
+        }
+    )
 
 
 def _directions(plain: dict[str, Any]) -> Directions:
@@ -138,7 +149,12 @@ def _floats(values: Any) -> NDArray[np.float64]:
 
 def _row(kind: type[Row], plain: dict[str, Any]) -> Row:
     convert = {"str": str, "int": int, "float": float}
-    return kind(**{one.name: convert[str(one.type)](plain[one.name]) for one in dataclasses.fields(kind)})
+    columns = [
+        column
+        for column in dataclasses.fields(kind)
+        if column.default is dataclasses.MISSING or column.name in plain  # files of earlier versions lack those
+    ]
+    return kind(**{column.name: convert[str(column.type)](plain[column.name]) for column in columns})
 
 
 def _estimate(plain: dict[str, Any]) -> Estimate:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ from estimators import (
     steady_gauss,
 )
 from estimators.distributed import gathered, rank
+from estimators.errors import UndefinedGGNError
 from estimators.forwards import Forwards
 from estimators.input_subspace import InputSubspace, input_weights
 from estimators.lanczos import Reorthogonalise
@@ -44,6 +45,7 @@ from pruning_limits.losses import Losses
 from pruning_limits.magnitude import MagnitudeProfile
 from pruning_limits.magnitude_curve import MagnitudeCurve
 from pruning_limits.parts import Estimate
+from pruning_limits.silence import acting_layers, curved_weights, marked_layers, silence
 from pruning_limits.states import Known, States, fingerprint
 
 LEAST_STEPS, STEPS_AT_ONCE = 16, 4
@@ -85,6 +87,8 @@ class Spectra:
         self._inside: dict[int, Objective | None] = {}
         self._forwards: dict[tuple[int, bool], Forwards] = {}
         self._operators: dict[tuple[str, int, bool], Curvature] = {}
+        self._curved: dict[tuple[str, int], frozenset[str]] = {}
+        self._acting: dict[int, frozenset[str]] = {}
         self._states = States(checkpoint, fingerprint(self.objective, losses.values, settings))
 
     def products(self) -> int:
@@ -164,6 +168,49 @@ class Spectra:
             self._forget(kind, count)
             count = min(2 * count, most)
 
+    def retuning(self) -> tuple[Estimate | None, str]:
+        """Estimate the spectrum of the GGN, or say why it tells nothing of this loss."""
+        try:
+            ggn = self.estimate("ggn")
+        except UndefinedGGNError as error:
+            for forwards in self._forwards.values():
+                forwards.forget()
+            return None, error.reason
+        reason = self.silence("ggn", ggn.samples)
+        return (None if reason else ggn), reason
+
+    def silence(self, kind: Literal["hessian", "ggn"], samples: int) -> str:
+        """Say of which layers that act on a sub-sample a curvature there says nothing; empty where there are none.
+
+        A layer acts where the losses have a gradient along it. For the GGN it also acts where their Hessian curves.
+        """
+        layers, curved = self.objective.names, self._curved_layers(kind, samples)
+        if len(curved) == len(layers):
+            return ""
+        if samples not in self._acting:
+            self._acting[samples] = acting_layers(self.subset(samples), self.kept)
+        acting = self._acting[samples]
+        if kind != self.settings["curvature"] and not acting >= set(layers) - curved:
+            acting |= self._curved_layers("hessian", samples)
+        return silence(kind, layers, curved, acting)
+
+    def _curved_layers(self, kind: str, samples: int) -> frozenset[str]:
+        """Name the layers in which a curvature is not zero, by the first product of its recurrence, or by another one.
+
+        There was no first product where the recurrence was continued from a file.
+        """
+        if (kind, samples) not in self._curved:
+            operator = self.operator(kind, samples, narrow=True)
+            vectors = sphere_probes(operator, 1, self.settings["seed"])
+            self._live(kind, operator, vectors, operator.matmat(vectors))
+        return self._curved[kind, samples]
+
+    def _live(self, kind: str, operator: Curvature, vectors: Tensor, images: Tensor) -> Tensor:
+        """Mark the weights along which the losses curve, and remember in which layers they lie."""
+        live = curved_weights(self.objective.penalty, vectors, images, self.kept)
+        self._curved[kind, operator.samples] = marked_layers(self.objective.names, operator.blocks, live)
+        return live
+
     def _wanted(self, kind: str) -> tuple[float, float]:
         """Step and sample error to aim at: parts of the tolerance, or more for what the interval leaves out."""
         tolerance = self.settings["tolerance"]
@@ -214,7 +261,10 @@ class Spectra:
         """
         operator, dimension = self.operator(kind, samples), self.objective.dimension
         if dimension <= max(DENSE, longer * (self.settings["steps"] or 0)):
-            return Estimate(dense_measure(operator), operator.samples, dimension, 0.0, 0.0)
+            identity = torch.eye(dimension, device=operator.device, dtype=operator.dtype)
+            images = operator.matmat(identity)
+            self._live(kind, operator, identity, images)
+            return Estimate(dense_measure(operator, images), operator.samples, dimension, 0.0, 0.0)
         asked = self.settings["probes"]
         matrices, known, found = self._recurrence(kind, samples, slice(0, asked or 1), longer=longer)
         if asked is None and (probes := self._probes(kind, found)) > 1:
@@ -239,7 +289,7 @@ class Spectra:
         starts, known = sphere_probes(operator, probes.stop, self.settings["seed"]), self._states.known(key)
         starts, images = starts[:, probes], None
         if known is None:
-            starts, images, known = self._without_idle(operator, starts)
+            starts, images, known = self._without_idle(kind, operator, starts)
         run = Lanczos(operator, starts, self._basis(most, starts.shape[1]), images)
         self._states.restore(key, run)
         with _bar(self.progress, f"{kind} spectrum, {samples} samples", most) as tell:
@@ -258,7 +308,7 @@ class Spectra:
                 run.advance(min(max(STEPS_AT_ONCE, run.steps // 8), most - run.steps))
                 self._states.save(key, run, known)
 
-    def _without_idle(self, operator: Curvature, starts: Tensor) -> tuple[Tensor, Tensor, Known]:
+    def _without_idle(self, kind: str, operator: Curvature, starts: Tensor) -> tuple[Tensor, Tensor, Known]:
         """Take weights out of the start vectors on which the losses do not depend, as behind dead units.
 
         Their rows are zero but for the penalty, and so is the product of a random vector there, and nowhere else. The
@@ -270,7 +320,7 @@ class Spectra:
         curvature = self.objective.penalty.curvature if self.objective.penalty else 0.0
         kept = torch.ones_like(starts[:, 0], dtype=torch.bool) if self.kept is None else self.kept
         images = operator.matmat(starts)
-        live = kept & (images != curvature * starts).any(1)
+        live = self._live(kind, operator, starts, images)
         if not live.any():
             live = kept = torch.ones_like(live)
         outside = self.objective.dimension - len(live)

@@ -17,6 +17,7 @@ from torch import Tensor
 from estimators import Objective, Operator, UserError
 from pruning_limits.layerwise import CURVATURES, Kind, layer_block
 from pruning_limits.magnitude import MagnitudeProfile, removed_count
+from pruning_limits.silence import refuse_silence
 
 GRID = (*(k / 20 for k in range(1, 19)), 0.925, 0.95, 0.965, 0.98, 0.99, 0.995, 0.998, 1.0)
 
@@ -90,7 +91,7 @@ def layer_curves(
         One curve per chosen parameter, in the model's order; it always reaches to all weights.
 
     Raises:
-        UserError: A sparsity is out of range.
+        UserError: A sparsity is out of range, or the GGN is zero for a layer on which the loss depends.
     """
     counts = {
         name: sorted({removed_count(s, weight.numel()) for s in (0.0, *sparsities, 1.0)})
@@ -206,7 +207,9 @@ def _block_rises(
     rises = []
     for name, wanted in counts.items():
         removed = torch.stack([_smallest(part.chosen[name], count) for count in wanted], dim=1)
-        rises.append(_rises(layer_block(part, name, kind), removed))
+        block = layer_block(part, name, kind)
+        refuse_silence(block)
+        rises.append(_rises(block, removed))
     return rises
 
 

@@ -77,6 +77,16 @@ def small_limit(**options: Any) -> PruningLimit:
     return predict_limit(model, [(x, y)], **({"epsilon": 0.02} | options))
 
 
+def unknown_limit(**options: Any) -> PruningLimit:
+    """Predict the limit of the same network with the hinge loss, of which the GGN says nothing."""
+
+    def hinge(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        scores = model(batch[0])
+        return (1 + scores - scores.gather(1, batch[1][:, None])).clamp(min=0).mean(1)
+
+    return small_limit(loss_fn=hinge, **options)
+
+
 def snapshot(model: nn.Module) -> dict[str, Any]:
     """Copy everything of a model that a computation must leave alone."""
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")

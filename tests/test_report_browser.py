@@ -7,7 +7,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from helpers import small_limit
+from helpers import small_limit, unknown_limit
 
 from pruning_limits import UserError
 from pruning_limits.parts import Layer
@@ -118,6 +118,27 @@ def test_it_opens_with_the_stored_answer(limit, show):
     assert limit.status in text(browser, "notes")
     for name in ("line", "crossing", "spectrum"):
         assert len(browser.find_element(By.ID, name).accessible_name) > 40
+
+
+def test_unknown_answers_are_told(show):
+    limit = unknown_limit()
+    browser = show(limit, width=320)
+    move(browser, target=0.999)
+    for name in ("retrained", "directional", "upper", "headroom"):
+        assert text(browser, name) == "unknown"
+    assert "no bound is established" in browser.find_element(By.CSS_SELECTOR, ".bounds").text
+    assert "hope ends" not in browser.find_element(By.CSS_SELECTOR, ".bounds").text
+    assert "re-trained" not in browser.find_element(By.CSS_SELECTOR, "[aria-labelledby=crossing-title] .legend").text
+    assert limit.unknown in text(browser, "notes")
+    assert text(browser, "verdict") == f"99.90% is open: it {limit.check(0.999).reason.removeprefix('99.90% ')}."
+    assert browser.find_elements(By.CSS_SELECTOR, ".point.retrained, #crossing .line.retrained, .zone.infeasible") == []
+    assert "open beyond" in browser.find_element(By.ID, "line").accessible_name
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= 320
+    move(browser, epsilon=1.0, weights=0.2)
+    answer = asked(limit, browser)
+    assert text(browser, "sparsity") == f"{answer.sparsity:.2%}"
+    assert text(browser, "upper") == "unknown"
+    assert not browser.find_element(By.ID, "failure").is_displayed()
 
 
 @pytest.mark.parametrize("growth", [1.0, 0.8])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import small_limit
+from helpers import small_limit, unknown_limit
 
 import pruning_limits
 from estimators import L1, UserError
@@ -38,6 +38,8 @@ def limits(trained, digits) -> dict[str, PruningLimit]:
         "sampled": larger(probes=2),
         "sampled GGN": larger(probes=1, curvature="ggn"),
         "clipped": larger(probes=3, negative="clip", measure=False, epsilon=0.3),
+        "unknown": unknown_limit(),
+        "unknown, not measured": unknown_limit(measure=False, negative="clip"),
         "untrained": predict_limit(flat, digits.batches("train", limit=100), samples=64, steps=6, probes=2),
     }
     assert limits["sampled"].ggn.growth > 1
@@ -45,6 +47,7 @@ def limits(trained, digits) -> dict[str, PruningLimit]:
     assert limits["clipped"].hessian.bracket is None
     assert limits["sampled GGN"].hessian.above is not None
     assert limits["exact"].hessian.measure.exact
+    assert limits["unknown"].unknown
     known = limits["exact"].directions
     steep = tuple((np.ones_like(nodes), 1e-9 * weights) for nodes, weights in known.rules)
     hopeless = dataclasses.replace(known, rules=steep, rises=tuple(1e9 for _ in known.rises))
@@ -86,7 +89,9 @@ def test_javascript_answers_as_python_does(limits):
             refused.append(question["limit"])
             continue
         numbers = [*(getattr(expected, name) for name in NUMBERS), *expected.interval]
-        np.testing.assert_allclose(answer["numbers"], numbers, rtol=0, atol=1e-9, err_msg=str(question))
+        assert [number is None for number in answer["numbers"]] == [number is None for number in numbers]
+        found, numbers = (np.array(one, dtype=np.float64) for one in (answer["numbers"], numbers))  # None as NaN
+        np.testing.assert_allclose(found, numbers, rtol=0, atol=1e-9, err_msg=str(question))
         verdict = expected.check(question["target"])
         statuses.add(verdict.status)
         assert (answer["verdict"]["status"], answer["verdict"]["reason"]) == (verdict.status, verdict.reason)

@@ -154,7 +154,7 @@ def places(value, path=()):
 def test_a_limit_with_anything_missing_is_refused(limit, tmp_path):
     path = tmp_path / "limit.json"
     optional = {("settings", name) for name in limit.settings} - {("settings", "curvature"), ("settings", "negative")}
-    optional |= {("already_removed",), ("objective_error",)}
+    optional |= {("already_removed",), ("objective_error",), ("unknown",), ("sharpness", "trace_error")}
     for place in places(json.loads(limit.to_json())):
         if place and isinstance(place[-1], str) and place not in optional:
             plain = json.loads(limit.to_json())
@@ -314,6 +314,21 @@ def test_sharpness(limit):
     assert sharpness.effective_dimension == pytest.approx(168 * (1 - limit.sparsity))
     assert sharpness.negative_share == pytest.approx(-nodes[nodes < 0].sum() / np.abs(nodes).sum())
     assert 0 < sharpness.negative_share < 1
+
+
+def test_the_error_of_the_trace_is_shown_scaled_and_kept(limit, tmp_path):
+    sharpness, rows = limit.sharpness, limit.layers()
+    assert 0 < sharpness.trace_error < sharpness.trace
+    assert abs(sharpness.trace - limit.hessian.measure.nodes.sum()) < 3 * sharpness.trace_error
+    assert 0.5 < sharpness.trace_error / sum(row.trace_error**2 for row in rows) ** 0.5 < 2
+    assert f"{sharpness.trace:.4g} +- {sharpness.trace_error:.2g}, {sharpness.top_eigenvalue:.4g}" in limit.summary()
+    assert limit.what_if(curvature_scale=3.0).sharpness.trace_error == pytest.approx(3 * sharpness.trace_error)
+    plain = json.loads(limit.to_json())
+    assert plain["sharpness"].pop("trace_error") == sharpness.trace_error
+    (tmp_path / "limit.json").write_text(json.dumps(plain))
+    loaded = PruningLimit.from_json(tmp_path / "limit.json")
+    assert loaded.sharpness == dataclasses.replace(sharpness, trace_error=0.0)
+    assert f"{sharpness.trace:.4g}, {sharpness.top_eigenvalue:.4g}" in loaded.summary()
 
 
 def test_the_profile_is_that_of_the_weights(limit):

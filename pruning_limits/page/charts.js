@@ -17,7 +17,7 @@ const path = (points) => points.map(([x, y], n) => `${n ? "L" : "M"}${x.toFixed(
 /** Smallest kept fraction on the axes: a power of ten below all answers, so that it rarely moves. */
 function leastKept(...answers) {
   const known = answers.flatMap(({ sparsity, retrained, lower, upper }) => [sparsity, retrained, lower, upper]);
-  const kept = known.map((value) => 1 - value).filter((value) => value > 0);
+  const kept = known.map((value) => 1 - value).filter((value) => value > 0); // null, where unknown, keeps all
   return 10 ** Math.max(-9, Math.floor(Math.log10(0.7 * Math.min(0.1, ...kept))));
 }
 
@@ -61,9 +61,9 @@ function drawLine(holder, answer, highest, target, least, description) {
   const end = width - right;
   const zones = [
     ["achievable", left, at(answer.lower)],
-    ["open", at(answer.lower), at(highest)],
-    ["infeasible", at(highest), end],
+    ["open", at(answer.lower), answer.unknown ? end : at(highest)],
   ];
+  if (!answer.unknown) zones.push(["infeasible", at(highest), end]);
   const parts = [
     shape(
       "pattern",
@@ -102,7 +102,8 @@ function drawLine(holder, answer, highest, target, least, description) {
     shape("path", { class: "whisker", d: `M${low} ${middle - 7}v14m0-7H${high}m0-7v14` }),
   );
   if (answer.achieved !== null) parts.push(marker("measured", at(answer.achieved), middle));
-  parts.push(marker("retrained", at(answer.retrained), middle), marker("predicted", at(answer.sparsity), middle));
+  if (answer.retrained !== null) parts.push(marker("retrained", at(answer.retrained), middle));
+  parts.push(marker("predicted", at(answer.sparsity), middle));
   draw(holder, width, bottom + 40, description, [
     ...parts,
     shape("text", { x: end, y: bottom + 36, "text-anchor": "end" }, "sparsity, removed fraction of the weights"),
@@ -170,15 +171,16 @@ function drawCrossing(holder, answer, least, description) {
       const scale = (2 * epsilon) / norm ** 2;
       return [combined(estimate, (measure) => removableFraction(measure, scale, negative)[0]), norm];
     });
-  for (const [kind, points] of [
+  const curves = [
     ["network", network],
-    ["retrained", allowed(answer.ggn, "clip")],
     ["predicted", allowed(answer.hessian, answer.settings.negative)],
-  ]) {
+  ];
+  if (answer.ggn !== null) curves.splice(1, 0, ["retrained", allowed(answer.ggn, "clip")]);
+  for (const [kind, points] of curves) {
     const inside = points.filter(([s]) => 1 - s >= least).map(([s, norm]) => [x(s), y(norm)]);
     parts.push(shape("path", { class: `line ${kind}`, d: path(inside) }));
   }
-  for (const kind of ["retrained", "predicted"]) {
+  for (const kind of answer.ggn === null ? ["predicted"] : ["retrained", "predicted"]) {
     const sparsity = kind === "predicted" ? answer.sparsity : answer.retrained;
     parts.push(marker(kind, x(sparsity), y(Math.sqrt(squaredNorm(curve, sparsity)))));
   }

@@ -209,8 +209,9 @@ function directionalLimit(measure, directions, curve, epsilon) {
   return excess(high) >= 0 ? high : brent(excess, low, high, 1e-4, 4 * Number.EPSILON);
 }
 
-/** Directional limit plus the kinematic window, never below what has been achieved. */
+/** Directional limit plus the kinematic window, never below what has been achieved; 1 without that limit. */
 function upperBound(directional, lower, dimension) {
+  if (directional === null) return 1;
   const log = -Math.log(ETA);
   const delta = directional * dimension;
   const width = (2 / 3) * log + Math.sqrt((4 / 9) * log ** 2 + 4 * log * Math.min(delta, dimension - delta));
@@ -223,11 +224,14 @@ function whatIf(limit, { epsilon = null, weightScale = 1, curvatureScale = 1 } =
   const { negative } = limit.settings;
   const curve = { ...limit.curve, squared: times(limit.curve.squared, weightScale ** 2) };
   const solve = (measure) => isotropicLimit(measure, curve, allowed, negative).sparsity;
-  const [hessian, ggn] = [limit.hessian, limit.ggn].map((one) => certified(scaledEstimate(one, curvatureScale), solve));
+  const scaled = (estimate) => certified(scaledEstimate(estimate, curvatureScale), solve);
+  const hessian = scaled(limit.hessian);
   const sparsity = combined(hessian, solve);
-  const retrained = combined(ggn, (measure) => isotropicLimit(measure, curve, allowed, "clip").sparsity);
-  const directions = scaledDirections(limit.directions, weightScale, curvatureScale);
-  const directional = combined(ggn, (measure) => directionalLimit(measure, directions, curve, allowed));
+  const ggn = limit.ggn && scaled(limit.ggn);
+  const directions = limit.directions && scaledDirections(limit.directions, weightScale, curvatureScale);
+  const retuned = (solver) => ggn && combined(ggn, solver);
+  const retrained = retuned((measure) => isotropicLimit(measure, curve, allowed, "clip").sparsity);
+  const directional = retuned((measure) => directionalLimit(measure, directions, curve, allowed));
   const error = isotropicLimit(hessian.measure, curve, allowed, negative).standardError;
   const half = 2 * error + hessian.step_error + hessian.sample_error;
   const factor = weightScale ** 2 * curvatureScale;
@@ -252,21 +256,30 @@ function whatIf(limit, { epsilon = null, weightScale = 1, curvatureScale = 1 } =
   };
 }
 
-const percent = (value) => `${(100 * value).toFixed(2)}%`;
+const percent = (value) => (value === null ? "unknown" : `${(100 * value).toFixed(2)}%`);
 
-/** Upper bound with its numerical error, beyond which a sparsity is infeasible. */
+/** Upper bound with its numerical error, beyond which a sparsity is infeasible; 1 where no bound is established. */
 function ceiling({ upper, ggn, directions }) {
+  if (ggn === null) return 1;
   return Math.min(1, upper + (ggn.step_error + ggn.sample_error + directions.step_error));
 }
 
 /** Whether a sparsity can be reached: status, reason and margin. */
 function check(limit, sparsity) {
-  const { lower, upper, achieved } = limit;
+  const { lower, upper, achieved, unknown } = limit;
   const highest = ceiling(limit);
   const how = achieved !== null ? "measured" : "by the quadratic model";
   if (sparsity <= lower) {
     const reason = `${percent(sparsity)} is at most ${percent(lower)}, which one-shot pruning reaches (${how})`;
     return { status: "achievable", reason, margin: lower - sparsity };
+  }
+  if (unknown) {
+    const above = `${percent(sparsity)} is above ${percent(lower)} (one-shot, ${how})`;
+    return {
+      status: "open",
+      reason: `${above}, and no upper bound is established: ${unknown}`,
+      margin: sparsity - lower,
+    };
   }
   const bound = `the upper bound ${percent(upper)} (with numerical error ${percent(highest)})`;
   if (sparsity > highest) {

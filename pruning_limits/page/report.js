@@ -42,16 +42,19 @@ function showControls(target) {
 }
 
 function showNumbers(answer) {
-  for (const name of ["sparsity", "retrained", "lower", "upper", "directional"]) {
+  for (const name of ["sparsity", "retrained", "lower", "directional"]) {
     put(name, answer[name], percent(answer[name]));
   }
+  const upper = answer.unknown ? null : answer.upper;
+  put("upper", upper, percent(upper));
   put("low", answer.interval[0], percent(answer.interval[0]));
   put("high", answer.interval[1], percent(answer.interval[1]));
   put("ceiling", ceiling(answer), percent(ceiling(answer)));
   const { achieved } = answer;
-  const headroom = achieved === null ? null : answer.upper - achieved;
+  const headroom = achieved === null || upper === null ? null : upper - achieved;
+  const missing = achieved === null ? "–" : "unknown";
   put("achieved", achieved, achieved === null ? "–" : percent(achieved));
-  put("headroom", headroom, headroom === null ? "–" : `${(100 * headroom).toFixed(2)} pts`);
+  put("headroom", headroom, headroom === null ? missing : `${(100 * headroom).toFixed(2)} pts`);
   put("dimension", answer.parameters * (1 - answer.sparsity), whole(answer.parameters * (1 - answer.sparsity)));
   const change = 100 * (answer.sparsity - stored.sparsity);
   const sign = change < 0 ? "−" : "+";
@@ -72,11 +75,12 @@ function showFigures(answer, target) {
   const least = leastKept(stored, answer);
   const { sparsity, retrained, epsilon } = answer;
   const names = `predicted limit ${percent(sparsity)}, re-trained ${percent(retrained)}`;
-  const ends = `Achievable up to ${percent(answer.lower)}, open up to ${percent(ceiling(answer))}`;
-  const zones = `${ends}, infeasible beyond; ${names}.`;
+  const bounded = `open up to ${percent(ceiling(answer))}, infeasible beyond`;
+  const beyond = answer.unknown ? "open beyond" : bounded;
+  const zones = `Achievable up to ${percent(answer.lower)}, ${beyond}; ${names}.`;
   drawLine(get("line"), answer, ceiling(answer), target, least, zones);
   drawCrossing(get("crossing"), answer, least, `Norm R against sparsity; the curves cross at the ${names}.`);
-  get("carried").hidden = answer.hessian.growth === 1 && answer.ggn.growth === 1;
+  get("carried").hidden = answer.hessian.growth === 1 && (answer.ggn === null || answer.ggn.growth === 1);
   const scale = (2 * epsilon) / squaredNorm(answer.curve, sparsity);
   const size = `Shares of eigenvalues by size on logarithmic axes; the scale c at the limit is ${short(scale)}.`;
   drawSpectrum(get("spectrum"), answer, scale, size);
@@ -153,6 +157,8 @@ function start() {
   const trained = penalty ? `trained with ${penalty}` : "no penalty";
   get("network").textContent = `${whole(stored.parameters)} weights · ${matrix}, ${sign} · ${trained}`;
   get("curvature-name").textContent = matrix;
+  for (const name of ["allowed-retrained", "bounded"]) get(name).hidden = Boolean(stored.unknown);
+  get("unbounded").hidden = !stored.unknown;
   put("parameters", stored.parameters, whole(stored.parameters));
   get("thinning").textContent = data.thinning;
   get("thinning").hidden = !data.thinning;

@@ -9,6 +9,7 @@ from typing import Any
 
 from pruning_limits import PruningLimit, predict_limit
 from pruning_limits.plotting import BLUE, GREEN, GREY, ORANGE, new_figure, save, sparsity_axis
+from pruning_limits.result import established
 from validation.experiments.claims import RULE, averaged, judged, kinds_of
 from validation.experiments.table import Bench, Cell, Table
 from validation.kept import KeptWeights
@@ -87,7 +88,7 @@ def _point(sparsity: float, limit: PruningLimit) -> Row:
         "effective": sharpness.effective_dimension,
         "left": limit.sparsity,
         "limit": 1 - share * (1 - limit.sparsity),
-        "retrained": 1 - share * (1 - limit.retrained),
+        "retrained": 1 - share * (1 - established(limit.retrained)),
         "measured": 1 - share * (1 - limit.lower),
     }
 

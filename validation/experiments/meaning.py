@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pruning_limits.plotting import BLUE, GREEN, GREY, ORANGE, new_figure, save, sparsity_axis
+from pruning_limits.result import established
 from validation.experiments.actual import retrained_limit
 from validation.experiments.table import Bench, Cell, Table
 from validation.suite import Suite
@@ -73,7 +74,7 @@ def run(cell: Cell, bench: Bench) -> Row:
             "epsilon": limit.epsilon,
             "objective": limit.objective,
             "fall": (dense["objective"] - limit.objective) / limit.epsilon,
-            "above": "yes" if limit.directional >= max(truths.values()) else "no",
+            "above": "yes" if established(limit.directional) >= max(truths.values()) else "no",
             "status": limit.status.partition(":")[0],
             "trials": [dense, *trials, *more],
         }

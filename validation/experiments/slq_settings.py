@@ -10,6 +10,7 @@ import numpy as np
 
 from pruning_limits import predict_limit
 from pruning_limits.plotting import BLUE, GREEN, new_figure, save
+from pruning_limits.result import established
 from validation.experiments.table import Bench, Cell, Table
 from validation.suite import Suite, known_suites, load_suite
 from validation.tables import Column, Row, network_row, recipe_text, write_table
@@ -61,7 +62,7 @@ def run(cell: Cell, bench: Bench) -> Row:
         "sparsity": limit.sparsity,
         "half_width": 50 * (limit.interval[1] - limit.interval[0]),
         "retrained": limit.retrained,
-        "ggn_half_width": 100 * (limit.ggn.step_error + limit.ggn.sample_error),
+        "ggn_half_width": 100 * (established(limit.ggn).step_error + established(limit.ggn).sample_error),
         "products": limit.cost.products,
         "seconds": limit.cost.seconds,
     }

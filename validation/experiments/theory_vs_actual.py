@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pruning_limits import MagnitudeProfile, PruningLimit
 from pruning_limits.plotting import BLUE, GREEN, GREY, ORANGE, new_figure, save, sparsity_axis
+from pruning_limits.result import established
 from validation.data import ImageData
 from validation.experiments.actual import one_shot_accuracies, retrained_limit, sustained
 from validation.experiments.table import Bench, Cell, Table
@@ -101,14 +102,14 @@ def _row(
         "actual_c": actual_c,
         "difference_a": 100 * (limit.sparsity - actual_a),
         "factor_a": kept_factor(limit.sparsity, actual_a),
-        "difference_c": 100 * (limit.retrained - actual_c),
-        "factor_c": kept_factor(limit.retrained, actual_c),
+        "difference_c": 100 * (established(limit.retrained) - actual_c),
+        "factor_c": kept_factor(established(limit.retrained), actual_c),
         "status": limit.status.partition(":")[0],
         "status_reason": limit.status,
         "step_error": limit.hessian.step_error,
         "sample_error": limit.hessian.sample_error,
-        "ggn_step_error": limit.ggn.step_error,
-        "ggn_sample_error": limit.ggn.sample_error,
+        "ggn_step_error": established(limit.ggn).step_error,
+        "ggn_sample_error": established(limit.ggn).sample_error,
     }
 
 
