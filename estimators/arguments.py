@@ -72,18 +72,18 @@ def refuse_loader(loader: Any) -> None:
     Raises:
         UserError: What it is and what to do instead.
     """
-    wanted = "loader: expected an iterable of batches"
+    expected = "loader: expected an iterable of batches"
     if isinstance(loader, Dataset) and not isinstance(loader, IterableDataset):
         raise UserError(
-            f"{wanted}, got {type(loader).__name__}, which yields single samples: wrap it in a DataLoader, "
+            f"{expected}, got {type(loader).__name__}, which yields single samples: wrap it in a DataLoader, "
             "torch.utils.data.DataLoader(dataset, batch_size=128)"
         )
     if isinstance(loader, tuple) and loader and all(isinstance(part, Tensor) for part in loader):
-        raise UserError(f"{wanted}, got a tuple of tensors, which is one batch: give a list of batches, [(x, y)]")
+        raise UserError(f"{expected}, got a tuple of tensors, which is one batch: give a list of batches, [(x, y)]")
     if isinstance(loader, Tensor | str | bytes | Mapping):
-        raise UserError(f"{wanted}, got {type(loader).__name__}: give a DataLoader or a list of batches, [(x, y)]")
+        raise UserError(f"{expected}, got {type(loader).__name__}: give a DataLoader or a list of batches, [(x, y)]")
     if not hasattr(loader, "__iter__") and not hasattr(loader, "__getitem__"):
-        raise UserError(f"{wanted}, got {type(loader).__name__}: give a DataLoader or a list of batches, [(x, y)]")
+        raise UserError(f"{expected}, got {type(loader).__name__}: give a DataLoader or a list of batches, [(x, y)]")
 
 
 def refuse_loss(loss_fn: Any) -> None:
@@ -97,13 +97,13 @@ def refuse_loss(loss_fn: Any) -> None:
     """
     if loss_fn is None:
         return
-    wanted = "loss_fn: expected a function of model and batch"
+    expected = "loss_fn: expected a function of model and batch"
     remedy = "give lambda model, batch: criterion(model(batch[0]), batch[1])"
     name = getattr(loss_fn, "__name__", type(loss_fn).__name__)
     if isinstance(loss_fn, nn.modules.loss._Loss) or getattr(nn.functional, name, None) is loss_fn:
-        raise UserError(f"{wanted}, got {name}; {remedy}")
+        raise UserError(f"{expected}, got {name}; {remedy}")
     if not callable(loss_fn):
-        raise UserError(f"{wanted}, got {name}; {remedy}")
+        raise UserError(f"{expected}, got {name}; {remedy}")
     try:
         signature = inspect.signature(loss_fn)
     except ValueError:  # a function without a signature, such as one written in C
@@ -111,4 +111,4 @@ def refuse_loss(loss_fn: Any) -> None:
     try:
         signature.bind(None, None)
     except TypeError:
-        raise UserError(f"{wanted}, got {name}{signature}; {remedy}") from None
+        raise UserError(f"{expected}, got {name}{signature}; {remedy}") from None

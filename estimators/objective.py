@@ -16,12 +16,11 @@ from estimators.arguments import refuse_loader, refuse_loss, refuse_model
 from estimators.batches import copied, described, leaves
 from estimators.default_loss import cross_entropy
 from estimators.errors import UserError
-from estimators.kernels import twice_differentiable
 from estimators.penalty import Penalty
-from estimators.refusals import no_lost_graphs, refuse_reentrant_checkpoints
+from estimators.refusals import no_lost_graphs
 from estimators.samples import Samples, close_losses, shrinking, unchanged_by_cut
 from estimators.sampling import weighted
-from estimators.slim import slim
+from estimators.substitution import no_reentrant_checkpoints, substituted_functions, without_zero_units
 from estimators.user_code import NO_GRAPH, plain_modes, run
 from estimators.vectors import flatten, named
 from estimators.weights import Weights
@@ -214,7 +213,7 @@ class Objective:
         """Return F at the model's weights or at the given ones, ``[D]``."""
         at = self.chosen if weights is None else named(weights, self.chosen)
         total = torch.zeros((), dtype=torch.float64, device="cpu")
-        with self.one_pass(*at.values()), slim(at.values()):
+        with self.one_pass(*at.values()), without_zero_units(at.values()):
             for batch, size in self.batches():
                 total += _sum(self.losses(at, batch), size).cpu()
         return sum(distributed.gathered(float(total))) / self.samples + self.penalty_value(at)
@@ -270,7 +269,6 @@ class Objective:
                 losses.append(values.detach().double().cpu().reshape(-1))
                 loss = _sum(values, size)
                 if loss.requires_grad:
-                    refuse_reentrant_checkpoints(loss)
                     with self.held(), no_lost_graphs():
                         slopes = torch.autograd.grad(loss, list(weights.values()), materialize_grads=True)
                         total += flatten(slopes).detach()
@@ -326,7 +324,7 @@ class Objective:
         own buffers, mode and ``requires_grad`` flags.
         """
         weights = {name: tensor.detach().requires_grad_() for name, tensor in self.chosen.items()}
-        with self.weights.substituted(weights), twice_differentiable(self.model):
+        with self.weights.substituted(weights), substituted_functions(self.model):
             yield
 
     def _called(self, weights: Mapping[str, Tensor], batch: Any) -> Tensor:
@@ -346,7 +344,12 @@ class Objective:
     def _run(self, weights: Mapping[str, Tensor], batch: Any, graph: bool) -> Any:
         if graph and not torch.is_grad_enabled():
             weights = {name: tensor.detach().requires_grad_() for name, tensor in weights.items()}
-        with self.weights.substituted(weights), twice_differentiable(self.model), torch.set_grad_enabled(graph):
+        with (
+            self.weights.substituted(weights),
+            substituted_functions(self.model),
+            torch.set_grad_enabled(graph),
+            no_reentrant_checkpoints(),
+        ):
             return run(lambda: self.loss_fn(self.model, copied(batch)), lambda: self._described(batch))
 
     def _described(self, batch: Any) -> str:

@@ -3,6 +3,9 @@
 import logging
 from typing import TYPE_CHECKING
 
+from pruning_limits import companions as companions  # it refuses a foreign package of the name of the next one
+
+# isort: split
 from estimators.lazy import import_later
 
 if TYPE_CHECKING:

@@ -18,6 +18,7 @@ from estimators.files import write_bytes
 from pruning_limits.kinematics import concentration_width
 from pruning_limits.parts import Cost, Estimate, Layer, Sharpness, Verdict
 from pruning_limits.serial import fields_of, read_plain, to_plain
+from pruning_limits.settings import Settings
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -79,7 +80,7 @@ class PruningLimit:
     notes: tuple[str, ...]
     sharpness: Sharpness
     cost: Cost
-    settings: dict[str, Any]
+    settings: Settings
     hessian: Estimate
     ggn: Estimate | None
     curve: MagnitudeCurve
@@ -143,7 +144,7 @@ class PruningLimit:
                 raise UserError(f"{name}: expected a number from {1 / LARGEST_SCALE} to {LARGEST_SCALE}, got {value}")
         allowed = self.epsilon if epsilon is None else epsilon
         curve = self.curve.scaled(weight_scale)
-        negative: Negative = self.settings["negative"]
+        negative: Negative = self.settings.negative
 
         def solve(measure: SpectralMeasure) -> float:
             return isotropic_limit(measure, curve, allowed, negative).sparsity
@@ -196,7 +197,7 @@ class PruningLimit:
 
         from pruning_limits.inverse import epsilon_for
 
-        target, negative = self.hessian.on_samples(sparsity), self.settings["negative"]
+        target, negative = self.hessian.on_samples(sparsity), self.settings.negative
         ends, refusals = [], []
         for measure in self.hessian.measures:
             try:

@@ -81,10 +81,10 @@ def _comparison(limit_path: Path | None, pruned: Path, options: dict[str, Any]) 
     note(task.text())
     if limit is None:
         limit = predicted(task, **options)
-    before = task.objective(limit.settings.get("parameters"))
+    before = task.objective(list(limit.settings.parameters))
     weights, value = {name: weight.clone() for name, weight in before.chosen.items()}, before.value()
     note(load_weights(task.model, pruned))
-    after = task.objective(limit.settings.get("parameters"))
+    after = task.objective(list(limit.settings.parameters))
     return compare(limit, weights, after.chosen, value, after.value())
 
 

@@ -10,9 +10,9 @@ import click
 
 from estimators.errors import UserError
 from pruning_limits.cli import PATH
+from pruning_limits.settings import LARGEST_SEED
 from validation.references import parsed_arguments
 
-SEEDS = click.IntRange(0, (1 << 62) - 1)
 FUNCTION = "path.py:function or package.module:function"
 
 
@@ -107,7 +107,7 @@ def task_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--samples", type=int, help="Data sub-sample for curvature products; default adaptive."),
         click.option("--steps", type=int, help="Lanczos steps; default adaptive."),
         click.option("--probes", type=int, help="Probe vectors; default by size."),
-        click.option("--seed", type=SEEDS, default=0, show_default=True),
+        click.option("--seed", type=click.IntRange(0, LARGEST_SEED - 1), default=0, show_default=True),
         click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1 ..."),
     ]
     for option in reversed(options):
