@@ -33,7 +33,8 @@ from estimators import (
 )
 from pruning_limits.bounds import isotropic_limit
 from pruning_limits.losses import all_losses
-from pruning_limits.magnitude import MagnitudeCurve, MagnitudeProfile
+from pruning_limits.magnitude import MagnitudeProfile
+from pruning_limits.magnitude_curve import MagnitudeCurve
 from pruning_limits.plotting import BLUE, GREEN, GREY, ORANGE, new_figure, save
 from pruning_limits.spectra import Spectra
 from validation.data import ImageData, load_data

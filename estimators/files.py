@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import secrets
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
-
-import torch
 
 from estimators.errors import UserError
 
@@ -35,6 +34,26 @@ def _whole(path: Path) -> Iterator[BinaryIO]:
                 part.unlink()
 
 
+def refuse_unwritable(path: Path, suffixes: Collection[str] = ()) -> None:
+    """Refuse a place that cannot be written, before anything is computed for it; nothing is created.
+
+    Args:
+        path: File to write later; folders that are missing will be created.
+        suffixes: Endings that the name may have, in lower case; empty for any.
+
+    Raises:
+        UserError: The name has another ending, it is a folder, or the folder that would hold it cannot be written.
+    """
+    if suffixes and path.suffix.lower() not in suffixes:
+        raise UserError(f"cannot write {path}: expected a name that ends in {', '.join(suffixes)}")
+    folder = next((parent for parent in path.parents if parent.exists()), Path())
+    if path.is_dir() or not folder.is_dir():
+        what = f"{path} is a folder" if path.is_dir() else f"{folder} is no folder"
+        raise UserError(f"cannot write {path}: {what}; choose another place")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"cannot write {path}: {folder} cannot be written; choose another place")
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file so that a reader sees the old content or the new, never a part."""
     with _whole(path) as file:
@@ -43,6 +62,8 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 def save_tensors(path: Path, state: dict[str, Any]) -> None:
     """Save a nested dictionary of tensors and plain numbers atomically."""
+    import torch
+
     with _whole(path) as file:
         torch.save(state, file)
 
@@ -59,6 +80,8 @@ def load_tensors(path: Path) -> dict[str, Any]:
     Raises:
         UserError: The file is missing, damaged, or holds more than plain tensors.
     """
+    import torch
+
     if not path.is_file():
         raise UserError(f"checkpoint: {path} does not exist")
     try:

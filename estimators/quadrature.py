@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 from scipy.linalg import eigh_tridiagonal, solve_banded
 
 from estimators.lanczos import Tridiagonal
+from estimators.measure import Rule
 
-Rule = tuple[NDArray[np.float64], NDArray[np.float64]]
 LAST_STEPS, MOST_NODES = 8, 1024
 
 

@@ -1,16 +1,32 @@
 """How far can a network be pruned? Convex geometry of its loss answers before anyone prunes."""
 
 import logging
+from typing import TYPE_CHECKING
 
 from pruning_limits import companions as companions  # it refuses a foreign package of the name of the next one
 
 # isort: split
-from estimators import L1, L2, UserError
-from pruning_limits.magnitude import MagnitudeProfile
-from pruning_limits.parts import Verdict
-from pruning_limits.predict import predict_limit
-from pruning_limits.result import PruningLimit
+from estimators.lazy import import_later
+
+if TYPE_CHECKING:
+    from estimators.errors import UserError
+    from estimators.penalty import L1, L2
+    from pruning_limits.magnitude import MagnitudeProfile
+    from pruning_limits.parts import Verdict
+    from pruning_limits.predict import predict_limit
+    from pruning_limits.result import PruningLimit
 
 __all__ = ["L1", "L2", "MagnitudeProfile", "PruningLimit", "UserError", "Verdict", "predict_limit"]
 
+import_later(
+    __name__,
+    {
+        "estimators.errors": "UserError",
+        "estimators.penalty": "L1 L2",
+        "pruning_limits.magnitude": "MagnitudeProfile",
+        "pruning_limits.parts": "Verdict",
+        "pruning_limits.predict": "predict_limit",
+        "pruning_limits.result": "PruningLimit",
+    },
+)
 logging.getLogger("pruning_limits").addHandler(logging.NullHandler())

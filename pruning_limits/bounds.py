@@ -14,7 +14,8 @@ from torch import Tensor
 
 from estimators import Objective, SpectralMeasure, UserError
 from estimators.operator import SubspaceOperator
-from pruning_limits.magnitude import MagnitudeCurve, MagnitudeProfile, removed_count
+from pruning_limits.magnitude import MagnitudeProfile, removed_count
+from pruning_limits.magnitude_curve import MagnitudeCurve
 
 Negative = Literal["abs", "clip"]
 Floats = NDArray[np.float64]

@@ -1,19 +1,20 @@
-"""The command ``pruning-limits``: its group, and the commands that need no data."""
+"""The command ``pruning-limits``: its group, which starts at once, and the command that needs no data."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from estimators import UserError
-from pruning_limits.gate import Comparison
-from pruning_limits.parts import Verdict
-from pruning_limits.report import write_report
-from pruning_limits.result import PruningLimit
+from estimators.errors import UserError
+
+if TYPE_CHECKING:
+    from pruning_limits.gate import Comparison
+    from pruning_limits.parts import Verdict
 
 PATH = click.Path(path_type=Path, dir_okay=False)
 EXIT_CODES = {"achievable": 0, "open": 3, "infeasible": 4}
@@ -21,7 +22,33 @@ INTERRUPTED = 130
 
 
 class Commands(click.Group):
-    """A group whose commands report a failure in one line instead of a traceback."""
+    """A group that imports a command when it is asked for, and reports a failure in one line, not a traceback."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.later: dict[str, tuple[str, str]] = {}
+
+    def add_later(self, name: str, module: str, summary: str) -> None:
+        """Add a command by the module that defines it under the same name, and its first line of help."""
+        self.later[name] = module, summary
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of all commands."""
+        return sorted({*super().list_commands(ctx), *self.later})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return a command by its name, imported now."""
+        if cmd_name not in self.later:
+            return super().get_command(ctx, cmd_name)
+        command: click.Command = getattr(import_module(self.later[cmd_name][0]), cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands and their first lines of help, without importing them."""
+        summaries = {name: command.get_short_help_str(formatter.width) for name, command in self.commands.items()}
+        summaries |= {name: summary for name, (_, summary) in self.later.items()}
+        with formatter.section("Commands"):
+            formatter.write_dl(sorted(summaries.items()))
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the chosen command."""
@@ -50,6 +77,11 @@ def main() -> None:
 @click.option("-o", "--out", type=PATH, default=Path("report.html"), show_default=True, help="Page to write, .html.")
 def report(limit_path: Path, out: Path) -> None:
     """Write a limit as one web page with sliders, from the JSON file that predict --json wrote."""
+    from estimators.files import refuse_unwritable
+    from pruning_limits.report import SUFFIXES, write_report
+    from pruning_limits.result import PruningLimit
+
+    refuse_unwritable(out, SUFFIXES)
     write_report(PruningLimit.from_json(limit_path), out)
     click.echo(f"wrote {out}")
 

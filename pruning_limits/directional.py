@@ -45,12 +45,10 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import brentq
 
 from estimators import SpectralMeasure, UserError
-from estimators.quadrature import Rule
-from pruning_limits.bounds import isotropic_limit
-from pruning_limits.magnitude import MagnitudeCurve
+from estimators.measure import Rule
+from pruning_limits.magnitude_curve import MagnitudeCurve
 
 Floats = NDArray[np.float64]
 Negative = Literal["abs", "clip"]
@@ -359,6 +357,10 @@ def directional_limit(
         >>> round(limit.sparsity, 4)
         0.6
     """
+    from scipy.optimize import brentq
+
+    from pruning_limits.bounds import isotropic_limit
+
     _check(epsilon, negative)
     if not resolution > 0:
         raise UserError(f"resolution: expected a positive number, got {resolution}")
@@ -400,6 +402,8 @@ def directional_limit(
 
 def _scale(direction: Direction, epsilon: float) -> float:
     """Solve envelope(c) = epsilon, infinite inside the set; the norm of the gradient bounds c from above."""
+    from scipy.optimize import brentq
+
     excess = direction.rise() - epsilon
     if excess <= 1e-12 * epsilon:
         return math.inf

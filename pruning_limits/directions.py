@@ -5,14 +5,19 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor
 
-from estimators import Operator, SpectralMeasure, UserError
-from estimators.quadrature import Rule
+from estimators import SpectralMeasure, UserError
+from estimators.measure import Rule
 from pruning_limits.directional import Direction, DirectionalLimit, directional_limit
-from pruning_limits.magnitude import MagnitudeCurve
+from pruning_limits.magnitude_curve import MagnitudeCurve
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from estimators import Operator
 
 
 @dataclass(frozen=True)

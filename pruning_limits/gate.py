@@ -6,13 +6,14 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 from xml.etree import ElementTree
-
-from torch import Tensor
 
 from estimators import UserError
 from pruning_limits.result import PruningLimit
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Status = Literal["achievable", "open", "infeasible"]
 ORDER: tuple[Status, ...] = ("achievable", "open", "infeasible")
@@ -61,40 +62,6 @@ class Comparison:
     place: Literal["achieved", "limit", "upper", "beyond", "unbounded"]
     layers: dict[str, float]
     cases: tuple[Case, ...]
-
-
-def without_masks(state: Mapping[str, object]) -> dict[str, object]:
-    r"""Apply the masks that ``torch.nn.utils.prune`` left in a state dict.
-
-    Every pair ``NAME_orig`` and ``NAME_mask`` becomes their product under ``NAME``; all else stays.
-
-    Args:
-        state: State dict of a module.
-
-    Returns:
-        The state dict that the module would have after ``torch.nn.utils.prune.remove``.
-
-    Raises:
-        UserError: A mask and its weight differ in shape.
-
-    Example:
-        >>> import torch
-        >>> without_masks({"weight_orig": torch.tensor([2.0, 3.0]), "weight_mask": torch.tensor([0.0, 1.0])})
-        {'weight': tensor([0., 3.])}
-    """
-    result = dict(state)
-    for key in state:
-        name = key.removesuffix("_orig") if isinstance(key, str) else ""
-        weight, mask = state[key], state.get(f"{name}_mask")
-        if name != key and isinstance(weight, Tensor) and isinstance(mask, Tensor):
-            if weight.shape != mask.shape:
-                raise UserError(
-                    f"checkpoint: {name}_mask has shape {tuple(mask.shape)}, its weight {tuple(weight.shape)}; "
-                    "save the pruned network again"
-                )
-            del result[key], result[f"{name}_mask"]
-            result[name] = weight * mask
-    return result
 
 
 def compare(

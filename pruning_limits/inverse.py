@@ -13,7 +13,7 @@ from scipy.optimize import brentq
 
 from estimators import SpectralMeasure, UserError
 from pruning_limits.bounds import Negative, removable_fraction
-from pruning_limits.magnitude import MagnitudeCurve
+from pruning_limits.magnitude_curve import MagnitudeCurve
 
 
 def scale_for(measure: SpectralMeasure, sparsity: float, negative: Negative = "abs") -> float:

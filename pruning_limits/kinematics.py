@@ -8,7 +8,6 @@ from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import ndtr
 
 from estimators import UserError
 
@@ -214,6 +213,8 @@ def _crossing(
     volumes: Floats | None, codimension: NDArray[np.int64], excess: Floats, variance: float, noise: float
 ) -> Crossing:
     """Read the probability off the intrinsic volumes above a codimension, or off their mean and variance."""
+    from scipy.special import ndtr
+
     tail = np.exp(-(excess**2) / 4 / np.maximum(noise + np.abs(excess) / 3, 1e-300))
     lower, upper = np.where(excess > 0, 1 - tail, 0.0), np.where(excess < 0, tail, 1.0)
     if variance == 0:  # two subspaces in general position

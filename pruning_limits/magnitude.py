@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from estimators import UserError
 from estimators.vectors import flatten, named
-
-Floats = NDArray[np.float64]
+from pruning_limits.magnitude_curve import Floats, MagnitudeCurve
 
 
 def removed_count(sparsity: float, dimension: int) -> int:
@@ -38,30 +35,6 @@ def removed_count(sparsity: float, dimension: int) -> int:
     if not 0 <= sparsity <= 1:
         raise UserError(f"sparsity: expected a number in [0, 1] (the removed fraction), got {sparsity}")
     return min(dimension, math.ceil(sparsity * dimension - 1e-9 * max(1.0, sparsity * dimension)))
-
-
-@dataclass(frozen=True)
-class MagnitudeCurve:
-    """The squared norm of the removed weights as a function of sparsity, on knots.
-
-    Attributes:
-        sparsity: Knots ascending from 0 to 1, ``[g]``.
-        squared: R(s)^2 at the knots, ``[g]``.
-    """
-
-    sparsity: Floats
-    squared: Floats
-
-    def squared_norm(self, sparsity: float) -> float:
-        """R(s)^2 for a sparsity in [0, 1], linear between knots."""
-        return float(np.interp(sparsity, self.sparsity, self.squared))
-
-    def scaled(self, weight_scale: float) -> MagnitudeCurve:
-        """Return the curve of all weights multiplied by a factor."""
-        squared = self.squared * weight_scale**2
-        if not np.isfinite(squared).all():
-            raise UserError(f"weight_scale: {weight_scale} times the weights has a norm beyond floating point")
-        return MagnitudeCurve(self.sparsity, squared)
 
 
 class MagnitudeProfile:

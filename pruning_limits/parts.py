@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from estimators import SpectralMeasure
+if TYPE_CHECKING:
+    from estimators import SpectralMeasure
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,11 @@ SPARSITY = "sparsity (removed fraction)"
 RETRAINED_UNKNOWN = "re-trained: unknown, see the notes"
 
 
+def figure_suffixes() -> list[str]:
+    """Return the endings of the formats that figures can be written in."""
+    return [f".{name}" for name in sorted(FigureCanvasAgg.get_supported_filetypes())]
+
+
 def save(figure: Figure, path: str | Path) -> None:
     """Write a figure to a file whose suffix names the format."""
     try:

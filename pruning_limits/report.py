@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from estimators import SpectralMeasure, UserError
-from estimators.files import write_bytes
-from estimators.quadrature import Rule
+from estimators import SpectralMeasure
+from estimators.files import refuse_unwritable, write_bytes
+from estimators.measure import Rule
 from pruning_limits.parts import Estimate
 from pruning_limits.result import PruningLimit
 
@@ -41,8 +41,7 @@ def write_report(limit: PruningLimit, path: str | Path) -> None:
     Raises:
         UserError: The file has another suffix or cannot be written.
     """
-    if Path(path).suffix.lower() not in SUFFIXES:
-        raise UserError(f"report: expected a file name ending in {' or '.join(SUFFIXES)}, got {path}")
+    refuse_unwritable(Path(path), SUFFIXES)
     write_bytes(Path(path), report_html(limit).encode("utf-8", "replace"))
 
 

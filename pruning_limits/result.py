@@ -12,16 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-from scipy.optimize import brentq
-from torch import Tensor
 
-from estimators import SpectralMeasure, UserError
+from estimators import UserError
 from estimators.files import write_bytes
-from pruning_limits.bounds import Negative, isotropic_limit
-from pruning_limits.directions import Directions
-from pruning_limits.inverse import epsilon_for
 from pruning_limits.kinematics import concentration_width
-from pruning_limits.magnitude import MagnitudeCurve, MagnitudeProfile
 from pruning_limits.parts import Cost, Estimate, Layer, Sharpness, Verdict
 from pruning_limits.serial import fields_of, read_plain, to_plain
 from pruning_limits.settings import Settings
@@ -29,6 +23,13 @@ from pruning_limits.settings import Settings
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
+    from torch import Tensor
+
+    from estimators import SpectralMeasure
+    from pruning_limits.bounds import Negative
+    from pruning_limits.directions import Directions
+    from pruning_limits.magnitude import MagnitudeProfile
+    from pruning_limits.magnitude_curve import MagnitudeCurve
 
 Answer = TypeVar("Answer")
 FORMAT = "pruning-limit/3"
@@ -136,6 +137,8 @@ class PruningLimit:
             The limit under the changed conditions. ``achieved`` is read off the rises measured before when only
             epsilon changes and is None otherwise; ``lower`` is then the quadratic scaling of those rises.
         """
+        from pruning_limits.bounds import isotropic_limit
+
         for name, value in (("weight_scale", weight_scale), ("curvature_scale", curvature_scale)):
             if not 1 / LARGEST_SCALE <= value <= LARGEST_SCALE:
                 raise UserError(f"{name}: expected a number from {1 / LARGEST_SCALE} to {LARGEST_SCALE}, got {value}")
@@ -190,6 +193,10 @@ class PruningLimit:
 
     def epsilon_for(self, sparsity: float) -> float:
         """Return the allowed rise that would make a sparsity the isotropic limit; see ``inverse.epsilon_for``."""
+        from scipy.optimize import brentq
+
+        from pruning_limits.inverse import epsilon_for
+
         target, negative = self.hessian.on_samples(sparsity), self.settings.negative
         ends, refusals = [], []
         for measure in self.hessian.measures:
@@ -360,6 +367,8 @@ class PruningLimit:
 
 def isotropic(estimate: Estimate, curve: MagnitudeCurve, epsilon: float, negative: Negative) -> float:
     """Isotropic limit of an estimate, see ``Estimate.limit`` and ``isotropic_limit``."""
+    from pruning_limits.bounds import isotropic_limit
+
     return estimate.limit(lambda measure: isotropic_limit(measure, curve, epsilon, negative).sparsity)
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from estimators import SpectralMeasure, UserError
 from pruning_limits.directions import Directions
-from pruning_limits.magnitude import MagnitudeCurve
+from pruning_limits.magnitude_curve import MagnitudeCurve
 from pruning_limits.parts import Cost, Estimate, Layer, Sharpness
 from pruning_limits.settings import Settings
 

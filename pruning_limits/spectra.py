@@ -36,13 +36,14 @@ from estimators.errors import UndefinedGGNError
 from estimators.forwards import Forwards
 from estimators.input_subspace import InputSubspace, input_weights
 from estimators.lanczos import Reorthogonalise
+from estimators.measure import Rule
 from estimators.memory import available
-from estimators.quadrature import Rule
 from pruning_limits.bounds import Negative, isotropic_limit
 from pruning_limits.directions import Directions, Slope, slopes
 from pruning_limits.extrapolation import growth
 from pruning_limits.losses import Losses
-from pruning_limits.magnitude import MagnitudeCurve, MagnitudeProfile
+from pruning_limits.magnitude import MagnitudeProfile
+from pruning_limits.magnitude_curve import MagnitudeCurve
 from pruning_limits.parts import Estimate
 from pruning_limits.settings import Settings
 from pruning_limits.silence import acting_layers, curved_weights, marked_layers, silence

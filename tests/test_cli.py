@@ -14,6 +14,7 @@ from torch import nn
 
 from pruning_limits import PruningLimit, predict_limit
 from validation import cli
+from validation.commands import demo
 from validation.models import build_model
 
 TASK = ("--model", "fc5-mini", "--dataset", "digits")
@@ -136,15 +137,15 @@ def test_check_of_a_model(checkpoints):
 
 def test_demo(monkeypatch):
     """End to end, with the settings of the demonstration but fewer epochs, samples and steps."""
-    recipe = cli.Recipe
-    monkeypatch.setattr(cli, "Recipe", lambda epochs, **others: recipe(epochs=10, **others))
+    recipe = demo.Recipe
+    monkeypatch.setattr(demo, "Recipe", lambda epochs, **others: recipe(epochs=10, **others))
     threads = torch.get_num_threads()
 
     def predicted(*arguments, **options):
         assert torch.get_num_threads() == 1
         return predict_limit(*arguments, **options, samples=64, steps=8)
 
-    monkeypatch.setattr(cli, "predict_limit", predicted)
+    monkeypatch.setattr(demo, "predict_limit", predicted)
     result = run("demo", "--out", "results")
     assert torch.get_num_threads() == threads
     limit = PruningLimit.from_json("results/limit.json")
@@ -381,8 +382,29 @@ def test_limit_files_that_cannot_be_read(limit):
         assert name in refuse("check", "--sparsity", 0.5, "--limit", name)
 
 
-def test_places_that_cannot_be_written():
+def test_places_that_cannot_be_written(limit, monkeypatch):
+    """Told before a network or data are loaded, of which there are none here."""
     Path("file").touch()
-    for option, name in (("--json", "file/limit.json"), ("--plot", "file/limit.png"), ("--plot", "limit.nonsense")):
-        assert f"cannot write {name}" in refuse("predict", *TASK, *FAST, "--no-measure", option, name)
+    Path("folder.json").mkdir()
+    limit.to_json("limit.json")
+    nothing = ("--model", "none.py:net", "--data", "none.py:data")
+    endings = ("--json", "limit.txt"), ("--plot", "limit.nonsense"), ("--plot", "limit"), ("--report", "page.pdf")
+    for option, name in (("--json", "file/limit.json"), ("--plot", "file/in/limit.png"), *endings):
+        assert f"cannot write {name}: " in refuse("predict", *nothing, option, name)
+    assert "cannot write file/x.png: file is no folder" in refuse("spectrum", *nothing, "--plot", "file/x.png")
+    assert "cannot write file/gate.xml" in refuse("check", *nothing, "--sparsity", 0.5, "--junit", "file/gate.xml")
+    for name in ("page.json", "file/page.html"):
+        assert f"cannot write {name}" in refuse("report", "limit.json", "-o", name)
+    refuse("predict", *nothing, "--json", "folder.json", code=2)
     refuse("demo", "--out", "file", code=2)
+    monkeypatch.setattr("os.access", lambda *_: False)  # as in a folder of someone else
+    assert "cannot write new.json: . cannot be written" in refuse("predict", *nothing, "--json", "new.json")
+    assert "cannot write demo/limit.json" in refuse("demo")
+
+
+def test_predict_writes_a_page(checkpoints):
+    options = ("--checkpoint", checkpoints / "net.pt", "--no-measure", "--report", "out/page.html")
+    result = run("predict", *TASK, *FAST, *options)
+    assert result.stdout.endswith("wrote out/page.html\n")
+    assert "data: digits, 1,400 training images" in result.stdout
+    assert Path("out/page.html").read_text().startswith("<!doctype html>")

@@ -22,7 +22,9 @@ from estimators import UserError
 from estimators.files import load_tensors
 from pruning_limits import PruningLimit, predict_limit
 from pruning_limits.serial import MOST_BYTES
+from pruning_limits.state_dicts import load_weights
 from validation import cli
+from validation.commands import prediction, validate
 from validation.suite import FOLDER, Suite, load_suite
 
 few = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
@@ -237,7 +239,7 @@ def test_bytes_of_a_checkpoint(folder, kind, changes):
     path.write_bytes(mutated(CHECKPOINTS[kind], changes))
     loaded = one_line(load_tensors, path)
     if loaded is not None:
-        one_line(cli.load_weights, nn.Sequential(nn.Linear(6, 5)), path)
+        one_line(load_weights, nn.Sequential(nn.Linear(6, 5)), path)
 
 
 @few
@@ -400,9 +402,8 @@ def refused(message):
 def test_any_command_line(folder, words):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(cli, "_load_task", lambda **_: refused("no task"))
-        patch.setattr(cli, "run_table", lambda *_: refused("no table"))
-        patch.setattr(cli, "_predicted", lambda **_: refused("no limit"))
+        patch.setattr(prediction, "load_task", lambda **_: refused("no task"))
+        patch.setattr(validate, "run_table", lambda *_: refused("no table"))
         result = CliRunner().invoke(cli.main, words)
     assert result.exception is None or isinstance(result.exception, SystemExit), repr(result.exception)
     assert "Traceback" not in result.output

@@ -14,7 +14,8 @@ from torch.nn.utils import prune
 
 from estimators import L1, Objective, UserError
 from pruning_limits import MagnitudeProfile, predict_limit
-from pruning_limits.gate import Case, compare, junit, without_masks
+from pruning_limits.gate import Case, compare, junit
+from pruning_limits.state_dicts import without_masks
 from validation.models import build_model
 
 PENALTY = ("--l1", 1e-3)
@@ -185,7 +186,7 @@ def test_comparison_of_files(files, limit, trained, digits, share):
     expected = compare(limit, limit.profile.weights, MagnitudeProfile(weights_of(model)).weights, *values)
     code = {"achievable": 0, "open": 3, "infeasible": 4}[expected.status]
     assert (code == 0) == (share == 0.5)
-    assert run(*COMPARE, code=code).output == f"{expected.status}: {expected.reason}\n"
+    assert run(*COMPARE, code=code).stdout == f"{expected.status}: {expected.reason}\n"
     result = run(*COMPARE, "--json", "--junit", "reports/gate.xml", code=code)
     plain = json.loads(result.stdout)
     assert plain["rise"] == pytest.approx(expected.rise, rel=1e-4, abs=1e-6)
@@ -200,19 +201,19 @@ def weights_of(model):
 
 def test_a_checkpoint_with_masks_is_read_alike(files, limit, trained):
     state = files(limit.lower / 2)
-    plain = run(*COMPARE).output
+    plain = run(*COMPARE).stdout
     masked = dict(trained.state_dict())
     for name, mask in limit.mask(limit.lower / 2).items():
         masked |= {f"{name}_orig": masked.pop(name), f"{name}_mask": mask.float()}
     assert set(masked) != set(state)
     torch.save({"state_dict": masked}, "pruned.pt")
-    assert run(*COMPARE).output == plain
+    assert run(*COMPARE).stdout == plain
 
 
 def test_without_a_limit_it_is_predicted_from_the_dense_network(files):
     files(0.05)
     arguments = [one for one in COMPARE if one not in ("--limit", "limit.json")]
-    assert run(*arguments, *FAST).output.startswith("achievable: 5.00% is at most")
+    assert run(*arguments, *FAST).stdout.startswith("achievable: 5.00% is at most")
 
 
 def test_pairs_of_files_that_are_refused(files, trained):

@@ -235,10 +235,10 @@ def test_a_factory_of_the_users_own_module(tmp_path: Path, monkeypatch: pytest.M
     [
         ("no_such_package.models:net", "cannot import"),
         (f"{__name__}:no_such_factory", "cannot import"),
-        (":net", "cannot import"),
+        (":net", "expected path.py:function or package.module:function"),
         (f"{__name__}:failing_factory", "KeyError"),
         (f"{__name__}:wrong_factory", "returned str"),
-        (f"{__name__}:NO_FACTORY", "failed"),
+        (f"{__name__}:NO_FACTORY", "is of type int, expected a function"),
     ],
 )
 def test_a_factory_that_gives_no_model_is_refused_by_name(name: str, said: str) -> None:

@@ -16,7 +16,7 @@ from torch import nn
 from estimators import GGN, L1, L2, Objective, UserError
 from pruning_limits import MagnitudeProfile
 from pruning_limits.directional import directional_limit
-from pruning_limits.magnitude import MagnitudeCurve
+from pruning_limits.magnitude_curve import MagnitudeCurve
 from pruning_limits.retuned import retune
 from validation.experiments import oracle, truths
 from validation.experiments.masked_optimum import loss_and_gradient, masked_optimum

@@ -126,7 +126,7 @@ def test_thinning_keeps_the_mass_and_the_mean_of_a_rule(limit):
 
 def test_other_suffixes_are_refused(limit, tmp_path):
     for name in ("report", "report.png", ".html"):
-        with pytest.raises(UserError, match=r"ending in \.html or \.htm, got "):
+        with pytest.raises(UserError, match=r"expected a name that ends in \.html, \.htm$"):
             write_report(limit, tmp_path / name)
     write_report(limit, tmp_path / "new" / "REPORT.HTM")
     assert (tmp_path / "new" / "REPORT.HTM").read_text(encoding="utf-8") == report_html(limit)
@@ -158,11 +158,11 @@ def test_the_command_writes_the_page(limit, tmp_path, monkeypatch):
         (["none.json"], 1, "limit: cannot read none.json: No such file or directory"),
         (["text.json"], 1, "limit: text.json is not valid JSON"),
         (["other.json"], 1, "limit: other.json is not a pruning limit of format pruning-limit/3; predict it again"),
-        (["limit.json", "-o", "page.pdf"], 1, "report: expected a file name ending in .html or .htm, got page.pdf"),
+        (["limit.json", "-o", "page.pdf"], 1, "cannot write page.pdf: expected a name that ends in .html, .htm"),
         (
             ["limit.json", "-o", "text.json/page.html"],
             1,
-            "cannot write text.json/page.html: File exists; choose another place",
+            "cannot write text.json/page.html: text.json is no folder; choose another place",
         ),
         ([], 2, "Missing argument 'LIMIT'."),
         (

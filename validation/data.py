@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from estimators.errors import UserError
+from validation.normalisation import Affine, Normalisation
 
 TORCHVISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100"}
 DATA_DIR_VARIABLE = "PRUNING_LIMITS_DATA"
@@ -58,20 +59,28 @@ class ImageData:
         std = (weights @ levels.square() - mean.square()).clamp(min=1e-12).sqrt()
         return mean.float(), std.float()
 
-    def batches(self, split: str, batch_size: int = 128, limit: int | None = None) -> Batches:
+    @property
+    def standardised(self) -> Affine:
+        """Inputs of mean 0 and deviation 1 per channel over the training images."""
+        mean, std = (values.tolist() for values in self.statistics)
+        return Affine.standardising(mean, std, " (the training images' own)")
+
+    def batches(
+        self, split: str, batch_size: int = 128, limit: int | None = None, normalise: Normalisation | None = None
+    ) -> Batches:
         """Batches of one split in a fixed order without augmentation.
 
         Args:
             split: ``"train"`` or ``"test"``.
             batch_size: Samples per batch; the last batch may be smaller.
             limit: Use the first ``limit`` samples only.
+            normalise: From images to inputs; default ``standardised``.
 
         Returns:
             A loader that yields the same ``(x, y)`` batches on every pass.
         """
         x, y = (self.train_x, self.train_y) if split == "train" else (self.test_x, self.test_y)
-        mean, std = self.statistics
-        return Batches(x[:limit], y[:limit], mean, std, batch_size)
+        return Batches(x[:limit], y[:limit], normalise or self.standardised, batch_size)
 
 
 class Batches:
@@ -83,14 +92,13 @@ class Batches:
     Args:
         x: Images, uint8 ``[n, c, h, w]``.
         y: Labels, int64 ``[n]``.
-        mean: Channel means in [0, 1], ``[c]``.
-        std: Channel standard deviations, ``[c]``.
+        normalise: From images to inputs.
         batch_size: Samples per batch.
     """
 
-    def __init__(self, x: Tensor, y: Tensor, mean: Tensor, std: Tensor, batch_size: int) -> None:
+    def __init__(self, x: Tensor, y: Tensor, normalise: Normalisation, batch_size: int) -> None:
         self.x, self.y = x, y
-        self.mean, self.std = mean.view(1, -1, 1, 1), std.view(1, -1, 1, 1)
+        self.normalise = normalise
         self.batch_size = batch_size
 
     def __len__(self) -> int:
@@ -101,7 +109,7 @@ class Batches:
         """Yield the batches in storage order."""
         for start in range(0, len(self.y), self.batch_size):
             part = slice(start, start + self.batch_size)
-            yield self._normalise(self.x[part]), self.y[part]
+            yield self.normalise(self.x[part]), self.y[part]
 
     def shuffled(self, seed: int, epoch: int, start: int = 0, augment: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield one epoch of shuffled batches from batch number ``start`` on.
@@ -121,10 +129,7 @@ class Batches:
             x = self.x[index]
             if augment:
                 x = _shift_and_flip(x, _generator(seed, epoch, number + 1))  # 0 would repeat the order's stream
-            yield self._normalise(x), self.y[index]
-
-    def _normalise(self, x: Tensor) -> Tensor:
-        return x.float().div_(255).sub_(self.mean).div_(self.std)
+            yield self.normalise(x), self.y[index]
 
 
 def load_data(name: str, data_dir: str | os.PathLike[str] | None = None) -> ImageData:

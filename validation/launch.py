@@ -10,10 +10,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import distributed as dist
-
-from estimators.distributed import rank
 from estimators.errors import UserError
 
 ENVIRONMENT = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -33,6 +29,10 @@ def shared(command: Callable[..., None]) -> Callable[..., None]:
         if not several_ranks():
             command(device=device, **options)
             return
+        from torch import distributed as dist
+
+        from estimators.distributed import rank
+
         own = _own_device(device)
         dist.init_process_group("cpu:gloo,cuda:nccl" if own.startswith("cuda") else "gloo", timeout=TIMEOUT)
         with _printing(rank() == 0):
@@ -59,6 +59,8 @@ def _own_device(device: str) -> str:
         return device
     if device != "cuda":
         raise UserError(f"device: expected cpu or cuda under torchrun (every rank takes its own GPU), got {device!r}")
+    import torch
+
     local, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
     if local >= count:
         raise UserError(f"device: local rank {local} needs its own GPU, this machine has {count}; start fewer ranks")

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from estimators.errors import UserError
+from validation.references import call, resolve
 
 FC5 = (1000, 600, 300, 100)
 FC12 = (1000, 900, 800, 750, 700, 650, 600, 500, 400, 200, 100)
@@ -234,53 +234,55 @@ MODELS: dict[str, Callable[[Shape, int], nn.Module]] = {
 }
 
 
-def build_model(name: str, shape: Shape, classes: int, seed: int = 0) -> nn.Module:
+def build_model(
+    name: str,
+    shape: Shape | None,
+    classes: int | None,
+    seed: int = 0,
+    arguments: Mapping[str, Any] | None = None,
+) -> nn.Module:
     """Build a network by name with seeded initial weights; the global random state stays as it was.
 
     Args:
         name: A name of ``MODELS``; otherwise a torchvision classification model, built with ``num_classes``;
-            otherwise ``package.module:factory``, called with as many of ``shape, classes`` as it takes.
-        shape: Channels, height and width of the input.
-        classes: Number of outputs.
+            otherwise ``path.py:factory`` or ``package.module:factory``.
+        shape: Channels, height and width of the input, passed to parameters of the name ``shape``; None where unknown.
+        classes: Number of outputs, passed to parameters of the name ``classes``; None where unknown.
         seed: Seed of the initial weights.
+        arguments: Further arguments by name; they win over shape and classes.
 
     Returns:
         The network on the CPU in training mode.
 
     Raises:
-        UserError: The name is unknown or the factory fails; the message lists what is known.
+        UserError: The name is unknown, the factory takes other arguments, or it fails.
 
     Example:
         >>> sum(p.numel() for p in build_model("fc5-mini", (1, 8, 8), 10).parameters())
         15220
     """
+    given = dict(arguments or {})
+    known = {key: value for key, value in (("shape", shape), ("classes", classes)) if value is not None}
     with torch.device("cpu"), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed accelerators too
         if name in MODELS:
-            return MODELS[name](shape, classes)
+            return _network(name, call("model", name, MODELS[name], given, known))
         if ":" in name:
-            return _from_factory(name, shape, classes)
+            return _network(name, call("model", name, resolve("model", name), given, known))
         from torchvision import models
 
         if name in models.list_models(module=models):
-            return _first_convolution(models.get_model(name, num_classes=classes), shape)
+            if classes is not None:
+                given.setdefault("num_classes", classes)
+            model = _network(name, call("model", name, models.get_model_builder(name), given))
+            return model if shape is None else _first_convolution(model, shape)
     raise UserError(
         f"model: {name!r} is unknown; expected one of {', '.join(MODELS)}, a torchvision classification model, "
-        "or package.module:factory"
+        "path.py:factory or package.module:factory"
     )
 
 
-def _from_factory(name: str, shape: Shape, classes: int) -> nn.Module:
-    module_name, _, attribute = name.partition(":")
-    try:
-        factory = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"model: cannot import {name!r}: {error}") from None
-    try:
-        takes = len(inspect.signature(factory).parameters)
-        model = factory(*(shape, classes)[: min(takes, 2)])
-    except Exception as error:  # whatever the user's code raises
-        raise UserError(f"model: {name!r} failed: {type(error).__name__}: {error}") from error
-    if not isinstance(model, nn.Module):
-        raise UserError(f"model: {name!r} returned {type(model).__name__}, expected torch.nn.Module")
-    return model
+def _network(name: str, built: object) -> nn.Module:
+    if not isinstance(built, nn.Module):
+        raise UserError(f"model: {name!r} returned {type(built).__name__}, expected torch.nn.Module")
+    return built

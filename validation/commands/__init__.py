@@ -1,0 +1,1 @@
+"""The commands of ``pruning-limits`` that train, load or measure networks, one module each."""

@@ -1,0 +1,35 @@
+"""``pruning-limits predict``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pruning_limits.cli import PATH
+from validation.commands.options import task_options
+from validation.launch import shared
+
+
+@click.command()
+@task_options
+@click.option("--epsilon", type=float, help="Allowed rise of the objective; default: deviation of a batch of 128.")
+@click.option("--curvature", type=click.Choice(["hessian", "ggn"]), default="hessian", show_default=True)
+@click.option("--tolerance", type=float, default=0.005, show_default=True, help="Wanted half-width, in sparsity.")
+@click.option("--no-measure", is_flag=True, help="Do not measure what one-shot pruning achieves.")
+@click.option("--json", "json_path", type=PATH, help="Write the limit as JSON, .json.")
+@click.option("--plot", "plot_path", type=PATH, help="Write the figure, .png, .pdf, .svg ...")
+@click.option("--report", "report_path", type=PATH, help="Write the limit as one web page, .html.")
+@shared
+def predict(json_path: Path | None, plot_path: Path | None, report_path: Path | None, **options: Any) -> None:
+    """Predict the pruning limit of a trained network."""
+    from validation.commands.prediction import predicted, refuse_unwritable_outputs, taken_task, write_outputs
+
+    paths = {"json": json_path, "plot": plot_path, "report": report_path}
+    refuse_unwritable_outputs(paths)
+    task = taken_task(options)
+    click.echo(f"{task.text()}\n")
+    limit = predicted(task, **options)
+    click.echo(limit.summary())
+    write_outputs(limit, paths)

@@ -1,0 +1,86 @@
+"""The prediction behind ``predict`` and ``check``, from the options of a task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import click
+
+from estimators.distributed import rank
+from estimators.files import refuse_unwritable
+from pruning_limits import PruningLimit, UserError, predict_limit
+from pruning_limits.report import SUFFIXES, write_report
+from validation.commands.task import Task, load_task
+
+TASK = tuple(signature(load_task).parameters)
+
+
+def taken_task(options: dict[str, Any]) -> Task:
+    """Take the options that name a task out of all options, and load it."""
+    return load_task(**{name: options.pop(name) for name in TASK})
+
+
+def predicted(
+    task: Task,
+    samples: int | None,
+    steps: int | None,
+    probes: int | None,
+    seed: int,
+    epsilon: float | None = None,
+    curvature: Any = "hessian",
+    tolerance: float = 0.005,
+    no_measure: bool = False,
+) -> PruningLimit:
+    """Predict the limit of a task."""
+    return predict_limit(
+        task.model,
+        task.data.training,
+        task.loss_fn,
+        penalty=task.penalty,
+        epsilon="batch-std" if epsilon is None else epsilon,
+        curvature=curvature,
+        samples=samples,
+        steps=steps,
+        probes=probes,
+        tolerance=tolerance,
+        measure=not no_measure,
+        seed=seed,
+    )
+
+
+def refuse_unwritable_outputs(paths: Mapping[str, Path | None]) -> None:
+    """Refuse files of a limit that cannot be written, before anything is computed.
+
+    Args:
+        paths: Files by kind: ``"json"``, ``"plot"``, ``"report"``.
+
+    Raises:
+        UserError: A folder cannot be written, or a name has no ending of its kind.
+    """
+    for kind, path in paths.items():
+        if path is not None:
+            refuse_unwritable(path, (".json",) if kind == "json" else SUFFIXES if kind == "report" else _figures())
+
+
+def _figures() -> list[str]:
+    try:
+        from pruning_limits.plotting import figure_suffixes
+    except ImportError:
+        raise UserError("plot: needs the package matplotlib; install it with pip install matplotlib") from None
+    return figure_suffixes()
+
+
+def write_outputs(limit: PruningLimit, paths: Mapping[str, Path | None]) -> None:
+    """Write a limit to files by kind, on the first rank, and tell their names."""
+    writers: dict[str, Callable[[Path], object]] = {
+        "json": limit.to_json,
+        "plot": limit.plot,
+        "report": lambda path: write_report(limit, path),
+    }
+    for kind, path in paths.items():
+        if path is not None and rank() == 0:
+            writers[kind](path)
+            click.echo(f"wrote {path}")

@@ -1,0 +1,177 @@
+"""What a command works on: a network with its weights, its data, its loss and its penalty."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from torch import nn
+
+from estimators import L1, L2, Objective, UserError
+from estimators.arguments import refuse_loader
+from estimators.distributed import rank, world
+from estimators.objective import LossFunction
+from pruning_limits.state_dicts import load_weights
+from validation.accuracy import sampled_accuracy
+from validation.data import ImageData, load_data
+from validation.models import build_model
+from validation.normalisation import SCALED, UNCHANGED, Affine, Normalisation
+from validation.pretrained import Pretrained, names_weights
+from validation.references import call, resolve
+
+LARGEST_BATCH = 1000
+
+
+@dataclass(frozen=True)
+class Data:
+    """Batches to predict with and, where there are some, to measure the accuracy on.
+
+    Attributes:
+        text: Where they come from and how images become inputs.
+        training: Batches of training data.
+        held_out: Batches of other data, or None.
+        images: The data set in memory that they are drawn from, or None.
+    """
+
+    text: str
+    training: Iterable[Any]
+    held_out: Iterable[Any] | None = None
+    images: ImageData | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """A network with its weights, its data, its loss, and the penalty that it was trained with."""
+
+    model: nn.Module
+    data: Data
+    loss_fn: LossFunction | None
+    penalty: L1 | L2 | None
+
+    def objective(self, parameters: Any = None) -> Objective:
+        """Return the training objective at the present weights."""
+        return Objective(self.model, self.data.training, self.loss_fn, self.penalty, parameters)
+
+    def text(self) -> str:
+        """Say in one line where the data come from, how they are normalised, and the accuracy that results."""
+        batches = self.data.training if self.data.held_out is None else self.data.held_out
+        accuracy = sampled_accuracy(self.model, batches)
+        if accuracy is None:
+            return f"data: {self.data.text}; no accuracy, as these are not (x, y) batches of class labels"
+        kind = "training" if self.data.held_out is None else "held-out"
+        return f"data: {self.data.text}; dense accuracy {accuracy.share:.2%} on {accuracy.samples:,} {kind} samples"
+
+
+def load_task(
+    model_name: str | None,
+    model_arguments: dict[str, Any],
+    checkpoint: Path | None,
+    dataset: str | None,
+    data_dir: Path | None,
+    data_function: str | None,
+    data_arguments: dict[str, Any],
+    loss_function: str | None,
+    mean: list[float] | None,
+    std: list[float] | None,
+    scale: bool,
+    no_normalise: bool,
+    transforms: str | None,
+    l1: float,
+    l2: float,
+    device: str,
+) -> Task:
+    """Load what the options of ``task_options`` name.
+
+    Raises:
+        click.UsageError: Options are missing or exclude each other.
+        UserError: Something cannot be loaded, or does not fit.
+    """
+    sources = [name for name, value in (("--dataset", dataset), ("--data", data_function)) if value is not None]
+    missing = [*(["--model"] if model_name is None else []), *([] if sources else ["--dataset or --data"])]
+    if model_name is None or missing:
+        raise click.UsageError(f"missing {' and '.join(missing)}")
+    ways = {"--mean": mean, "--std": std, "--scale": scale, "--no-normalise": no_normalise, "--transforms": transforms}
+    chosen = [name for name, value in ways.items() if value]
+    for excluding in (sources, [name for name, value in (("--l1", l1), ("--l2", l2)) if value], chosen):
+        if len(excluding) > 1 and excluding != ["--mean", "--std"]:
+            raise click.UsageError(f"{' and '.join(excluding)} cannot be given together")
+    if bool(mean) is not bool(std):
+        raise click.UsageError("--mean and --std belong together")
+    if dataset is None and chosen:
+        raise click.UsageError(f"{chosen[0]} is for --dataset; the function of --data normalises what it returns")
+    if data_function is None and data_arguments:
+        raise click.UsageError("--data-arg is for --data")
+    weights = Pretrained(str(checkpoint)) if checkpoint and names_weights(str(checkpoint)) else None
+    if dataset is None:
+        data = _data_of_function(str(data_function), data_arguments)
+        shape, classes = None, None
+    else:
+        images = load_data(dataset, data_dir)
+        data = _data_of_images(images, _normalisation(images, mean, std, scale, no_normalise, transforms, weights))
+        shape, classes = images.shape, images.classes
+    loss_fn = None if loss_function is None else resolve("loss", loss_function)
+    if weights is not None and ":" not in model_name:  # some names are also those of networks of this package
+        model_name = f"torchvision.models:{model_name}"
+        model_arguments = {"num_classes": weights.classes} | model_arguments
+    model = build_model(model_name, shape, classes, arguments=model_arguments)
+    if checkpoint is None:
+        note("no --checkpoint, so the limit is that of untrained weights")
+    else:
+        note(load_weights(model, checkpoint if weights is None else weights.file))
+    try:
+        model = model.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device: cannot use {device!r}: {str(error).splitlines()[0]}") from None
+    return Task(model.eval(), data, loss_fn, L1(l1) if l1 else L2(l2) if l2 else None)
+
+
+def note(text: str) -> None:
+    """Tell a remark, once for all ranks."""
+    if text and rank() == 0:
+        click.echo(f"note: {text}", err=True)
+
+
+def _normalisation(
+    images: ImageData,
+    mean: list[float] | None,
+    std: list[float] | None,
+    scale: bool,
+    no_normalise: bool,
+    transforms: str | None,
+    weights: Pretrained | None,
+) -> Normalisation:
+    if mean and std:
+        return Affine.standardising(mean, std)
+    if scale or no_normalise:
+        return SCALED if scale else UNCHANGED
+    if transforms:
+        return Pretrained(transforms)
+    return images.standardised if weights is None else weights
+
+
+def _data_of_images(images: ImageData, normalise: Normalisation) -> Data:
+    size = min(LARGEST_BATCH, -(-len(images.train_y) // world()))  # small enough that every rank has a batch
+    training, held_out = (images.batches(split, size, normalise=normalise) for split in ("train", "test"))
+    text = f"{images.name}, {len(images.train_y):,} training images, {normalise.text}"
+    return Data(text, training, held_out, images)
+
+
+def _data_of_function(reference: str, arguments: dict[str, Any]) -> Data:
+    returned = call("data", reference, resolve("data", reference), arguments)
+    pair = isinstance(returned, tuple) and len(returned) == 2 and not any(torch.is_tensor(part) for part in returned)
+    training, held_out = returned if pair else (returned, None)
+    for loader in (training,) if held_out is None else (training, held_out):
+        try:
+            refuse_loader(loader)
+        except UserError as error:
+            raise UserError(f"data: {reference!r} returned no loader: {error}") from None
+        if isinstance(loader, Iterator):
+            raise UserError(
+                f"data: {reference!r} returned a {type(loader).__name__}, which can be read only once; return a "
+                "DataLoader or a list of batches"
+            )
+    return Data(f"{reference}, as it gives them", training, held_out)
