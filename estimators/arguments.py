@@ -73,19 +73,19 @@ def refuse_loader(loader: Any) -> None:
     Raises:
         UserError: What it is and what to do instead.
     """
-    wanted = "loader: expected an iterable of batches"
+    expected = "loader: expected an iterable of batches"
     if isinstance(loader, Dataset) and not isinstance(loader, IterableDataset):
         raise UserError(
-            f"{wanted}, got {type(loader).__name__}, which yields single samples: wrap it in a DataLoader, "
+            f"{expected}, got {type(loader).__name__}, which yields single samples: wrap it in a DataLoader, "
             "torch.utils.data.DataLoader(dataset, batch_size=128)"
         )
     if isinstance(loader, tuple) and loader and all(isinstance(part, Tensor) for part in loader):
-        raise UserError(f"{wanted}, got a tuple of tensors, which is one batch: give a list of batches, [(x, y)]")
+        raise UserError(f"{expected}, got a tuple of tensors, which is one batch: give a list of batches, [(x, y)]")
     if isinstance(loader, Tensor | str | bytes | Mapping):
-        raise UserError(f"{wanted}, got {type(loader).__name__}: give a DataLoader or a list of batches, [(x, y)]")
+        raise UserError(f"{expected}, got {type(loader).__name__}: give a DataLoader or a list of batches, [(x, y)]")
     readable = hasattr(loader, "__iter__") or hasattr(loader, "__getitem__")
     if isinstance(loader, type) or not readable:
-        raise UserError(f"{wanted}, got {type(loader).__name__}: give a DataLoader or a list of batches, [(x, y)]")
+        raise UserError(f"{expected}, got {type(loader).__name__}: give a DataLoader or a list of batches, [(x, y)]")
 
 
 def refuse_loss(loss_fn: Any) -> None:
@@ -99,14 +99,14 @@ def refuse_loss(loss_fn: Any) -> None:
     """
     if loss_fn is None:
         return
-    wanted = "loss_fn: expected a function of model and batch"
+    expected = "loss_fn: expected a function of model and batch"
     remedy = "give lambda model, batch: criterion(model(batch[0]), batch[1])"
     innermost = loss_fn.func if isinstance(loss_fn, functools.partial) else loss_fn
     name = getattr(innermost, "__name__", type(innermost).__name__)
     if isinstance(innermost, nn.modules.loss._Loss) or getattr(nn.functional, name, None) is innermost:
-        raise UserError(f"{wanted}, got {name}; {remedy}")
+        raise UserError(f"{expected}, got {name}; {remedy}")
     if isinstance(loss_fn, type) or not callable(loss_fn):
-        raise UserError(f"{wanted}, got {name}; {remedy}")
+        raise UserError(f"{expected}, got {name}; {remedy}")
     try:
         signature = inspect.signature(loss_fn)
     except ValueError:  # a function without a signature, such as one written in C
@@ -114,4 +114,4 @@ def refuse_loss(loss_fn: Any) -> None:
     try:
         signature.bind(None, None)
     except TypeError:
-        raise UserError(f"{wanted}, got {name}{signature}; {remedy}") from None
+        raise UserError(f"{expected}, got {name}{signature}; {remedy}") from None

@@ -30,7 +30,7 @@ class _Curvature(ABC):
         memory: Bytes that kept graphs may take; 0 rebuilds every graph in every product.
         forwards: Forward passes to share with other curvatures of the same objective; None makes its own.
         precision: See ``Hessian``.
-        kept: See ``Hessian``.
+        mask: See ``Hessian``.
     """
 
     def __init__(
@@ -39,16 +39,16 @@ class _Curvature(ABC):
         memory: int = 2 << 30,
         forwards: Forwards | None = None,
         precision: Precision = "full",
-        kept: Tensor | None = None,
+        mask: Tensor | None = None,
     ) -> None:
         self.objective = objective
         self.memory = memory
         self.forwards = Forwards(objective, memory, precision) if forwards is None else forwards
-        self.kept = kept
+        self.mask = mask
         self.products = 0
         self.passes = 0
-        self._kept: list[Product] | None = None
-        self._kept_at: list[int] = []
+        self._graphs: list[Product] | None = None
+        self._versions: list[int] = []
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -100,8 +100,8 @@ class _Curvature(ABC):
             raise UserError(f"vectors: expected shape ({self.shape[1]}, K), got {tuple(vectors.shape)}")
         rows = columns(self._without_removed(vectors.detach().to(self.device, self.dtype)))
         with self.objective.one_pass(*rows), second_derivatives(self.objective), no_lost_graphs():
-            found = retried(lambda: self._summed(rows), self._make_room)
-        total = distributed.total(found)
+            local = retried(lambda: self._summed(rows), self._make_room)
+        total = distributed.total(local)
         self.products += len(rows)
         self.passes += 1
         total /= self.objective.samples
@@ -117,7 +117,7 @@ class _Curvature(ABC):
         return total.T
 
     def _without_removed(self, vectors: Tensor) -> Tensor:
-        return vectors if self.kept is None else vectors * self.kept[:, None]
+        return vectors if self.mask is None else vectors * self.mask[:, None]
 
     def forget(self) -> None:
         """Drop the kept graphs and the forward passes beneath; the next product passes the data anew."""
@@ -126,7 +126,7 @@ class _Curvature(ABC):
 
     def forget_products(self) -> None:
         """Drop the graphs of this curvature and keep the forward passes, which another one may share."""
-        self._kept = None
+        self._graphs = None
 
     def __matmul__(self, other: Tensor) -> Tensor:
         """Multiply with a vector ``[D]`` or with columns ``[D, K]``."""
@@ -146,34 +146,34 @@ class _Curvature(ABC):
         """Sum the products of all batches with K vectors; returns ``[K, D]``."""
         total = aligned_rows(len(rows), self.shape[0], self.dtype, self.device).zero_()
         with self.objective.held():
-            for product, kept in self._batch_products():
+            for product, again in self._batch_products():
                 for number, (row, result) in enumerate(zip(rows, total, strict=True), 1):
-                    found = product(row.to(self.objective.dtype), kept or number < len(rows))
-                    for place, part in zip(unflatten(result, found), found, strict=True):
+                    parts = product(row.to(self.objective.dtype), again or number < len(rows))
+                    for place, part in zip(unflatten(result, parts), parts, strict=True):
                         place += part.detach()  # zeros of idle weights, in torch 2.3
                 del product
         return total
 
     def _make_room(self) -> None:
         """Stop keeping graphs; where none were kept, pass smaller batches, whose graphs together are no smaller."""
-        kept = self.memory or self.forwards.memory
+        memory = self.memory or self.forwards.memory
         self.memory = self.forwards.memory = 0
         self.forget()
-        if not kept:
+        if not memory:
             self.objective.shrink()
 
     def _batch_products(self) -> Iterator[tuple[Product, bool]]:
         """Yield the product of every batch and whether anyone needs its graph again."""
         versions = self.objective.versions()
-        if self._kept is not None and self._kept_at == versions:
-            yield from ((product, True) for product in self._kept)
+        if self._graphs is not None and self._versions == versions:
+            yield from ((product, True) for product in self._graphs)
             return
-        self._kept, self._kept_at = None, versions
+        self._graphs, self._versions = None, versions
         keep: list[Product] | None = [] if self.memory else None
         used = 0.0
         for forward in self.forwards:
             check_twice_differentiable(self.objective, forward)
-            counter = SavedBytes(forward.seen)
+            counter = SavedBytes(forward.storages)
             with torch.enable_grad(), counter.counting() if keep is not None else nullcontext():
                 product = self._differentiate(forward)
             used += forward.bytes + counter.bytes + self.objective.dimension * self.objective.dtype.itemsize
@@ -183,7 +183,7 @@ class _Curvature(ABC):
                 keep.append(product)
             yield product, keep is not None or self.forwards.keeping
             del product, forward  # before the next graph is built
-        self._kept = keep
+        self._graphs = keep
 
 
 def _nothing(vector: Tensor, again: bool) -> Sequence[Tensor]:
@@ -207,7 +207,7 @@ class Hessian(_Curvature):
         precision: ``"full"`` is that of the model; ``"bfloat16"`` takes products of a float32 model in bfloat16 where
             ``torch.autocast`` holds it safe, and sums them in float32: an error of about a hundredth, which hides
             eigenvalues that are far smaller than the largest. Shared forward passes bring their own.
-        kept: Bool ``[D]``, False for weights that are removed for good, whose rows and columns are then zero; None
+        mask: Bool ``[D]``, False for weights that are removed for good, whose rows and columns are then zero; None
             keeps all.
 
     Source: Pearlmutter, Fast exact multiplication by the Hessian, Neural Computation 6, 1994.
@@ -249,7 +249,7 @@ class GGN(_Curvature):
         memory: Bytes that kept graphs may take; 0 rebuilds every graph in every product.
         forwards: Forward passes to share with a Hessian of the same objective; None makes its own.
         precision: ``"full"`` or ``"bfloat16"``, see ``Hessian``.
-        kept: Bool ``[D]`` or None, see ``Hessian``.
+        mask: Bool ``[D]`` or None, see ``Hessian``.
 
     Source: Schraudolph, Fast curvature matrix-vector products, Neural Computation 14, 2002.
 
@@ -267,13 +267,13 @@ class GGN(_Curvature):
             return _nothing
         outputs = loss_inputs(forward.outputs, forward.loss)
         if not outputs:
-            got = ", ".join(type(one).__name__ for one in forward.outputs) or "0 calls of the model"
+            got = ", ".join(type(output).__name__ for output in forward.outputs) or "0 calls of the model"
             raise UndefinedGGNError(
                 f"loss_fn: the GGN needs a loss that is computed from a tensor that the model returns, such as logits, "
                 f"got {got}"
             )
         slopes = torch.autograd.grad(forward.loss, outputs, create_graph=True, materialize_grads=True)
-        duals = [torch.zeros_like(one, requires_grad=True) for one in outputs]
+        duals = [torch.zeros_like(output, requires_grad=True) for output in outputs]
         pulled = torch.autograd.grad(outputs, inputs, duals, create_graph=True, materialize_grads=True)
 
         def product(vector: Tensor, again: bool) -> Sequence[Tensor]:

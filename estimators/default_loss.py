@@ -36,8 +36,8 @@ def cross_entropy(model: nn.Module, batch: Any) -> Tensor:
     logits = logits_of(model(x))
     classes = logits.shape[1] if logits.dim() > 1 else 1
     if y.is_floating_point() or (y.numel() and not (int(y.min()) >= 0 and int(y.max()) < classes)):
-        found = str(y.dtype) if y.is_floating_point() else f"{int(y.min())}..{int(y.max())}"
-        raise UserError(f"loader: labels must be class indices in 0..{classes - 1}, got {found}; {OTHER_TARGETS}")
+        kind = str(y.dtype) if y.is_floating_point() else f"{int(y.min())}..{int(y.max())}"
+        raise UserError(f"loader: labels must be class indices in 0..{classes - 1}, got {kind}; {OTHER_TARGETS}")
     if classes == 1:
         raise UserError(
             f"model: the default loss needs logits of two or more classes, got {tuple(logits.shape)}; {OTHER_TARGETS}"
@@ -63,11 +63,11 @@ def logits_of(output: Any) -> Tensor:
     Raises:
         UserError: There are none under these names.
     """
-    found = getattr(output, "logits", output)
-    if isinstance(found, Mapping):
-        found = found.get("out")
-    if not isinstance(found, Tensor):
+    scores = getattr(output, "logits", output)
+    if isinstance(scores, Mapping):
+        scores = scores.get("out")
+    if not isinstance(scores, Tensor):
         raise UserError(
             f"model: the default loss needs one tensor of logits, got {type(output).__name__}; give loss_fn="
         )
-    return found
+    return scores

@@ -57,10 +57,10 @@ def gathered(value: Value) -> list[Value]:
     """
     if world() == 1:
         return [value]
-    found: list[Any] = [None] * world()
+    values: list[Any] = [None] * world()
     with _answered():
-        dist.all_gather_object(found, value)
-    return found
+        dist.all_gather_object(values, value)
+    return values
 
 
 def total(tensor: Tensor) -> Tensor:
@@ -109,10 +109,10 @@ def together(equal: Callable[[], Mapping[str, str]] = dict) -> Iterator[None]:
     for other, (reason, _) in enumerate(reports):
         if reason:
             raise UserError(f"distributed: rank {other} stopped: {reason}")
-    if len({len(found) for _, found in reports}) > 1:
+    if len({len(values) for _, values in reports}) > 1:
         raise UserError("distributed: the ranks do different things at the same time; give all the same arguments")
-    for complaint, *values in zip(own, *(found for _, found in reports), strict=True):
-        if len(set(values)) > 1:
+    for complaint, *answers in zip(own, *(values for _, values in reports), strict=True):
+        if len(set(answers)) > 1:
             raise UserError(complaint)
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import pickle
-import tempfile
-import warnings
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,26 +13,26 @@ import torch
 
 from estimators.errors import UserError
 
+PICKLE, PICKLE_OF_TORCH = b"\x80", b"\x80\x02"
+
 
 @contextmanager
 def _whole(path: Path) -> Iterator[BinaryIO]:
-    """Give a private file that takes the place of ``path`` once it is written, with the access that files get here."""
+    """Give a new file that takes the place of ``path`` once it is written, with the access that files get here."""
     part = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        number, part = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with open(number, "wb") as file:  # noqa: PTH123, of a descriptor
+        file = (path.parent / f".{path.name}.{secrets.token_hex(8)}").open("xb")
+        part = Path(file.name)
+        with file:
             yield file
-        mask = os.umask(0o077)
-        os.umask(mask)
-        Path(part).chmod(0o666 & ~mask)
-        Path(part).replace(path)
+        part.replace(path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; choose another place") from None
     finally:
         if part is not None:
             with suppress(OSError):
-                Path(part).unlink()
+                part.unlink()
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -68,9 +66,8 @@ def load_tensors(path: Path) -> dict[str, Any]:
             from safetensors.torch import load_file
 
             return dict(load_file(path))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of pickles that torch did not write; they are refused below
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
+        _refuse_other_pickles(path)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise UserError(
             f"checkpoint: {path} is not a file of plain weights and was not loaded; "
@@ -82,3 +79,11 @@ def load_tensors(path: Path) -> dict[str, Any]:
     if not isinstance(loaded, dict):
         raise UserError(f"checkpoint: {path} holds {type(loaded).__name__}, expected a state dict")
     return loaded
+
+
+def _refuse_other_pickles(path: Path) -> None:
+    """Refuse pickles of a protocol that torch never wrote by itself, before torch warns of them and fails."""
+    with path.open("rb") as file:
+        start = file.read(2)
+    if start.startswith(PICKLE) and start != PICKLE_OF_TORCH:
+        raise pickle.UnpicklingError(f"pickle protocol {start[1:].hex()}")

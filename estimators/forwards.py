@@ -19,11 +19,11 @@ Precision = Literal["full", "bfloat16"]
 
 
 class SavedBytes:
-    """Count the memory that a graph keeps alive, each storage once and those already seen not at all."""
+    """Count the memory that a graph keeps alive, each storage once and those given not at all."""
 
-    def __init__(self, seen: frozenset[int] = frozenset()) -> None:
+    def __init__(self, storages: frozenset[int] = frozenset()) -> None:
         self.bytes = 0
-        self.seen = set(seen)
+        self.storages = set(storages)
 
     def counting(self) -> saved_tensors_hooks:
         """Return a context that counts what graphs built inside save."""
@@ -31,8 +31,8 @@ class SavedBytes:
 
     def _pack(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self.seen:
-            self.seen.add(storage.data_ptr())
+        if storage.data_ptr() not in self.storages:
+            self.storages.add(storage.data_ptr())
             self.bytes += storage.nbytes()
         return tensor.detach()  # the tensor itself would keep its graph, and the graph it, alive for ever
 
@@ -50,14 +50,14 @@ class Forward:
         outputs: What every call of the model put out.
         loss: Summed losses of the batch.
         bytes: Memory that the graph keeps alive; infinite where it was not counted and must not be kept.
-        seen: Addresses of the storages behind it.
+        storages: Addresses of the storages behind it.
     """
 
     weights: list[Tensor]
     outputs: list[Any]
     loss: Tensor
     bytes: float
-    seen: frozenset[int]
+    storages: frozenset[int]
 
 
 class Forwards:
@@ -86,12 +86,12 @@ class Forwards:
             raise UserError(f"precision: 'bfloat16' needs a float32 model, got {objective.dtype}; call model.float()")
         self.objective, self.memory, self.precision = objective, memory, precision
         self.keeping = False
-        self._kept: list[Forward] | None = None
-        self._kept_at: list[int] = []
+        self._forwards: list[Forward] | None = None
+        self._versions: list[int] = []
 
     def forget(self) -> None:
         """Drop what is kept."""
-        self._kept = None
+        self._forwards = None
 
     def __iter__(self) -> Iterator[Forward]:
         """Yield every batch; what is kept is as good as new as long as the model has not been written to.
@@ -99,11 +99,11 @@ class Forwards:
         ``keeping`` says of the batch that was yielded last whether its graph may be asked for again.
         """
         versions = self.objective.versions()
-        if self._kept is not None and self._kept_at == versions:
+        if self._forwards is not None and self._versions == versions:
             self.keeping = True
-            yield from self._kept
+            yield from self._forwards
             return
-        self._kept, self._kept_at = None, versions
+        self._forwards, self._versions = None, versions
         keep: list[Forward] | None = [] if self.memory else None
         used = 0.0
         for batch, size in self.objective.batches():
@@ -116,7 +116,7 @@ class Forwards:
             self.keeping = keep is not None
             yield forward
             del forward  # before the next graph is built
-        self._kept = keep
+        self._forwards = keep
 
     def _pass(self, batch: Any, size: int, counted: bool) -> Forward:
         """Pass a batch; counting takes time and is left out where nothing is kept."""
@@ -126,7 +126,7 @@ class Forwards:
             outputs, losses = self.objective.outputs_and_losses(weights, batch)
             loss = losses.sum() if losses.dim() else losses * size
         taken = counter.bytes if counted else math.inf
-        return Forward(list(weights.values()), outputs, loss, taken, frozenset(counter.seen))
+        return Forward(list(weights.values()), outputs, loss, taken, frozenset(counter.storages))
 
     def _shared(self) -> frozenset[int]:
         """Addresses of the model's own storages, which no graph keeps alive."""

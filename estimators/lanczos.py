@@ -159,8 +159,8 @@ class Lanczos:
             "current": [vector.clone() for vector in self._current] if vectors else [],
             "previous": [vector.clone() for vector in self._previous] if vectors else [],
             "basis": [self._written(k) if vectors else [] for k in range(len(self._alpha))],
-            "alpha": [list(one) for one in self._alpha],
-            "beta": [list(one) for one in self._beta],
+            "alpha": [list(entries) for entries in self._alpha],
+            "beta": [list(entries) for entries in self._beta],
             "exhausted": list(self._exhausted),
         }
 
@@ -179,13 +179,14 @@ class Lanczos:
         self.steps = state["steps"]
         self.reorthogonalise = state.get("reorthogonalise", self.reorthogonalise)
         device = self.operator.device  # a state read from a file lies on the CPU
-        self._current, self._previous = ([one.to(device) for one in state[key]] for key in ("current", "previous"))
+        self._current = [vector.to(device) for vector in state["current"]]
+        self._previous = [vector.to(device) for vector in state["previous"]]
         self._blocks = [[self._room(len(rows))] if rows else [] for rows in state["basis"]]
         for blocks, rows in zip(self._blocks, state["basis"], strict=True):
             for place, row in zip(blocks[0] if blocks else (), rows, strict=False):
                 place.copy_(row)
-        self._alpha = [list(one) for one in state["alpha"]]
-        self._beta = [list(one) for one in state["beta"]]
+        self._alpha = [list(entries) for entries in state["alpha"]]
+        self._beta = [list(entries) for entries in state["beta"]]
         self._exhausted = list(state["exhausted"])
 
     def _fits(self, state: dict[str, Any]) -> bool:
@@ -193,7 +194,7 @@ class Lanczos:
         count, dimension = len(self._alpha), self.operator.shape[0]
         alpha, beta, exhausted, basis = (state[key] for key in ("alpha", "beta", "exhausted", "basis"))
         current, previous = state["current"], state["previous"]
-        vectors = [*current, *previous, *(vector for one in basis for vector in one)]
+        vectors = [*current, *previous, *(vector for rows in basis for vector in rows)]
         return (
             isinstance(state["steps"], int)
             and state.get("reorthogonalise", "full") in ("full", "none")
@@ -205,8 +206,8 @@ class Lanczos:
             and all(flag is True or flag is False for flag in exhausted)
             and all(len(a) == len(b) <= state["steps"] for a, b in zip(alpha, beta, strict=True))
             and all(len(a) == state["steps"] or flag for a, flag in zip(alpha, exhausted, strict=True))
-            and all(len(one) in (0, len(a)) for one, a in zip(basis, alpha, strict=True))
-            and all(isinstance(x, float) and math.isfinite(x) for one in (*alpha, *beta) for x in one)
+            and all(len(rows) in (0, len(a)) for rows, a in zip(basis, alpha, strict=True))
+            and all(isinstance(x, float) and math.isfinite(x) for entries in (*alpha, *beta) for x in entries)
             and all(
                 vector.shape == (dimension,) and vector.dtype == self.operator.dtype and bool(vector.isfinite().all())
                 for vector in vectors
@@ -328,4 +329,4 @@ def lanczos(operator: Operator, start: Tensor, steps: int, reorthogonalise: Reor
 def _dot(a: Tensor, b: Tensor) -> float:
     """Multiply and sum in float64, piece by piece so that no copy of a large vector leaves the cache."""
     pairs = zip(torch.split(a, PIECE), torch.split(b, PIECE), strict=True)
-    return float(torch.stack([torch.dot(one.double(), other.double()) for one, other in pairs]).sum())
+    return float(torch.stack([torch.dot(left.double(), right.double()) for left, right in pairs]).sum())

@@ -16,13 +16,12 @@ from estimators.arguments import refuse_loader, refuse_loss, refuse_model
 from estimators.batches import copied, described, leaves
 from estimators.default_loss import cross_entropy
 from estimators.errors import UserError
-from estimators.kernels import twice_differentiable
 from estimators.penalty import Penalty
-from estimators.refusals import no_lost_graphs, refuse_reentrant_checkpoints
+from estimators.refusals import no_lost_graphs
 from estimators.samples import Samples, close_losses, shrinking, unchanged_by_cut
 from estimators.sampling import weighted
-from estimators.slim import slim
-from estimators.user_code import NO_GRAPH, plain_modes, run
+from estimators.substitution import no_reentrant_checkpoints, substituted_functions, without_zero_units
+from estimators.user_code import NO_GRAPH, Draws, plain_modes, run
 from estimators.vectors import flatten, named
 from estimators.weights import Weights
 
@@ -94,7 +93,8 @@ class Objective:
         self.penalty, self.patterns = penalty, parameters
         with plain_modes():
             self.weights = Weights(model, parameters)
-        self.data = Samples(loader, self.device, self.dtype, self._evaluated)
+        self._draws = Draws()
+        self.data = Samples(loader, self.device, self.dtype, self._evaluated, self._draws)
         self.picked: Tensor | None = None
         self.factors: Tensor | None = None
         self._graph_inside = False
@@ -216,7 +216,7 @@ class Objective:
         """Return F at the model's weights or at the given ones, ``[D]``."""
         at = self.chosen if weights is None else named(weights, self.chosen)
         total = torch.zeros((), dtype=torch.float64, device="cpu")
-        with self.one_pass(*at.values()), slim(at.values()):
+        with self.one_pass(*at.values()), without_zero_units(at.values()):
             for batch, size in self.batches():
                 total += _sum(self.losses(at, batch), size).cpu()
         return sum(distributed.gathered(float(total))) / self.samples + self.penalty_value(at)
@@ -272,7 +272,6 @@ class Objective:
                 losses.append(values.detach().double().cpu().reshape(-1))
                 loss = _sum(values, size)
                 if loss.requires_grad:
-                    refuse_reentrant_checkpoints(loss)
                     with self.held(), no_lost_graphs():
                         slopes = torch.autograd.grad(loss, list(weights.values()), materialize_grads=True)
                         total += flatten(slopes).detach()
@@ -328,7 +327,7 @@ class Objective:
         own buffers, mode and ``requires_grad`` flags.
         """
         weights = {name: tensor.detach().requires_grad_() for name, tensor in self.chosen.items()}
-        with self.weights.substituted(weights), twice_differentiable(self.model):
+        with self.weights.substituted(weights), substituted_functions(self.model):
             yield
 
     def _called(self, weights: Mapping[str, Tensor], batch: Any) -> Tensor:
@@ -348,8 +347,13 @@ class Objective:
     def _run(self, weights: Mapping[str, Tensor], batch: Any, graph: bool) -> Any:
         if graph and not torch.is_grad_enabled():
             weights = {name: tensor.detach().requires_grad_() for name, tensor in weights.items()}
-        with self.weights.substituted(weights), twice_differentiable(self.model), torch.set_grad_enabled(graph):
-            return run(lambda: self.loss_fn(self.model, copied(batch)), lambda: self._described(batch))
+        with (
+            self.weights.substituted(weights),
+            substituted_functions(self.model),
+            torch.set_grad_enabled(graph),
+            no_reentrant_checkpoints(),
+        ):
+            return run(lambda: self.loss_fn(self.model, copied(batch)), lambda: self._described(batch), self._draws)
 
     def _described(self, batch: Any) -> str:
         """Say what was passed when the user's code failed."""

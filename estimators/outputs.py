@@ -20,8 +20,8 @@ def tensors(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, Mapping):
         yield from tensors(list(value.values()))
     elif isinstance(value, list | tuple):
-        for one in value:
-            yield from tensors(one)
+        for part in value:
+            yield from tensors(part)
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         yield from tensors([getattr(value, field.name) for field in dataclasses.fields(value)])
 
@@ -42,14 +42,14 @@ def loss_inputs(outputs: Iterable[Any], loss: Tensor) -> list[Tensor]:
     Raises:
         UndefinedGGNError: One of them depends on another, so that there is no derivative by one alone.
     """
-    candidates = {_edge(one): one for one in tensors(list(outputs)) if one.dim() and one.grad_fn is not None}
-    found = _reached(loss, candidates)
-    if len(found) > 1 and any(_reached(one, found) for one in found.values()):
+    candidates = {_edge(part): part for part in tensors(list(outputs)) if part.dim() and part.grad_fn is not None}
+    sources = _reached(loss, candidates)
+    if len(sources) > 1 and any(_reached(source, sources) for source in sources.values()):
         raise UndefinedGGNError(
             "loss_fn: the GGN needs a loss of outputs that do not depend on each other, such as the logits alone; "
             "drop hidden states and chained calls of the model from the loss"
         )
-    return list(found.values())
+    return list(sources.values())
 
 
 def _edge(tensor: Tensor) -> Edge:
@@ -58,15 +58,15 @@ def _edge(tensor: Tensor) -> Edge:
 
 def _reached(start: Tensor, targets: Mapping[Edge, Tensor]) -> dict[Edge, Tensor]:
     """Return the targets behind a tensor that are reached without passing through another one."""
-    found: dict[Edge, Tensor] = {}
-    seen, waiting = set(), list(start.grad_fn.next_functions) if start.grad_fn is not None else []
+    reached: dict[Edge, Tensor] = {}
+    visited, waiting = set(), list(start.grad_fn.next_functions) if start.grad_fn is not None else []
     while waiting:
         edge = waiting.pop()
-        if edge[0] is None or edge in seen:
+        if edge[0] is None or edge in visited:
             continue
-        seen.add(edge)
+        visited.add(edge)
         if edge in targets:
-            found[edge] = targets[edge]
+            reached[edge] = targets[edge]
         else:
             waiting += edge[0].next_functions
-    return {edge: tensor for edge, tensor in targets.items() if edge in found}
+    return {edge: tensor for edge, tensor in targets.items() if edge in reached}

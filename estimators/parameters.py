@@ -50,12 +50,12 @@ def choose_parameters(model: nn.Module, patterns: str | Sequence[str] | None = N
         if not chosen:
             raise UserError("model: has no convolution or linear layers; name the weights to prune with parameters=")
     else:
-        wanted = [patterns] if isinstance(patterns, str) else list(patterns)
-        matching = [name for name in named if any(fnmatchcase(name, pattern) for pattern in wanted)]
+        patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+        matching = [name for name in named if any(fnmatchcase(name, pattern) for pattern in patterns)]
         chosen = {name: named[name] for name in matching if named[name].numel()}
         if not chosen:
             known = ", ".join(list(named)[:8]) + (", ..." if len(named) > 8 else "")
-            raise UserError(f"parameters: {wanted} matches none of the model's parameters ({known})")
+            raise UserError(f"parameters: {patterns} matches none of the model's parameters ({known})")
     devices = sorted({str(parameter.device) for parameter in named.values()})
     if len(devices) > 1:
         raise UserError(f"model: its parameters lie on {', '.join(devices)}; move the model to one device")

@@ -50,26 +50,9 @@ def check_twice_differentiable(objective: Objective, forward: Forward) -> None:
     Raises:
         UserError: There is such a function between the chosen weights and the loss.
     """
-    refuse_reentrant_checkpoints(forward.loss)
     name = _once_differentiable([forward.loss])
     if name:
         raise _refusal(objective, f"{name} is marked once_differentiable")
-
-
-def refuse_reentrant_checkpoints(loss: Tensor) -> None:
-    """Refuse the kind of checkpointing through which ``torch.autograd.grad`` silently finds no gradient.
-
-    Args:
-        loss: A scalar with its graph.
-
-    Raises:
-        UserError: Its graph has such a node.
-    """
-    if any(name.startswith("CheckpointFunctionBackward") for name, _ in graph_nodes([loss])):
-        raise UserError(
-            "model: activation checkpointing with use_reentrant=True cannot be differentiated twice; "
-            "call torch.utils.checkpoint.checkpoint with use_reentrant=False"
-        )
 
 
 def refuse_weight_norm(loss: Tensor) -> None:
@@ -138,16 +121,16 @@ def _once_differentiable(tensors: Sequence[Tensor]) -> str | None:
 
 def _culprit(objective: Objective) -> str:
     """Pass one batch and differentiate every module by itself, the innermost first."""
-    found: list[nn.Module] = []
+    culprits: list[nn.Module] = []
     inside = False
 
     def probe(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
         nonlocal inside
-        if found or inside:
+        if culprits or inside:
             return
         inside = True
         if not _twice_differentiable(module, arguments, keywords):
-            found.append(module)
+            culprits.append(module)
         inside = False
 
     modules = {module: name for name, module in objective.model.named_modules()}
@@ -158,25 +141,27 @@ def _culprit(objective: Objective) -> str:
     finally:
         for handle in handles:
             handle.remove()
-    if not found:
+    if not culprits:
         return "the loss function"
-    kind, name = type(found[0]).__name__, modules[found[0]]
+    kind, name = type(culprits[0]).__name__, modules[culprits[0]]
     return f"layer '{name}' ({kind})" if name else f"what the forward of {kind} does outside of its layers"
 
 
 def _twice_differentiable(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> bool:
     with torch.enable_grad():
-        positional, named = [_leaf(one) for one in arguments], {key: _leaf(one) for key, one in keywords.items()}
+        positional = [_leaf(value) for value in arguments]
+        named = {key: _leaf(value) for key, value in keywords.items()}
         try:
-            outputs = module.forward(*map(_copy, positional), **{key: _copy(one) for key, one in named.items()})
-            sources = [one for one in (*positional, *named.values(), *module.parameters()) if _differentiable(one)]
-            targets = [one for one in tensors(outputs) if _differentiable(one)]
+            outputs = module.forward(*map(_copy, positional), **{key: _copy(value) for key, value in named.items()})
+            leaves = (*positional, *named.values(), *module.parameters())
+            sources = [leaf for leaf in leaves if _differentiable(leaf)]
+            targets = [output for output in tensors(outputs) if _differentiable(output)]
             if _once_differentiable(targets):
                 return False
-            duals = [torch.ones_like(one, requires_grad=True) for one in targets]
+            duals = [torch.ones_like(target, requires_grad=True) for target in targets]
             slopes = torch.autograd.grad(targets, sources, duals, create_graph=True, allow_unused=True)
-            slopes = tuple(one for one in slopes if _differentiable(one))
-            torch.autograd.grad(slopes, [*duals, *sources], [one.detach() for one in slopes], allow_unused=True)
+            slopes = tuple(slope for slope in slopes if _differentiable(slope))
+            torch.autograd.grad(slopes, [*duals, *sources], [slope.detach() for slope in slopes], allow_unused=True)
         except RuntimeError as error:
             return not MISSING.search(str(error))
     return True

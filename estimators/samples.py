@@ -31,7 +31,7 @@ from estimators.distributed import Shard
 from estimators.errors import UserError
 from estimators.memory import GIB, available, retried
 from estimators.sampling import Weighted, inclusion, systematic
-from estimators.user_code import next_batches
+from estimators.user_code import Draws, next_batches
 
 LOGGER = logging.getLogger("estimators")
 COMPARED_SAMPLES = 64
@@ -99,6 +99,7 @@ class Samples:
         dtype: Type of the model, which tells how far rounding reaches.
         evaluate: Returns the losses of a batch on the device: per sample ``[n]``, or their mean. They tell what a
             sample is where the leading dimensions of a batch's tensors leave a doubt.
+        draws: Where the loader draws random numbers from; None makes states of its own.
 
     Attributes:
         most: Most samples that are passed at once; None passes batches as they come.
@@ -111,8 +112,16 @@ class Samples:
         digest: Of the batches of the last pass, to compare ranks by; empty with one process.
     """
 
-    def __init__(self, loader: Iterable[Any], device: torch.device, dtype: torch.dtype, evaluate: Evaluate) -> None:
+    def __init__(
+        self,
+        loader: Iterable[Any],
+        device: torch.device,
+        dtype: torch.dtype,
+        evaluate: Evaluate,
+        draws: Draws | None = None,
+    ) -> None:
         self.loader, self.device, self.dtype, self.evaluate = loader, device, dtype, evaluate
+        self._draws = Draws() if draws is None else draws
         self.most: int | None = None
         self.layout: Layout | None = None
         self.sample_bytes = 0
@@ -252,7 +261,7 @@ class Samples:
             layout = layout.with_factors(picked[0].batch)
         if layout is not None and layout.cuttable and not self.separate:
             picked = layout.joined(picked, max(largest, 256))
-        part = Samples(Shard(picked), self.device, self.dtype, self.evaluate)
+        part = Samples(Shard(picked), self.device, self.dtype, self.evaluate, self._draws)
         part.most, part.layout, part._sizes = self.most, layout, sizes
         part.separate, part.weighted = self.separate, weights is not None
         return part
@@ -294,7 +303,7 @@ class Samples:
         first = self._own_total is None
         sizes: list[int] = []
         digest = hashlib.blake2b(digest_size=16)
-        for batch in next_batches(self.loader):
+        for batch in next_batches(self.loader, self._draws):
             number = len(sizes)
             size = self._size(number, batch)
             if first:

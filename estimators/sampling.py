@@ -33,11 +33,11 @@ def weighted(loss_fn: Callable[[nn.Module, Any], Tensor]) -> Callable[[nn.Module
         UserError: When called: the losses are one mean.
     """
 
-    def losses(model: nn.Module, one: Weighted) -> Tensor:
-        found = loss_fn(model, one.batch)
-        if isinstance(found, Tensor) and found.dim() == 0:
+    def losses(model: nn.Module, batch: Weighted) -> Tensor:
+        values = loss_fn(model, batch.batch)
+        if isinstance(values, Tensor) and values.dim() == 0:
             raise UserError("scores: loss_fn returns one mean; return one loss per sample, or give no scores")
-        return one.factors * found
+        return batch.factors * values
 
     return losses
 
@@ -61,15 +61,15 @@ def inclusion(scores: Tensor, samples: int) -> Tensor:
         >>> inclusion(torch.tensor([1.0, 1.0, 8.0]), 2)
         tensor([0.5000, 0.5000, 1.0000], dtype=torch.float64)
     """
-    wanted = scores.double()
-    if wanted.dim() != 1 or not ((wanted > 0) & wanted.isfinite()).all():
+    scores = scores.double()
+    if scores.dim() != 1 or not ((scores > 0) & scores.isfinite()).all():
         raise UserError("scores: expected positive finite numbers, one per sample")
-    if not 1 <= samples <= len(wanted):
-        raise UserError(f"samples: expected 1 to {len(wanted)}, got {samples}")
-    certain = torch.zeros_like(wanted, dtype=torch.bool)
+    if not 1 <= samples <= len(scores):
+        raise UserError(f"samples: expected 1 to {len(scores)}, got {samples}")
+    certain = torch.zeros_like(scores, dtype=torch.bool)
     while True:
         left = samples - int(certain.sum())
-        odds = torch.where(certain, 1.0, wanted * left / wanted[~certain].sum())
+        odds = torch.where(certain, 1.0, scores * left / scores[~certain].sum())
         beyond = odds > 1
         if not beyond.any():
             return odds
@@ -92,5 +92,5 @@ def systematic(odds: Tensor, samples: int, generator: torch.Generator) -> Tensor
     order = torch.randperm(len(odds), generator=generator, device="cpu")
     start = torch.rand(1, generator=generator, dtype=torch.float64, device="cpu")
     places = torch.arange(samples, dtype=torch.float64, device="cpu") + start
-    found = torch.searchsorted(odds[order].cumsum(0), places, right=True).clamp(max=len(odds) - 1)
-    return order[found].sort().values
+    drawn = torch.searchsorted(odds[order].cumsum(0), places, right=True).clamp(max=len(odds) - 1)
+    return order[drawn].sort().values

@@ -181,7 +181,7 @@ def measure_of(
     Returns:
         The measure.
     """
-    return SpectralMeasure(tuple(rule(one) for one in tridiagonals), dimension)
+    return SpectralMeasure(tuple(rule(tridiagonal) for tridiagonal in tridiagonals), dimension)
 
 
 def dense_measure(operator: Operator, images: Tensor | None = None) -> SpectralMeasure:

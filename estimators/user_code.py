@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
 from estimators.errors import UserError
 from estimators.memory import out_of_memory
+from estimators.substitution import PrivateDraws
 
 T = TypeVar("T")
 DEVICES = ("cpu", "cuda")
@@ -34,12 +37,46 @@ def plain_modes() -> Iterator[None]:
         yield
 
 
-def run(call: Callable[[], T], describe: Callable[[], str]) -> T:
+class Draws:
+    """Random numbers of the user's code, from states of its own that begin as those of the process and go on alone.
+
+    Torch's generators are those of ``PrivateDraws``. The states of NumPy and of Python exist once per process: they are
+    exchanged while the user's code runs, and put back after each call.
+
+    Example:
+        >>> draws, before = Draws(), torch.get_rng_state()
+        >>> with draws.on():
+        ...     first = torch.rand(1)
+        >>> bool(torch.equal(before, torch.get_rng_state()) and first == torch.rand(1))
+        True
+    """
+
+    def __init__(self) -> None:
+        self._torch = PrivateDraws()
+        self._python, self._numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+
+    @contextmanager
+    def on(self) -> Iterator[None]:
+        """Draw from these states for a while."""
+        python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+        random.setstate(self._python)
+        np.random.set_state(self._numpy)  # noqa: NPY002
+        try:
+            with self._torch:
+                yield
+        finally:
+            self._python, self._numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+            random.setstate(python)
+            np.random.set_state(numpy)  # noqa: NPY002
+
+
+def run(call: Callable[[], T], describe: Callable[[], str], draws: Draws) -> T:
     """Call the user's code.
 
     Args:
         call: Calls it.
         describe: Called after a failure: what was going on, for the message.
+        draws: Where it draws its random numbers from.
 
     Returns:
         What it returned.
@@ -49,7 +86,8 @@ def run(call: Callable[[], T], describe: Callable[[], str]) -> T:
             pass as they are.
     """
     try:
-        return call()
+        with draws.on():
+            return call()
     except UserError:
         raise
     except Exception as error:
@@ -60,8 +98,12 @@ def run(call: Callable[[], T], describe: Callable[[], str]) -> T:
         raise UserError(f"{describe()}: {line}") from error
 
 
-def next_batches(loader: Iterable[Any]) -> Iterator[Any]:
+def next_batches(loader: Iterable[Any], draws: Draws) -> Iterator[Any]:
     """Yield the batches of a loader.
+
+    Args:
+        loader: Iterable of batches.
+        draws: Where it draws its random numbers from.
 
     Raises:
         UserError: The loader raised; the message names the batch.
@@ -74,7 +116,7 @@ def next_batches(loader: Iterable[Any]) -> Iterator[Any]:
     def failing() -> str:
         return f"loader: batch {number} cannot be read"
 
-    batches = run(lambda: iter(loader), lambda: "loader: cannot be read")
-    while (batch := run(batch_or_end, failing)) is not end:
+    batches = run(lambda: iter(loader), lambda: "loader: cannot be read", draws)
+    while (batch := run(batch_or_end, failing, draws)) is not end:
         yield batch
         number += 1

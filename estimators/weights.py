@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from estimators.parameters import choose_parameters, pruning_masks
-from estimators.substitutes import evaluation_mode, replaced
+from estimators.substitution import evaluation_mode, replaced
 
 BACKWARD_HOOKS = ("_backward_hooks", "_backward_pre_hooks")
 
@@ -108,12 +107,12 @@ def _written_bytes(tensor: Tensor) -> int:
 
 @contextmanager
 def _without_backward_hooks(model: nn.Module) -> Iterator[None]:
-    places = [(vars(module), name) for module in model.modules() for name in BACKWARD_HOOKS if name in vars(module)]
-    hooks = [(store, name, store[name]) for store, name in places if store[name]]
+    stores = [getattr(module, name) for module in model.modules() for name in BACKWARD_HOOKS]
+    hooks = [(store, list(store.items())) for store in stores if store]
     try:
-        for store, name, _ in hooks:
-            store[name] = OrderedDict()
+        for store, _ in hooks:
+            store.clear()
         yield
     finally:
-        for store, name, before in hooks:
-            store[name] = before
+        for store, items in hooks:
+            store.update(items)

@@ -2,6 +2,9 @@
 
 import logging
 
+from pruning_limits import companions as companions  # it refuses a foreign package of the name of the next one
+
+# isort: split
 from estimators import L1, L2, UserError
 from pruning_limits.magnitude import MagnitudeProfile
 from pruning_limits.parts import Verdict

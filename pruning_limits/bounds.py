@@ -288,7 +288,11 @@ class QuadraticRise:
 
     def linear(self, sparsity: float) -> float:
         """Return the part of the rise that is linear in the removed weights."""
-        return -float(self.gradient.double().dot(self._removed(self._count(sparsity)).double()))
+        return -float(self.gradient.double().dot(self.removed(sparsity).double()))
+
+    def removed(self, sparsity: float) -> Tensor:
+        """Return the weights that are removed at a sparsity, to the nearest weight, ``[D]``."""
+        return self._removed(self._count(sparsity))
 
     def quadratic(self, sparsity: float) -> float:
         """Return the other part of the rise."""

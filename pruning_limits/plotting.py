@@ -101,7 +101,7 @@ def plot_crossing(limit: PruningLimit, ax: Axes | None = None) -> Axes:
     inner = (limit.curve.squared > 0) & (kept > 0)
     kept, norms = kept[inner], np.sqrt(limit.curve.squared[inner])
     scales = 2 * limit.epsilon / norms**2
-    negative: Negative = limit.settings["negative"]
+    negative: Negative = limit.settings.negative
     curves: list[tuple[Estimate, Negative, str, str]] = [
         (limit.hessian, negative, ORANGE, f"largest R that {_name(limit)} allows (isotropic)"),
     ]
@@ -219,7 +219,7 @@ def _least(limit: PruningLimit) -> float:
 
 
 def _name(limit: PruningLimit) -> str:
-    return "the Hessian" if limit.settings["curvature"] == "hessian" else "the GGN"
+    return "the Hessian" if limit.settings.curvature == "hessian" else "the GGN"
 
 
 def _lines(axes: Any, limit: PruningLimit) -> None:

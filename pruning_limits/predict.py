@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
-import random
 import resource
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,10 +20,10 @@ from estimators.arguments import refuse_model
 from estimators.derivatives import untrue_derivatives
 from estimators.distributed import gathered
 from estimators.forwards import Precision
-from estimators.intact import intact
 from estimators.objective import LossFunction
 from estimators.parameters import left_out
 from estimators.samples import first_batches
+from estimators.substitution import intact
 from estimators.trace import traces_of_blocks
 from estimators.user_code import plain_modes
 from pruning_limits.bounds import Measured, Negative, QuadraticRise, isotropic_limit, measured_limit, quadratic_limit
@@ -33,9 +32,9 @@ from pruning_limits.magnitude import MagnitudeProfile
 from pruning_limits.notes import note_doubles, note_untrue
 from pruning_limits.parts import Cost, Estimate, Layer, Sharpness
 from pruning_limits.result import PruningLimit, isotropic, retuned, upper_bound
+from pruning_limits.settings import Settings
 from pruning_limits.spectra import DIAGNOSTIC_SAMPLES, FEWEST_AT_MOST, POOL_SAMPLES, Curvature, Progress, Spectra
 
-LARGEST_SEED = 1 << 62
 NOTED_SHARE = 0.1
 LOGGER = logging.getLogger("pruning_limits")
 
@@ -59,6 +58,7 @@ def predict_limit(
     checkpoint: str | Path | None = None,
     precision: Precision = "full",
     max_batches: int | None = None,
+    criterion: Literal["loss", "objective"] = "objective",
 ) -> PruningLimit:
     r"""Predict how far a trained network can be pruned before its training objective rises by epsilon.
 
@@ -111,6 +111,9 @@ def predict_limit(
             ``torch.autocast`` for a float32 model; the recurrences and all losses keep the model's own. The interval
             does not contain its rounding error, which can exceed it by far, most of all for ``retrained``.
         max_batches: Batches of the loader that are read, the first ones; None reads all. A loader without end needs it.
+        criterion: What must not rise by more than epsilon: ``"objective"``, the mean loss plus the penalty, or
+            ``"loss"``, the mean loss alone. Removing weights lowers a penalty, and that saving hides a loss of fit.
+            With ``"loss"`` curvature, gradient, directions and measured rises are those of the mean loss.
 
     Returns:
         The limit, its numerical interval, bounds, and everything needed for further questions. Where the GGN says
@@ -130,20 +133,25 @@ def predict_limit(
         >>> 0 <= limit.lower <= limit.upper <= 1
         True
     """
-    _check_choice("curvature", curvature, ("hessian", "ggn"))
-    _check_choice("negative", negative, ("abs", "clip"))
-    _check_choice("precision", precision, ("full", "bfloat16"))
-    for name, count in (("samples", samples), ("probes", probes), ("steps", steps), ("max_batches", max_batches)):
-        if count is not None and count < 1:
-            raise UserError(f"{name}: expected at least 1 or None, got {count}")
-    if not tolerance > 0:
-        raise UserError(f"tolerance: expected a positive number (in sparsity), got {tolerance}")
-    if not abs(seed) < LARGEST_SEED:
-        raise UserError(f"seed: expected a whole number of less than 63 bits, got {seed}")
+    asked = Settings(
+        criterion=criterion,
+        epsilon=epsilon.item() if isinstance(epsilon, Tensor) and epsilon.numel() == 1 else epsilon,
+        penalty=None if penalty is None else repr(penalty),
+        curvature=curvature,
+        negative=negative,
+        samples=samples,
+        tolerance=tolerance,
+        probes=probes,
+        steps=steps,
+        seed=seed,
+        precision=precision,
+        max_batches=max_batches,
+    )
     refuse_model(model)
+    counted = penalty if criterion == "objective" else None
     started = time.perf_counter()
-    with plain_modes(), _untouched_randomness(), intact(model):
-        whole = Objective(model, first_batches(loader, max_batches), loss_fn, penalty, parameters)
+    with plain_modes(), intact(model):
+        whole = Objective(model, first_batches(loader, max_batches), loss_fn, counted, parameters)
         profile = MagnitudeProfile(whole.chosen)
         losses = all_losses(whole) if measure else drawn_losses(whole, samples or 0, seed)
         untrue = untrue_derivatives(losses.objective, seed)
@@ -153,25 +161,12 @@ def predict_limit(
         objective = losses.objective
         kept = profile.vector != 0 if profile.zeros else None
         # With L1 only a note depends on the gradient.
-        first = None if isinstance(penalty, L1) else objective.losses_and_gradient()
+        first = None if isinstance(counted, L1) else objective.losses_and_gradient()
         if first and len(first[0]) != len(losses.values):  # memory ran out and batches were split
             losses = losses.again()
         dense = losses.mean + objective.penalty_value(objective.chosen)
-        allowed = losses.epsilon() if epsilon == "batch-std" else _positive(epsilon)
-        settings = {
-            "penalty": None if penalty is None else repr(penalty),
-            "epsilon": "batch-std" if epsilon == "batch-std" else allowed,
-            "curvature": curvature,
-            "negative": negative,
-            "parameters": list(objective.names),
-            "samples": samples,
-            "tolerance": tolerance,
-            "probes": probes,
-            "steps": steps,
-            "seed": seed,
-        }
-        if precision != "full":
-            settings["precision"] = precision
+        allowed = losses.epsilon() if asked.epsilon == "batch-std" else asked.epsilon
+        settings = replace(asked, parameters=objective.names)
         LOGGER.info("%s weights, objective %.6g, epsilon %.4g", f"{profile.dimension:,}", dense, allowed)
         spectra = Spectra(losses, profile.curve(), allowed, settings, progress, checkpoint, kept)
         part = objective if first is not None else spectra.subset(POOL_SAMPLES)
@@ -188,7 +183,7 @@ def predict_limit(
         sparsity = isotropic(hessian, spectra.curve, allowed, negative)
         directions = retrained = directional = None
         if ggn is not None:
-            directions = spectra.directions(ggn, profile, None if isinstance(penalty, L1) else gradient)
+            directions = spectra.directions(ggn, profile, None if isinstance(counted, L1) else gradient)
             retrained, directional = retuned(ggn, directions, spectra.curve, allowed)
         few = min(hessian.samples, DIAGNOSTIC_SAMPLES)
         operator = spectra.operator(curvature, few if measure else hessian.samples, narrow=True)
@@ -199,7 +194,8 @@ def predict_limit(
         else:
             lower = quadratic_limit(model_rise, allowed, sparsity)
             measured, achieved = Measured(lower, ()), None
-        notes = _notes(model_rise, sparsity, allowed)
+        pull = penalty.gradient(objective.vector()) if penalty is not None and counted is None else None
+        notes = _notes(model_rise, sparsity, allowed, pull)
         notes += note_untrue(untrue) + note_doubles(objective)
         if flat:
             notes += (f"the predicted one-shot limit takes weights for free that are not: {flat}",)
@@ -289,9 +285,19 @@ def _comparable(objective: Objective, part: Objective, losses: Tensor, again: Te
     return losses[part.picked] * part.factors, again
 
 
-def _notes(rise: QuadraticRise, sparsity: float, epsilon: float) -> tuple[str, ...]:
-    """Say where the quadratic model along the removed weights at the limit is not that of a minimum."""
+def _notes(rise: QuadraticRise, sparsity: float, epsilon: float, pull: Tensor | None) -> tuple[str, ...]:
+    """Say where the quadratic model along the removed weights at the limit is not that of a minimum.
+
+    Args:
+        rise: Rise of the model of the criterion.
+        sparsity: The limit.
+        epsilon: Allowed rise.
+        pull: Gradient of a penalty that the network was trained with and that the criterion leaves out, ``[D]``; the
+            weights are stationary where it balances the gradient of the loss.
+    """
     curved, linear, notes = rise.quadratic(sparsity), rise.linear(sparsity), []
+    if pull is not None:
+        linear -= float(pull.double().dot(rise.removed(sparsity).double()))
     if curved < 0:
         notes.append(
             f"the curvature along the removed weights is negative ({curved:.2g} at {sparsity:.2%}); "
@@ -349,34 +355,7 @@ def _check_repeatable(losses: Tensor, again: Tensor) -> None:
         )
 
 
-def _positive(epsilon: Any) -> float:
-    try:
-        value = math.nan if isinstance(epsilon, str) else float(epsilon)
-    except (TypeError, ValueError):
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise UserError(f"epsilon: expected 'batch-std' or a positive number, got {epsilon!r}")
-    return value
-
-
-def _check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise UserError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")
-
-
 def _peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-@contextmanager
-def _untouched_randomness() -> Iterator[None]:
-    """Put the random states of torch, numpy and Python back, whatever the loader or the model draws."""
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
-    with torch.random.fork_rng():
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)  # noqa: NPY002

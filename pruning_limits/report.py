@@ -6,7 +6,7 @@ import base64
 import hashlib
 import html
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.resources import files
 from pathlib import Path
 from string import Template
@@ -166,7 +166,7 @@ def _data(limit: PruningLimit, thinning: str) -> str:
 def _assumptions(limit: PruningLimit) -> dict[str, list[tuple[str, str]]]:
     cost = limit.cost
     return {
-        "Settings": [(NAMES.get(name, name), _text(value)) for name, value in limit.settings.items()],
+        "Settings": [(NAMES.get(name, name), _text(value)) for name, value in asdict(limit.settings).items()],
         "Data": [
             ("objective at the trained weights", f"{limit.objective:.6g}"),
             ("allowed rise of the objective", f"{limit.epsilon:.6g}"),
@@ -186,7 +186,7 @@ def _assumptions(limit: PruningLimit) -> dict[str, list[tuple[str, str]]]:
 def _text(value: Any) -> str:
     if value is None:
         return "left open"
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _origin(estimate: Estimate) -> str:

@@ -24,6 +24,7 @@ from pruning_limits.kinematics import concentration_width
 from pruning_limits.magnitude import MagnitudeCurve, MagnitudeProfile
 from pruning_limits.parts import Cost, Estimate, Layer, Sharpness, Verdict
 from pruning_limits.serial import fields_of, read_plain, to_plain
+from pruning_limits.settings import Settings
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -78,7 +79,7 @@ class PruningLimit:
     notes: tuple[str, ...]
     sharpness: Sharpness
     cost: Cost
-    settings: dict[str, Any]
+    settings: Settings
     hessian: Estimate
     ggn: Estimate | None
     curve: MagnitudeCurve
@@ -140,7 +141,7 @@ class PruningLimit:
                 raise UserError(f"{name}: expected a number from {1 / LARGEST_SCALE} to {LARGEST_SCALE}, got {value}")
         allowed = self.epsilon if epsilon is None else epsilon
         curve = self.curve.scaled(weight_scale)
-        negative: Negative = self.settings["negative"]
+        negative: Negative = self.settings.negative
 
         def solve(measure: SpectralMeasure) -> float:
             return isotropic_limit(measure, curve, allowed, negative).sparsity
@@ -189,7 +190,7 @@ class PruningLimit:
 
     def epsilon_for(self, sparsity: float) -> float:
         """Return the allowed rise that would make a sparsity the isotropic limit; see ``inverse.epsilon_for``."""
-        target, negative = self.hessian.on_samples(sparsity), self.settings["negative"]
+        target, negative = self.hessian.on_samples(sparsity), self.settings.negative
         ends, refusals = [], []
         for measure in self.hessian.measures:
             try:

@@ -14,6 +14,7 @@ from estimators import SpectralMeasure, UserError
 from pruning_limits.directions import Directions
 from pruning_limits.magnitude import MagnitudeCurve
 from pruning_limits.parts import Cost, Estimate, Layer, Sharpness
+from pruning_limits.settings import Settings
 
 MOST_BYTES = 64 << 20
 Row = TypeVar("Row", Sharpness, Cost, Layer)
@@ -100,14 +101,7 @@ def fields_of(plain: dict[str, Any]) -> dict[str, Any]:
     measures = [one for estimate in estimates for one in (*estimate.measures, *(estimate.bracket or ()))]
     if not 0 < parameters < 2**63 or any(one.dimension != parameters for one in measures):
         raise ValueError("parameters and the dimensions of hessian and ggn differ")
-    settings = dict(plain["settings"])
-    for name, value in settings.items():
-        names = isinstance(value, list) and all(isinstance(one, str) for one in value)
-        if not names and (name == "parameters" or isinstance(value, list | dict)):
-            raise ValueError(f"settings: {name} is not what predict_limit writes")
-    for choice, allowed in (("curvature", ("hessian", "ggn")), ("negative", ("abs", "clip"))):
-        if settings[choice] not in allowed:
-            raise ValueError(f"{choice} is {settings[choice]!r}")
+    settings = Settings.from_plain(plain["settings"])
     return (
         dict.fromkeys(resting)
         | numbers

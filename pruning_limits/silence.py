@@ -100,7 +100,7 @@ def refuse_silence(operator: Operator, vectors: Tensor | None = None, images: Te
     if vectors is None or images is None:
         vectors = sphere_probes(operator, 1)
         images = operator.matmat(vectors)
-    objective, kept = operator.objective, operator.kept
+    objective, kept = operator.objective, operator.mask
     curved = marked_layers(objective.names, operator.blocks, curved_weights(objective.penalty, vectors, images, kept))
     if len(curved) == len(objective.names):
         return

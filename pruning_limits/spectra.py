@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -44,6 +44,7 @@ from pruning_limits.extrapolation import growth
 from pruning_limits.losses import Losses
 from pruning_limits.magnitude import MagnitudeCurve, MagnitudeProfile
 from pruning_limits.parts import Estimate
+from pruning_limits.settings import Settings
 from pruning_limits.silence import acting_layers, curved_weights, marked_layers, silence
 from pruning_limits.states import Known, States, fingerprint
 
@@ -63,7 +64,7 @@ Curvature = Hessian | GGN | InputSubspace
 class Spectra:
     """Spectral estimates of one prediction, their sub-samples and operators shared.
 
-    Weights that are removed already, False in ``kept`` ``[D]``, have no curvature; None where all are kept. Half of the
+    Weights that are removed already, False in ``mask`` ``[D]``, have no curvature; None where all are kept. Half of the
     draw goes in proportion to the samples' ``losses.shares`` in the curvature, half to all alike, so that no weight of
     a sample exceeds 2; without shares all are drawn alike.
     """
@@ -73,13 +74,13 @@ class Spectra:
         losses: Losses,
         curve: MagnitudeCurve,
         epsilon: float,
-        settings: dict[str, Any],
+        settings: Settings,
         progress: Progress,
         checkpoint: str | Path | None,
-        kept: Tensor | None = None,
+        mask: Tensor | None = None,
     ) -> None:
         shares = losses.shares
-        self.kept, self.scores = kept, None if shares is None else shares + shares.mean()
+        self.mask, self.scores = mask, None if shares is None else shares + shares.mean()
         self.losses, self.objective, self.curve, self.epsilon = losses, losses.objective, curve, epsilon
         self.settings, self.progress = settings, progress
         self._subsets: dict[int, Objective] = {}
@@ -102,7 +103,7 @@ class Spectra:
         """Return the frozen sub-sample of a size, drawn once, the small ones from one of all data."""
         count = min(samples, self.objective.samples)
         if count not in self._subsets:
-            seed = self.settings["seed"]
+            seed = self.settings.seed
             if count < POOL_SAMPLES < self.objective.samples:
                 self._subsets[count] = self.subset(POOL_SAMPLES).subset(count, seed)
             else:
@@ -119,9 +120,9 @@ class Spectra:
         inside = self._in_subspace(samples) if narrow else None
         key = kind, part.samples, inside is not None
         if key not in self._operators:
-            on, precision = inside or part, self.settings.get("precision", "full")
+            on, precision = inside or part, self.settings.precision
             forwards = self._forwards.setdefault(key[1:], Forwards(on, precision=precision))
-            curvature = (Hessian if kind == "hessian" else GGN)(on, forwards=forwards, kept=self.kept)
+            curvature = (Hessian if kind == "hessian" else GGN)(on, forwards=forwards, mask=self.mask)
             self._operators[key] = curvature if inside is None else InputSubspace(curvature, part.penalty)
         return self._operators[key]
 
@@ -132,7 +133,7 @@ class Spectra:
         """
         part = self.subset(samples)
         if part.samples not in self._inside:
-            weights = input_weights(part) if self.kept is None else None
+            weights = input_weights(part) if self.mask is None else None
             self._inside[part.samples] = None if weights is None else part.in_weights(weights)
         return self._inside[part.samples]
 
@@ -151,7 +152,7 @@ class Spectra:
         The Hessian's limit differs by little between them, so its part is small and takes more steps. More samples are
         taken as long as their error counts: below the step error it does not.
         """
-        most, wanted = self.objective.samples, self.settings["samples"]
+        most, wanted = self.objective.samples, self.settings.samples
         count = min(wanted or LEAST_SAMPLES, most)
         roots: dict[int, float] = {}
         if 1 < count < self.losses.total:
@@ -189,9 +190,9 @@ class Spectra:
         if len(curved) == len(layers):
             return ""
         if samples not in self._acting:
-            self._acting[samples] = acting_layers(self.subset(samples), self.kept)
+            self._acting[samples] = acting_layers(self.subset(samples), self.mask)
         acting = self._acting[samples]
-        if kind != self.settings["curvature"] and not acting >= set(layers) - curved:
+        if kind != self.settings.curvature and not acting >= set(layers) - curved:
             acting |= self._curved_layers("hessian", samples)
         return silence(kind, layers, curved, acting)
 
@@ -202,25 +203,25 @@ class Spectra:
         """
         if (kind, samples) not in self._curved:
             operator = self.operator(kind, samples, narrow=True)
-            vectors = sphere_probes(operator, 1, self.settings["seed"])
+            vectors = sphere_probes(operator, 1, self.settings.seed)
             self._live(kind, operator, vectors, operator.matmat(vectors))
         return self._curved[kind, samples]
 
     def _live(self, kind: str, operator: Curvature, vectors: Tensor, images: Tensor) -> Tensor:
         """Mark the weights along which the losses curve, and remember in which layers they lie."""
-        live = curved_weights(self.objective.penalty, vectors, images, self.kept)
+        live = curved_weights(self.objective.penalty, vectors, images, self.mask)
         self._curved[kind, operator.samples] = marked_layers(self.objective.names, operator.blocks, live)
         return live
 
     def _wanted(self, kind: str) -> tuple[float, float]:
         """Step and sample error to aim at: parts of the tolerance, or more for what the interval leaves out."""
-        tolerance = self.settings["tolerance"]
-        return (tolerance / 4, tolerance / 2) if kind == self.settings["curvature"] else (2 * tolerance, tolerance)
+        tolerance = self.settings.tolerance
+        return (tolerance / 4, tolerance / 2) if kind == self.settings.curvature else (2 * tolerance, tolerance)
 
     def _most(self, dimension: int) -> int:
         """Largest number of steps: more for a small model, whose products cost little."""
         affordable = min(max(FEWEST_AT_MOST, MOST_NUMBERS // dimension), MOST_AT_MOST)
-        return self.settings["steps"] or affordable
+        return self.settings.steps or affordable
 
     def _basis(self, steps: int, probes: int) -> Reorthogonalise:
         """Reorthogonalise where the basis fits and leaves as much for everything else."""
@@ -243,7 +244,7 @@ class Spectra:
 
     def _of_a_draw(self, estimate: Estimate) -> Estimate:
         """Add what two standard errors of epsilon over curvature from a draw of the losses do to the limit."""
-        deviation = self.losses.deviation_error if self.settings.get("epsilon") == "batch-std" else 0.0
+        deviation = self.losses.deviation_error if self.settings.epsilon == "batch-std" else 0.0
         error = 2 * math.hypot(deviation, self.losses.curvature_error)
         at, *ends = (estimate.limit(partial(self._isotropic, factor=factor)) for factor in (1, 1 - error, 1 + error))
         return replace(estimate, sample_error=estimate.sample_error + max(abs(end - at) for end in ends))
@@ -253,7 +254,7 @@ class Spectra:
         return replace(estimate, growth=1.0).limit(self._isotropic)
 
     def _isotropic(self, measure: SpectralMeasure, factor: float = 1.0) -> float:
-        return isotropic_limit(measure, self.curve, factor * self.epsilon, self.settings["negative"]).sparsity
+        return isotropic_limit(measure, self.curve, factor * self.epsilon, self.settings.negative).sparsity
 
     def _run(self, kind: str, samples: int, longer: int = 1) -> Estimate:
         """Estimate a spectrum on a sub-sample in ``longer`` times the usual steps.
@@ -261,12 +262,12 @@ class Spectra:
         More probes follow the first where their error counts.
         """
         operator, dimension = self.operator(kind, samples), self.objective.dimension
-        if dimension <= max(DENSE, longer * (self.settings["steps"] or 0)):
+        if dimension <= max(DENSE, longer * (self.settings.steps or 0)):
             identity = torch.eye(dimension, device=operator.device, dtype=operator.dtype)
             images = operator.matmat(identity)
             self._live(kind, operator, identity, images)
             return Estimate(dense_measure(operator, images), operator.samples, dimension, 0.0, 0.0)
-        asked = self.settings["probes"]
+        asked = self.settings.probes
         matrices, known, found = self._recurrence(kind, samples, slice(0, asked or 1), longer=longer)
         if asked is None and (probes := self._probes(kind, found)) > 1:
             others, *_ = self._recurrence(kind, samples, slice(1, probes), found.steps)
@@ -275,7 +276,7 @@ class Spectra:
 
     def _probes(self, kind: str, found: Estimate) -> int:
         """Probes whose error is as small as wanted, or below the step error, judged by that of the first."""
-        error = isotropic_limit(found.measure, self.curve, self.epsilon, self.settings["negative"]).standard_error
+        error = isotropic_limit(found.measure, self.curve, self.epsilon, self.settings.negative).standard_error
         enough = math.ceil((2 * error / max(self._wanted(kind)[0], found.step_error)) ** 2)
         return min(enough, MOST_PROBES, MOST_PRODUCTS // found.steps)
 
@@ -283,11 +284,11 @@ class Spectra:
         self, kind: str, samples: int, probes: slice, steps: int | None = None, longer: int = 1
     ) -> tuple[list[Tridiagonal], Known, Estimate]:
         """Advance some of the probes, as far as their step error asks for where no number of steps is given."""
-        fixed = steps or longer * (self.settings["steps"] or 0)
+        fixed = steps or longer * (self.settings.steps or 0)
         operator = self.operator(kind, samples, narrow=True)
         most = fixed or self._most(self.objective.dimension)
         key = f"{kind}-{samples}" if probes.start == 0 else f"{kind}-{samples}-{probes.start}"
-        starts, known = sphere_probes(operator, probes.stop, self.settings["seed"]), self._states.known(key)
+        starts, known = sphere_probes(operator, probes.stop, self.settings.seed), self._states.known(key)
         starts, images = starts[:, probes], None
         if known is None:
             starts, images, known = self._without_idle(kind, operator, starts)
@@ -298,7 +299,7 @@ class Spectra:
                 tell(run.steps)
                 matrices = _matrices(run)
                 ended = run.steps >= most or (run.steps > 0 and all(one.exhausted for one in matrices))
-                least = longer * (LEAST_STEPS if kind == self.settings["curvature"] else LEAST_STEPS // 2)
+                least = longer * (LEAST_STEPS if kind == self.settings.curvature else LEAST_STEPS // 2)
                 if ended or (not fixed and run.steps >= least):
                     found = self._read(kind, matrices, samples, known)
                     LOGGER.debug("%s: step error %.4g after %d steps", key, found.step_error, run.steps)
@@ -319,7 +320,7 @@ class Spectra:
             Start vectors, their products, and the eigenvalues that are left out.
         """
         curvature = self.objective.penalty.curvature if self.objective.penalty else 0.0
-        kept = torch.ones_like(starts[:, 0], dtype=torch.bool) if self.kept is None else self.kept
+        kept = torch.ones_like(starts[:, 0], dtype=torch.bool) if self.mask is None else self.mask
         images = operator.matmat(starts)
         live = self._live(kind, operator, starts, images)
         if not live.any():
@@ -390,7 +391,7 @@ class Spectra:
                     )
                     gap = self._gap(estimate, low, high)
                     ended = run.steps >= most or all(matrix.exhausted for matrix in matrices)
-                    if ended or gap <= self.settings["tolerance"] / 2:
+                    if ended or gap <= self.settings.tolerance / 2:
                         self._states.save(key, run, finished=True)
                         return replace(high, step_error=max(gap, known.step_error if known else 0.0))
                 run.advance(min(STEPS_AT_ONCE, most - run.steps))
@@ -428,11 +429,11 @@ class Spectra:
     @property
     def _floor(self) -> float:
         """Lower bound of the GGN's eigenvalues."""
-        return self.objective.penalty.curvature if self.objective.penalty and self.kept is None else 0.0
+        return self.objective.penalty.curvature if self.objective.penalty and self.mask is None else 0.0
 
     def _read(self, kind: str, matrices: list[Tridiagonal], samples: int, known: Known) -> Estimate:
         """Read the limit and its step error off the matrices as far as they go."""
-        dimension, negative = self.objective.dimension, self.settings["negative"]
+        dimension, negative = self.objective.dimension, self.settings.negative
         found = estimate_of(kind, matrices, dimension, samples, self._floor, negative)
         found = found.among(known).certified(self._isotropic)
         if all(matrix.exhausted for matrix in matrices):

@@ -15,6 +15,7 @@ from torch import Tensor
 from estimators import Lanczos, Objective, UserError
 from estimators.distributed import rank, together
 from estimators.files import load_tensors, save_tensors
+from pruning_limits.settings import Settings
 
 WRITING_SHARE = 0.05
 Known = list[tuple[float, float]]
@@ -83,9 +84,9 @@ class States:
                 self._rest = ended + (ended - started) / WRITING_SHARE
 
 
-def fingerprint(objective: Objective, losses: Tensor, settings: dict[str, Any]) -> str:
+def fingerprint(objective: Objective, losses: Tensor, settings: Settings) -> str:
     """Hash all weights, the losses and what was asked for."""
-    digest = hashlib.sha256(repr(sorted(settings.items(), key=lambda item: item[0])).encode())
+    digest = hashlib.sha256(repr(settings).encode())
     for tensor in (*objective.chosen.values(), *objective.fixed.values(), losses):
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -63,7 +63,7 @@ def check(case: Case) -> PruningLimit:
     for value in (limit.sparsity, limit.retrained, limit.directional, limit.lower, limit.upper):
         assert 0 <= value <= 1
     assert limit.sparsity > 0
-    names = limit.settings["parameters"]
+    names = limit.settings.parameters
     masks = limit.mask(0.5)
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     assert {name: mask.shape for name, mask in masks.items()} == {name: shapes[name] for name in names}

@@ -10,7 +10,7 @@ import torch
 from hypothesis import settings
 from torch import nn
 
-from validation.data import ImageData, load_data
+from validation.data import DATA_DIR_VARIABLE, ImageData, load_data
 from validation.models import build_model
 from validation.pruners import Problem
 from validation.training import Recipe, train
@@ -69,10 +69,10 @@ def tiny() -> tuple[nn.Module, list[tuple[torch.Tensor, torch.Tensor]]]:
     return model, [(x[:20], y[:20]), (x[20:40], y[20:40]), (x[40:], y[40:])]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def data_dir() -> Path:
     """The folder with real data sets, where there is one."""
-    folder = os.environ.get("PRUNING_LIMITS_DATA")
-    if not folder:
-        pytest.skip("PRUNING_LIMITS_DATA is not set, so there are no real data sets to test with")
+    folder = os.environ.get(DATA_DIR_VARIABLE)
+    if not folder or not (Path(folder) / "mnist.npz").is_file():
+        pytest.skip(f"{DATA_DIR_VARIABLE} names no folder with mnist.npz, so there are no real images to test with")
     return Path(folder)

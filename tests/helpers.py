@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
 from collections import namedtuple
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +19,7 @@ from torch.func import functional_call
 
 from pruning_limits import PruningLimit, predict_limit
 
+ROOT = Path(__file__).parent.parent
 Pair = namedtuple("Pair", ["x", "y"])
 
 
@@ -37,6 +42,8 @@ def assert_close(actual: Any, expected: Any, dtype: torch.dtype = torch.float64,
 class Dense:
     """A symmetric matrix as an operator that counts its products; a vector stands for a diagonal matrix."""
 
+    outside = 0.0  # it acts on the whole space
+
     def __init__(self, matrix: Tensor) -> None:
         self.matrix, self.shape = matrix, (len(matrix), len(matrix))
         self.dtype, self.device = matrix.dtype, matrix.device
@@ -45,6 +52,9 @@ class Dense:
     def matmat(self, vectors: Tensor) -> Tensor:
         self.calls += 1
         return self.matrix @ vectors if self.matrix.dim() == 2 else self.matrix[:, None] * vectors
+
+    def project(self, vectors: Tensor) -> Tensor:
+        return vectors
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -111,6 +121,13 @@ def same(a: Any, b: Any) -> bool:
     if isinstance(a, list | tuple):
         return len(a) == len(b) and all(same(*pair) for pair in zip(a, b, strict=True))
     return bool(a == b)
+
+
+def python(*arguments: object, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run Python in a process of its own, with this project's packages on its path and warnings as errors."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "error", *map(str, arguments)]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
 
 
 class Loader:

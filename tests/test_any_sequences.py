@@ -12,6 +12,8 @@ from torch.nn import functional
 from estimators import Hessian, Objective
 from pruning_limits import predict_limit
 
+on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+
 
 def entropies(model, batch):
     return functional.cross_entropy(model(batch[0]), batch[1], reduction="none")
@@ -109,7 +111,8 @@ def test_what_the_default_leaves_out_is_noted():
     assert not any("not counted" in note for note in every.notes)
 
 
-def test_recurrent_layers_run_without_cudnn_and_others_with_it():
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=on_gpu)])
+def test_recurrent_layers_on_a_gpu_run_without_cudnn_and_all_else_with_it(device):
     """cuDNN's recurrent kernels have no second derivative, and none at all in evaluation mode."""
     seen = []
 
@@ -124,10 +127,10 @@ def test_recurrent_layers_run_without_cudnn_and_others_with_it():
             return super().forward(x.mean(1))
 
     before = torch.backends.cudnn.enabled
-    for build, expected in ((lambda: Watched(nn.GRU), False), (lambda: Plain(2, 3), before)):
+    for build, expected in ((lambda: Watched(nn.GRU), before and device == "cpu"), (lambda: Plain(2, 3), before)):
         seen.clear()
-        objective = Objective(seeded(build), inputs(4, 2)())
-        assert float((Hessian(objective) @ random(objective.dimension)).norm()) > 0
+        objective = Objective(seeded(build).to(device), inputs(4, 2)())
+        assert float((Hessian(objective) @ random(objective.dimension).to(device)).norm()) > 0
         assert set(seen) == {expected}
     assert torch.backends.cudnn.enabled == before
 

@@ -136,7 +136,7 @@ def test_rows_of_masked_weights_are_zero_and_the_penalty_does_not_see_them(opera
     plain = operator(Objective(model, batches))
     dense = plain.matmat(torch.eye(objective.dimension).double())
     assert not dense[rows_gone].any()
-    held = operator(objective, kept=~rows_gone)
+    held = operator(objective, mask=~rows_gone)
     shifted = dense + 0.5 * torch.diag((~rows_gone).double())
     assert_close(held.matmat(torch.eye(objective.dimension).double()), shifted)
     assert same(before, snapshot(model))

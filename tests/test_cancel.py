@@ -15,23 +15,33 @@ import pytest
 import torch
 from helpers import BatchNormNet, classification, same, seeded, snapshot
 from torch import nn
-from torch.nn import functional
+from torch.overrides import has_torch_function_unary
 
 from estimators import Objective
-from estimators.intact import intact
+from estimators.substitution import intact
 from pruning_limits import MagnitudeProfile, predict_limit
 
 ROOT = Path(__file__).parent.parent
-WRITERS = tuple(f"estimators/{name}.py" for name in ("objective", "substitutes", "narrowed", "kernels", "slim"))
+WRITERS = tuple(
+    f"estimators/{name}.py"
+    for name in (
+        "objective",
+        "weights",
+        "input_subspace",
+        *(f"substitution/{part}" for part in ("mode", "switches", "tensors")),
+    )
+)
+CALLS = ("__torch_function__", "_pop_mode_temporarily", "_push_mode", "_pop_mode")  # run at every call of torch
 
 
 @contextmanager
-def interrupted(line):
-    """Raise KeyboardInterrupt at line number ``line`` of the code that swaps the model's tensors; count them."""
+def interrupted(line, calls=False):
+    """Raise KeyboardInterrupt at line number ``line`` of the code that swaps tensors and functions; count them."""
     seen = Counter()
 
     def trace(frame, event, argument):
-        if not frame.f_code.co_filename.endswith((*WRITERS, "contextlib.py")):
+        code = frame.f_code
+        if not (calls if code.co_name in CALLS else code.co_filename.endswith((*WRITERS, "contextlib.py"))):
             return None
         if event == "line":
             seen["lines"] += 1
@@ -54,7 +64,7 @@ def problem():
 
 
 def images():
-    """A network that is narrowed to the inputs that it sees."""
+    """A network whose first layer acts on few inputs."""
     model = seeded(lambda: nn.Sequential(nn.Linear(64, 9), nn.BatchNorm1d(9), nn.Tanh(), nn.Linear(9, 3))).train()
     return model, classification(64, sizes=(9, 4))()
 
@@ -62,7 +72,6 @@ def images():
 @pytest.mark.parametrize("make", [problem, images])
 def test_an_interrupt_at_any_line_leaves_the_model_and_pytorch_alone(make):
     model, batches = make()
-    functions = functional.hardsigmoid, functional.batch_norm, functional.linear
     options = {"epsilon": 0.05, "steps": 4, "probes": 1, "samples": 8, "progress": False}
     expected = predict_limit(model, batches, **options)
     with interrupted(-1) as seen:
@@ -78,24 +87,24 @@ def test_an_interrupt_at_any_line_leaves_the_model_and_pytorch_alone(make):
             stopped += 1
         assert same(snapshot(model), before), line
         assert torch.is_grad_enabled() == grad
-        assert (functional.hardsigmoid, functional.batch_norm, functional.linear) == functions
+        assert not has_torch_function_unary(None), line
     assert stopped == 25
     assert predict_limit(model, batches, **options).sparsity == expected.sparsity
 
 
 def test_an_interrupt_at_every_line_of_evaluating_a_pruned_network_leaves_pytorch_alone():
     model = seeded(lambda: nn.Sequential(nn.Linear(4, 40), nn.Tanh(), nn.Linear(40, 3)))
-    objective, linear = Objective(model, classification(4, sizes=(5,))()), functional.linear
+    objective = Objective(model, classification(4, sizes=(5,))())
     profile = MagnitudeProfile(objective.chosen)
     pruned = profile.vector - profile.removed(0.98)
     before, expected = snapshot(model), objective.value(pruned)
-    with interrupted(-1) as seen:
+    with interrupted(-1, calls=True) as seen:
         objective.value(pruned)
     assert seen["lines"] > 100
     for line in range(1, seen["lines"] + 1):
-        with pytest.raises(KeyboardInterrupt), intact(model), interrupted(line):
+        with pytest.raises(KeyboardInterrupt), intact(model), interrupted(line, calls=True):
             objective.value(pruned)
-        assert functional.linear is linear, line
+        assert not has_torch_function_unary(None), line
         assert same(snapshot(model), before), line
     assert objective.value(pruned) == expected
 

@@ -77,9 +77,9 @@ def test_predict_writes_summary_json_and_plot(checkpoints, tmp_path):
     assert (tmp_path / "out" / "limit.png").read_bytes().startswith(b"\x89PNG")
     assert limit.parameters == 15_000
     assert limit.achieved is not None
-    assert limit.settings["penalty"] == "L1(coefficient=0.001)"
+    assert limit.settings.penalty == "L1(coefficient=0.001)"
     assert (limit.hessian.samples, limit.hessian.steps, limit.hessian.measure.probes) == (64, 4, 1)
-    assert limit.settings["epsilon"] == "batch-std"
+    assert limit.settings.epsilon == "batch-std"
 
 
 def test_predict_reads_all_kinds_of_checkpoints_alike(checkpoints):
@@ -98,7 +98,7 @@ def test_predict_passes_its_options_on():
     assert limit.epsilon == 0.5
     assert limit.achieved is None
     expected = {"curvature": "ggn", "tolerance": 0.1, "seed": 3, "penalty": "L2(coefficient=0.0001)", "samples": 64}
-    assert expected.items() <= limit.settings.items()
+    assert expected.items() <= dataclasses.asdict(limit.settings).items()
 
 
 @pytest.mark.parametrize(

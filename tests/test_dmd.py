@@ -10,7 +10,6 @@ from torch import nn
 
 from estimators import UserError
 from estimators.vectors import flatten
-from validation import dmd as module
 from validation.data import ImageData
 from validation.dmd import dmd, gram, loss_and_gradient, record_snapshots, recorded_parameters
 from validation.masks import overlap, prunable, select
@@ -176,18 +175,17 @@ def test_a_tolerance_that_the_gram_matrix_cannot_resolve_is_refused(tol: float) 
         dmd(np.ones((2, 2)), tol)
 
 
-def test_the_gram_matrix_is_summed_in_float64_over_chunks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_gram_matrix_is_summed_in_float64_over_chunks(tmp_path: Path) -> None:
     snapshots = np.random.default_rng(3).standard_normal((5, 1003)).astype(np.float32)
     path = tmp_path / "snapshots.npy"
     np.save(path, snapshots)
     exact = snapshots.astype(np.float64) @ snapshots.astype(np.float64).T
-    monkeypatch.setattr(module, "CHUNK", 50)
-    found = gram(np.load(path, mmap_mode="r"))
+    found = gram(np.load(path, mmap_mode="r"), chunk=50)
     assert found.dtype == np.float64
     assert found == pytest.approx(exact, rel=1e-12)
     mapped = np.load(path, mmap_mode="c")
     mapped[0, 0] = 7.0
-    assert gram(mapped)[0, 0] == pytest.approx(exact[0, 0] - float(snapshots[0, 0]) ** 2 + 49)
+    assert gram(mapped, chunk=50)[0, 0] == pytest.approx(exact[0, 0] - float(snapshots[0, 0]) ** 2 + 49)
     assert mapped[0, 0] == 7.0
     assert dmd(np.load(path, mmap_mode="r")).mode(2) == pytest.approx(dmd(snapshots).mode(2))
 

@@ -1,16 +1,24 @@
-"""Every example in a docstring of the three packages runs and prints what it says."""
+"""The documentation: its examples run, its scripts compile, its links lead somewhere, and nothing is missing."""
 
+import ast
 import doctest
 import importlib
+import importlib.util
 import pkgutil
 import re
-from pathlib import Path
+from fnmatch import fnmatch
 
 import pytest
 import torch
+from helpers import ROOT
 
-ROOT = Path(__file__).parent.parent
 PACKAGES = ("estimators", "pruning_limits", "validation")
+SCRIPTS = sorted((ROOT / "docs" / "gallery").glob("plot_*.py"))
+MODELS = ROOT / "docs" / "models"
+MODEL_PAGES = sorted(MODELS.glob("*.md"))
+OPTIONAL = {"transformers", "timm"}
+
+# -------------------------------------------------------------------------------------- examples in docstrings
 
 
 def modules():
@@ -34,8 +42,8 @@ def test_examples(name, tmp_path, monkeypatch):
 
 def test_there_are_examples_of_what_users_call():
     finder = doctest.DocTestFinder(exclude_empty=True)
-    found = {test.name for name in NAMES for test in finder.find(importlib.import_module(name), name) if test.examples}
-    wanted = {
+    names = {test.name for name in NAMES for test in finder.find(importlib.import_module(name), name) if test.examples}
+    called = {
         "estimators.curvature.GGN",
         "estimators.curvature.Hessian",
         "estimators.eigenpairs.eigenpairs",
@@ -59,8 +67,10 @@ def test_there_are_examples_of_what_users_call():
         "validation.data.load_data",
         "validation.models.build_model",
     }
-    assert wanted <= found
+    assert called <= names
 
+
+# ------------------------------------------------------------------------------------------- pages and links
 
 TOP = {"README.md", "CHANGELOG.md", "docs"}
 PAGES = sorted(path for path in ROOT.rglob("*.md") if path.parts[len(ROOT.parts)] in TOP)
@@ -75,4 +85,89 @@ def test_links_lead_somewhere(page):
             assert there.exists(), target
             if anchor:
                 headings = re.findall(r"^#+ (.+)$", there.read_text(), re.MULTILINE)
-                assert anchor in {re.sub(r"[^\w\- ]", "", one.lower()).replace(" ", "-") for one in headings}, target
+                assert anchor in {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}, (
+                    target
+                )
+
+
+def test_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) < 150
+
+
+def test_every_block_of_code_has_lines_of_its_own():
+    pages = [*ROOT.glob("*.md"), *(page for page in (ROOT / "docs").rglob("*.md") if "_build" not in page.parts)]
+    for page in pages:
+        fences = [line for line in page.read_text().splitlines() if "```" in line]
+        assert len(fences) % 2 == 0, page
+        assert not [line for line in fences if not re.fullmatch(r" *```[\w{}-]*", line)], page
+
+
+def test_there_are_scripts():
+    assert len(SCRIPTS) >= 6
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_scripts_compile(script):
+    source = script.read_text()
+    compile(source, str(script), "exec")
+    assert source.startswith('"""\n')  # the title of its page
+
+
+@pytest.mark.parametrize("package", ["estimators", "pruning_limits", "pruning_limits.cones"])
+def test_reference_lists_every_public_name(package):
+    page = (ROOT / "docs" / "api" / f"{package.rpartition('.')[2]}.md").read_text()
+    listed = set(re.findall(r"^\.\. auto\w+:: (\w+)$", page, re.MULTILINE))
+    public = set(importlib.import_module(package).__all__)
+    if package == "pruning_limits":
+        public -= {"L1", "L2", "UserError"}  # on the page of estimators
+    assert public <= listed
+
+
+def contents(page):
+    blocks = re.findall(r"```\{toctree\}\n(.*?)```", page.read_text(), re.DOTALL)
+    return [line for block in blocks for line in block.splitlines() if line and not line.startswith(":")]
+
+
+def test_every_page_is_in_the_contents():
+    docs = ROOT / "docs"
+    pages = {str(page.relative_to(docs).with_suffix("")) for page in docs.rglob("*.md") if "_build" not in page.parts}
+    tables = {page for pattern in contents(docs / "tables.md") for page in pages if fnmatch(page, pattern)}
+    assert pages - tables - {"index"} <= set(contents(docs / "index.md"))
+
+
+# ----------------------------------------------------------------------------- blocks of the pages on models
+
+
+def blocks(page):
+    """Line number and source of the blocks of a page."""
+    text = page.read_text()
+    for match in re.finditer(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        yield text[: match.start()].count("\n") + 2, match[1]
+
+
+def missing(source):
+    """Names the optional packages that a block imports and this machine lacks."""
+    nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = {getattr(node, "module", None) or node.names[0].name for node in nodes}
+    return {name.split(".")[0] for name in names} & {name for name in OPTIONAL if not importlib.util.find_spec(name)}
+
+
+@pytest.mark.parametrize("page", MODEL_PAGES, ids=lambda page: page.stem)
+def test_blocks_run(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    namespace, skipped = {"__name__": page.stem}, set()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for line, source in blocks(page):
+            absent = missing(source)
+            skipped |= absent
+            if not absent:
+                exec(compile("\n" * (line - 1) + source, str(page), "exec"), namespace)
+    if skipped:
+        pytest.skip(f"{', '.join(sorted(skipped))} is not installed; the blocks that do without it ran")
+
+
+def test_there_is_a_page_for_every_family():
+    names = {page.stem for page in MODEL_PAGES}
+    assert names == {"vision", "transformers", "sequences", "regression-and-other-losses", "pruned-and-wrapped"}
+    assert all(list(blocks(page)) for page in MODEL_PAGES)

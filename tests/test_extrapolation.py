@@ -22,15 +22,22 @@ def carried(percent, first, samples, rank=True):
     return kept * factor / truth, error / max(1e-9, abs(kept * factor - truth))
 
 
-@pytest.mark.parametrize(
-    ("percent", "first", "samples"),
-    [(FC5, 128, 1024), (FC5, 1024, 8192), (FC5_MINI, 44, 350), (FC5_MINI, 88, 700), (SMALL_CNN, 44, 350)],
-)
+FAR = [(FC5, 128, 1024), (FC5, 1024, 8192), (FC5_MINI, 44, 350), (SMALL_CNN, 44, 350)]  # a fifth or more is missing
+
+
+@pytest.mark.parametrize(("percent", "first", "samples"), [*FAR, (FC5_MINI, 88, 700)])
 def test_measured_networks_within_a_fifth_and_the_stated_error(percent, first, samples):
     ratio, covered = carried(percent, first, samples)
     assert 0.8 < ratio < 1.2
-    assert abs(ratio - 1) < abs(percent[samples] / percent[max(percent)] - 1) or samples == 700
     assert covered > 1
+
+
+@pytest.mark.parametrize(("percent", "first", "samples"), FAR)
+def test_measured_networks_that_lack_a_fifth_come_nearer(percent, first, samples):
+    missing = 1 - percent[samples] / percent[max(percent)]
+    ratio, _ = carried(percent, first, samples)
+    assert missing > 0.2
+    assert abs(ratio - 1) < 0.6 * missing
 
 
 @pytest.mark.parametrize("slope", [-0.004, -0.02])

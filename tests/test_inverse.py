@@ -26,7 +26,7 @@ def limit(request: pytest.FixtureRequest) -> PruningLimit:
 
 def flat_share(limit: PruningLimit) -> float:
     measure = limit.hessian.measure
-    nodes = np.abs(measure.nodes) if limit.settings["negative"] == "abs" else np.maximum(measure.nodes, 0.0)
+    nodes = np.abs(measure.nodes) if limit.settings.negative == "abs" else np.maximum(measure.nodes, 0.0)
     return float(measure.weights[nodes == 0].sum())
 
 

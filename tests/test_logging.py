@@ -1,10 +1,10 @@
-"""What the library says goes to one logger and nowhere else."""
+"""What the library says goes to the loggers of its packages and nowhere else."""
 
 import logging
 
 import pytest
 import torch
-from helpers import classification, seeded
+from helpers import classification, python, seeded
 from torch import nn
 
 from estimators import Objective
@@ -42,12 +42,28 @@ def test_a_limit_that_converged_is_no_warning(caplog):
     assert caplog.records[-1].levelno == logging.INFO
 
 
+SMALLER = """
+import torch
+from estimators import Objective
+objective = Objective(torch.nn.Linear(4, 3), [(torch.ones(8, 4), torch.zeros(8).long())])
+list(objective.batches())
+objective.shrink()
+"""
+
+
+def test_a_program_without_handlers_sees_no_warning(tmp_path):
+    result = python("-c", SMALLER, folder=tmp_path)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
 def test_smaller_batches_are_told(caplog):
     objective = Objective(nn.Linear(4, 3), [(torch.ones(8, 4), torch.zeros(8).long())])
     list(objective.batches())
     objective.shrink()
     assert objective.most == 4
-    assert "memory ran out with 8 samples; passing at most 4 at once" in caplog.text
+    assert [(record.name, record.getMessage()) for record in caplog.records] == [
+        ("estimators", "memory ran out with 8 samples; passing at most 4 at once from now on")
+    ]
 
 
 @pytest.mark.parametrize("level", ["DEBUG", "WARNING"])

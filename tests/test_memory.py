@@ -1,10 +1,9 @@
-"""Memory and precision: splitting batches, refusals, resident size, checkpointing, attention, special modules."""
+"""Memory: splitting batches, refusals, resident size, checkpointing, attention, special modules."""
 
 import copy
 import gc
 import json
 import os
-import re
 import subprocess
 import sys
 import weakref
@@ -18,10 +17,9 @@ from torch.nn.utils import parametrizations, prune
 from torch.utils.checkpoint import checkpoint
 
 from estimators import GGN, Hessian, Lanczos, Objective, UserError, lanczos, spectral_measure
-from estimators import memory as memory_module
-from estimators.memory import available, retried
+from estimators.memory import _free_in_group, available, retried
 from estimators.parameters import choose_parameters
-from pruning_limits import predict_limit, spectra
+from pruning_limits import predict_limit
 
 OPERATORS = {"hessian": Hessian, "ggn": GGN}
 kinds = pytest.mark.parametrize("kind", OPERATORS)
@@ -103,15 +101,15 @@ def test_running_out_in_the_product_first_gives_up_kept_graphs():
     expected = operator @ v
     failures = [1]
 
-    def once(vector, product=operator._kept[1]):
+    def once(vector, product=operator._graphs[1]):
         if failures:
             raise MemoryError(failures.pop())
         return product(vector)
 
-    operator._kept[1] = once
+    operator._graphs[1] = once
     assert torch.equal(operator @ v, expected)
     assert operator.objective.most is None
-    assert operator._kept is None
+    assert operator._graphs is None
     assert operator.memory == operator.forwards.memory == 0
 
 
@@ -206,7 +204,7 @@ def test_available_memory_is_that_of_this_machine():
 
 
 def test_available_memory_in_a_control_group(tmp_path):
-    free = memory_module._free_in_group
+    free = _free_in_group
     assert free(tmp_path) == float("inf")
     (tmp_path / "memory.current").write_text("700\n")
     (tmp_path / "memory.stat").write_text("anon 600\ninactive_file 50\n")
@@ -215,39 +213,19 @@ def test_available_memory_in_a_control_group(tmp_path):
         assert free(tmp_path) == expected
 
 
-def test_a_basis_that_does_not_fit_is_refused(monkeypatch):
-    monkeypatch.setattr(memory_module, "available", lambda device: 3 << 30)
-    operator = Dense(torch.ones(1 << 20))
+def test_a_basis_that_does_not_fit_is_refused():
+    steps = 1 << 20  # more than any machine holds: 4 TiB
+    operator, start = Dense(torch.ones(steps)), torch.ones(steps)
     message = (
-        "reorthogonalise: 'full' over 1000 steps of 1 vectors of 1,048,576 needs 3.91 GiB, 3 GiB are free on cpu; "
-        "use reorthogonalise='none' or fewer steps"
+        r"reorthogonalise: 'full' over 1048576 steps of 1 vectors of 1,048,576 needs 4\.1e\+03 GiB, [\d.e+]+ GiB are "
+        r"free on cpu; use reorthogonalise='none' or fewer steps"
     )
-    start = torch.ones(1 << 20)
-    with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
-        lanczos(operator, start, 1000)
-    with pytest.raises(UserError, match=r"'full' over 400 steps of 2 vectors .* needs 3.12 GiB"):
-        spectral_measure(operator, 2, 400)
+    with pytest.raises(UserError, match=f"^{message}$"):
+        lanczos(operator, start, steps)
+    with pytest.raises(UserError, match=r"'full' over 1048576 steps of 2 vectors .* needs 8\.19e\+03 GiB"):
+        spectral_measure(operator, 2, steps)
     assert operator.calls == 0
-    assert lanczos(operator, start, 1000, "none").steps == 1
-
-
-def test_the_basis_of_a_prediction_heeds_free_memory(tiny, monkeypatch):
-    options = {"epsilon": 0.05, "samples": 30, "steps": 20, "probes": 1, "progress": False}
-    modes = []
-
-    class Noting(Lanczos):
-        def __init__(self, operator, starts, mode, *images):
-            modes.append(mode)
-            super().__init__(operator, starts, mode, *images)
-
-    monkeypatch.setattr(spectra, "Lanczos", Noting)
-    monkeypatch.setattr(spectra, "DENSE", 10)
-    predict_limit(*tiny, **options)
-    monkeypatch.setattr(spectra, "available", lambda device: 1000)
-    predict_limit(*tiny, **options)
-    half = len(modes) // 2
-    assert modes == ["full"] * half + ["none"] * half
-    assert half > 0
+    assert lanczos(operator, start, steps, "none").steps == 1
 
 
 def test_a_run_goes_on_as_it_began():
@@ -388,6 +366,7 @@ def test_checkpointed_activations(kind, frozen, memory):
     assert same(before, snapshot(saving.model))
 
 
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad=True")
 def test_reentrant_checkpoints_are_refused():
     model = seeded(lambda: Blocks(True))
     before = snapshot(model)
@@ -556,63 +535,3 @@ def test_a_pruned_module_made_permanent():
     model = seeded(pruned)
     prune.remove(model[0], "weight")
     assert_close(columns(Hessian(Objective(model, data(4)))), dense_reference(model, data(4), None))
-
-
-# --------------------------------------------------------------------------------------------------- precision
-
-
-PARTS = ["ragged", "batch norm", "grouped", "dot product attention"]
-
-
-@kinds
-@pytest.mark.parametrize("name", PARTS)
-def test_bfloat16_models(name, kind):
-    exact, low = (
-        OPERATORS[kind](Objective(CASES[name].model(dtype), CASES[name].loader(dtype), CASES[name].loss_fn))
-        for dtype in (torch.float32, torch.bfloat16)
-    )
-    v = random(exact.shape[0], 3)
-    product = low @ v
-    assert product.dtype == low.dtype == torch.float32
-    assert 0 < float((product - exact @ v).norm() / (exact @ v).norm()) < 0.1
-    run = lanczos(low, v[:, 0], 4)
-    assert run.basis.dtype == torch.float32
-    assert_close(run.basis @ run.basis.T, torch.eye(4), torch.float32)
-
-
-@kinds
-@pytest.mark.parametrize("name", PARTS)
-@pytest.mark.parametrize("memory", [0, 2 << 30])
-def test_products_in_bfloat16(name, kind, memory):
-    case = CASES[name]
-    objective = Objective(case.model(torch.float32), case.loader(torch.float32), case.loss_fn)
-    before = snapshot(objective.model)
-    exact = OPERATORS[kind](objective)
-    mixed = OPERATORS[kind](objective, memory, precision="bfloat16")
-    v = random(exact.shape[0], 3)
-    product = mixed @ v
-    assert torch.equal(product, mixed @ v)
-    assert product.dtype == mixed.dtype == torch.float32
-    assert 1e-5 < float((product - exact @ v).norm() / (exact @ v).norm()) < 0.1
-    assert torch.equal(exact @ v, OPERATORS[kind](objective, precision="full") @ v)
-    assert same(before, snapshot(objective.model))
-
-
-def test_a_prediction_in_bfloat16(tiny):
-    model, batches = copy.deepcopy(tiny[0]).float(), [(x.float(), y) for x, y in tiny[1]]
-    options = {"epsilon": 0.05, "progress": False}
-    full, mixed = (predict_limit(model, batches, precision=one, **options) for one in ("full", "bfloat16"))
-    assert 0 < abs(full.sparsity - mixed.sparsity) < 0.01
-    assert "precision" not in full.settings
-    assert mixed.settings["precision"] == "bfloat16"
-    assert (full.objective, full.achieved) == (mixed.objective, mixed.achieved) or full.sparsity != mixed.sparsity
-
-
-def test_unfit_precision(tiny):
-    objective = Objective(*tiny)
-    with pytest.raises(UserError, match="precision: expected 'full' or 'bfloat16', got 'half'"):
-        Hessian(objective, precision="half")
-    with pytest.raises(UserError, match="precision: 'bfloat16' needs a float32 model"):
-        GGN(objective, precision="bfloat16")
-    with pytest.raises(UserError, match="precision: expected one of full, bfloat16, got 'half'"):
-        predict_limit(*tiny, precision="half")

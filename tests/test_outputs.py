@@ -9,7 +9,6 @@ from torch import nn
 from torch.nn import functional
 
 from estimators import GGN, Objective, UserError
-from estimators.default_loss import logits_of
 from estimators.outputs import loss_inputs, tensors
 
 
@@ -187,12 +186,3 @@ def test_tensors_of_nested_outputs():
     a, b, c, d = (torch.full((1,), float(k)) for k in range(4))
     found = list(tensors({"a": a, "rest": [(b, None), Output(c, d, "no tensor")]}))
     assert [float(one) for one in found] == [0, 1, 2, 3]
-
-
-def test_logits():
-    x = torch.ones(2, 3)
-    for output in (x, {"out": x, "aux": x + 1}, Output(None, x, x + 1)):
-        assert logits_of(output) is x
-    for output in ((x, x), {"scores": x}, None):
-        with pytest.raises(UserError, match=f"^model: .* got {type(output).__name__}; give loss_fn=$"):
-            logits_of(output)

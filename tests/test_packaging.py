@@ -1,13 +1,10 @@
 """What a user of the installed package relies on: quiet imports, few dependencies, complete types."""
 
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parent.parent
+from helpers import ROOT, python
 
 BLOCK = """
 import sys
@@ -34,12 +31,6 @@ for asked in (limit.to_pandas, limit.plot):
     except UserError as error:
         assert "pip install" in str(error) and chr(10) not in str(error), error
 """
-
-
-def python(*arguments, folder=None):
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "error", *map(str, arguments)]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
 
 
 @pytest.mark.parametrize("module", ["pruning_limits", "estimators"])

@@ -18,8 +18,8 @@ from torch.func import functional_call
 from estimators.vectors import flatten
 from pruning_limits.magnitude import removed_count
 from validation.masks import Masks, prunable
-from validation.pruners import Problem, pruner, rare_gems
-from validation.pruners.rare_gems import Gem, search
+from validation.pruners import Problem, pruner
+from validation.pruners.rare_gems import Gem, _gem, search
 from validation.training import Recipe, train
 
 Batch = tuple[Tensor, Tensor]
@@ -294,11 +294,8 @@ def test_what_is_alive_is_trained_from_its_signed_constants(problem: Problem, na
     assert same(dict(result.model.state_dict()), dict(model.state_dict()))
 
 
-def test_weights_with_a_score_below_a_half_count_and_biases_are_not_masked(
-    problem: Problem, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(rare_gems, "SCORE_L2", 1e6)
-    result = pruner("rare-gems")(problem, 0.8)
+def test_weights_with_a_score_below_a_half_count_and_biases_are_not_masked(problem: Problem) -> None:
+    result = _gem(problem, 0.8, l2=1e6)
     weights = prunable(result.model)
     assert all(torch.equal(weights[name] != 0, mask) for name, mask in result.masks.items())
     total = sum(weight.numel() for weight in weights.values())

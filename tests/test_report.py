@@ -27,7 +27,7 @@ def limit():
 
 def hostile(limit):
     layer = dataclasses.replace(limit.layer_table[0], name=HOSTILE)
-    settings = limit.settings | {HOSTILE: HOSTILE, "penalty": HOSTILE, "parameters": [HOSTILE]}
+    settings = dataclasses.replace(limit.settings, penalty=HOSTILE, parameters=(HOSTILE,))
     changes = {"status": HOSTILE, "notes": (HOSTILE,), "layer_table": (layer,), "settings": settings}
     return dataclasses.replace(limit, **changes)
 

@@ -186,7 +186,7 @@ def test_the_keyboard_does_it_all(limit, show):
 
 def test_hostile_text_is_shown_and_not_run(limit, show):
     layer = dataclasses.replace(limit.layer_table[0], name=HOSTILE)
-    settings = limit.settings | {HOSTILE: [HOSTILE], "penalty": HOSTILE}
+    settings = dataclasses.replace(limit.settings, penalty=HOSTILE, parameters=(HOSTILE,))
     changes = {"status": HOSTILE, "notes": (HOSTILE,), "layer_table": (layer,), "settings": settings}
     browser = show(dataclasses.replace(limit, **changes))
     assert browser.title == "Pruning limit"

@@ -1,4 +1,4 @@
-"""The pruning limit as an object: JSON, verdicts, masks, layers, summary and figures."""
+"""The pruning limit as an object: JSON, verdicts, masks, layers and summary."""
 
 import dataclasses
 import json
@@ -12,14 +12,12 @@ import torch
 from helpers import random, seeded
 from hypothesis import given
 from hypothesis import strategies as st
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from torch import nn
 
 from estimators import UserError
 from pruning_limits import MagnitudeProfile, PruningLimit, Verdict, predict_limit
 from pruning_limits.magnitude import removed_count
-from pruning_limits.plotting import plot_crossing, plot_layers, plot_objective, plot_spectrum
+from pruning_limits.settings import YOUNG
 
 
 def predicted(**options):
@@ -153,7 +151,7 @@ def places(value, path=()):
 
 def test_a_limit_with_anything_missing_is_refused(limit, tmp_path):
     path = tmp_path / "limit.json"
-    optional = {("settings", name) for name in limit.settings} - {("settings", "curvature"), ("settings", "negative")}
+    optional = {("settings", name) for name in YOUNG}
     optional |= {("already_removed",), ("objective_error",), ("unknown",), ("sharpness", "trace_error")}
     for place in places(json.loads(limit.to_json())):
         if place and isinstance(place[-1], str) and place not in optional:
@@ -287,7 +285,7 @@ def test_masks_need_weights_and_a_sparsity(limit, tmp_path):
 def test_layers(limit, unmeasured):
     for one in (limit, unmeasured):
         rows = one.layers()
-        assert [row.name for row in rows] == one.settings["parameters"]
+        assert tuple(row.name for row in rows) == one.settings.parameters
         assert sum(row.weights for row in rows) == one.parameters
         removed = sum(row.weights * row.sparsity for row in rows)
         assert removed == pytest.approx(removed_count(one.sparsity, one.parameters), abs=1e-9)
@@ -337,7 +335,7 @@ def test_the_profile_is_that_of_the_weights(limit):
     assert limit.curve.squared_norm(1.0) == pytest.approx(float(limit.profile.vector.square().sum()))
 
 
-# ------------------------------------------------------------------------------------------- summary, figures
+# ------------------------------------------------------------------------------------------- summary, estimates
 
 
 def test_summary(limit, unmeasured):
@@ -350,46 +348,6 @@ def test_summary(limit, unmeasured):
     assert "not measured" in unmeasured.summary()
     columns = {line.index("  ", 3) > 0 for line in text.splitlines()}
     assert columns == {True}
-
-
-def test_figures_of_all_limits(any_limit, tmp_path):
-    path = tmp_path / "new" / "limit.png"
-    assert isinstance(any_limit.plot(path), Figure)
-    assert path.read_bytes().startswith(b"\x89PNG")
-    assert path.stat().st_size > 5000
-
-
-@pytest.mark.parametrize(("suffix", "start"), [("pdf", b"%PDF"), ("svg", b"<?xml")])
-def test_figures_in_other_formats(limit, tmp_path, suffix, start):
-    limit.plot(str(tmp_path / f"limit.{suffix}"))
-    assert (tmp_path / f"limit.{suffix}").read_bytes().startswith(start)
-
-
-def test_a_figure_without_file_names_its_curves(limit, unmeasured):
-    for one, name in ((limit, "the Hessian"), (unmeasured, "the GGN")):
-        top, bottom = one.plot().axes
-        labels = [text.get_text() for text in top.get_legend().get_texts()]
-        assert labels[0].startswith("this network")
-        assert labels[1] == f"largest R that {name} allows (isotropic)"
-        assert len(labels) == 3
-        labels = [text.get_text() for text in bottom.get_legend().get_texts()]
-        assert f"predicted one-shot {one.sparsity:.2%}" in labels
-        measured = [f"measured one-shot {one.achieved:.2%}"] if one.achieved is not None else []
-        assert [label for label in labels if label.startswith("measured one-shot ")] == measured
-
-
-@pytest.mark.parametrize("epsilon", [1e-7, 1e6])
-def test_figures_of_extreme_limits(limit, tmp_path, epsilon):
-    limit.what_if(epsilon=epsilon).plot(tmp_path / "limit.png")
-    assert (tmp_path / "limit.png").exists()
-
-
-def test_figures_that_cannot_be_written(limit, tmp_path):
-    (tmp_path / "file").touch()
-    for path in (tmp_path / "limit.nonsense", tmp_path / "file" / "limit.png"):
-        with pytest.raises(UserError, match=r"^plot: cannot write .*limit\.") as caught:
-            limit.plot(path)
-        assert "\n" not in str(caught.value)
 
 
 def test_the_limits_of_two_measures_meet_at_the_geometric_mean_of_what_is_kept(limit):
@@ -438,49 +396,3 @@ def test_a_data_frame_without_pandas(limit, monkeypatch):
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(UserError, match=r"^to_pandas: needs the package pandas; .*pip install pandas$"):
         limit.to_pandas()
-
-
-PLOTS = [plot_crossing, plot_objective, plot_layers, lambda limit, ax=None: plot_spectrum(limit.hessian.measure, ax)]
-
-
-@pytest.mark.parametrize("plot", PLOTS, ids=["crossing", "objective", "layers", "spectrum"])
-def test_plots_take_and_return_axes(limit, tmp_path, plot):
-    own = plot(limit)
-    assert isinstance(own, Axes)
-    own.figure.savefig(tmp_path / "own.png")
-    figure = Figure()
-    left, right = figure.subplots(1, 2)
-    assert plot(limit, right) is right
-    assert not left.has_data()
-    assert right.has_data()
-    assert right.get_xlabel() == own.get_xlabel() != ""
-    assert len(right.get_lines()) == len(own.get_lines())
-    figure.savefig(tmp_path / "two.png")
-
-
-def test_the_figure_is_made_of_the_two_plots(limit):
-    top, bottom = limit.plot().axes
-    for panel, plot in ((top, plot_crossing), (bottom, plot_objective)):
-        alone = plot(limit)
-        assert [line.get_label() for line in panel.get_lines()] == [line.get_label() for line in alone.get_lines()]
-        for mine, other in zip(panel.get_lines(), alone.get_lines(), strict=True):
-            np.testing.assert_array_equal(mine.get_xydata(), other.get_xydata())
-        assert panel.get_ylim() == alone.get_ylim()
-
-
-@pytest.mark.parametrize("growth", [1.0, 0.8])
-def test_the_legend_says_that_the_limit_is_carried_to_all_data(limit, growth):
-    carried = dataclasses.replace(limit, hessian=dataclasses.replace(limit.hessian, growth=growth))
-    labels = [text.get_text() for text in plot_crossing(carried).get_legend().get_texts()]
-    assert ("limit, carried to all data" in labels) == (growth != 1)
-
-
-def test_bars_show_what_is_kept(limit):
-    axes = plot_layers(limit)
-    kept = [100 * (1 - layer.sparsity) for layer in limit.layers()]
-    assert [bar.get_width() for bar in axes.patches] == kept
-    labels = [text.get_text() for text in axes.get_yticklabels()]
-    assert labels == [f"{layer.name} ({layer.weights:,})" for layer in limit.layers()]
-    assert axes.yaxis_inverted()
-    with pytest.raises(UserError, match="no per-layer table"):
-        plot_layers(limit.what_if(epsilon=1.0))

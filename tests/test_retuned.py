@@ -13,9 +13,7 @@ from estimators import GGN, L2, Objective, UserError
 from estimators.trace import diagonal
 from estimators.vectors import flatten
 from pruning_limits import MagnitudeProfile
-from pruning_limits.bounds import QuadraticRise, quadratic_limit
 from pruning_limits.retuned import preconditioner, retune, retuned_weights
-from pruning_limits.retuned_limit import retuned_limit
 
 D = 40
 
@@ -215,32 +213,6 @@ def test_the_model_predicts_what_a_forward_pass_measures_near_the_weights(
     found = retune(GGN(objective), profile.vector, kept, objective.gradient(), tolerance=1e-10)
     measured = objective.value(retuned_weights(profile.vector, kept, found)) - objective.value()
     assert measured == pytest.approx(found.rise, rel=1e-10)  # the objective is its quadratic model
-
-
-@settings(max_examples=10, deadline=None)
-@given(st.integers(0, 100), st.floats(0.01, 0.9), st.floats(0.0, 1.0))
-def test_the_limit_is_where_the_schur_complement_crosses(seed: int, share: float, guess: float) -> None:
-    matrix, weights, _ = problem(seed, rank=30)
-    profile = MagnitudeProfile({"w": weights})
-    rises = [schur(matrix, weights, flatten(list(profile.masks(k / D).values())))[0] for k in range(D + 1)]
-    epsilon = share * rises[-1]
-    found = retuned_limit(Dense(matrix), profile, epsilon, guess, tolerance=1e-9)
-    assert found.status == "converged"
-    assert found.sparsity == max(k for k in range(D + 1) if rises[k] <= epsilon) / D
-    assert found.sparsity >= quadratic_limit(QuadraticRise(Dense(matrix), torch.zeros(D), profile), epsilon, guess)
-    assert [sparsity for sparsity, _ in found.points] == sorted(sparsity for sparsity, _ in found.points)
-
-
-def test_the_limit_says_when_a_failure_is_not_proven() -> None:
-    matrix, weights, _ = problem(1)
-    profile = MagnitudeProfile({"w": weights})
-    epsilon = 0.1 * retune(Dense(matrix), weights, torch.zeros(D, dtype=torch.bool)).rise
-    short = retuned_limit(Dense(matrix), profile, epsilon, 0.5, steps=1)
-    assert short.status.startswith("unresolved: sparsity 0.")
-    assert short.sparsity <= retuned_limit(Dense(matrix), profile, epsilon, 0.5).sparsity
-    for epsilon in (0.0, -1.0, math.nan, math.inf):
-        with pytest.raises(UserError, match="epsilon: expected a positive number"):
-            retuned_limit(Dense(matrix), profile, epsilon, 0.5)
 
 
 @pytest.mark.parametrize(

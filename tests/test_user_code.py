@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from estimators import GGN, Hessian, Objective, UserError
-from estimators.user_code import next_batches, plain_modes, run
+from estimators.user_code import Draws, next_batches, plain_modes, run
 from pruning_limits import predict_limit
 from validation import cli
 
@@ -465,19 +465,19 @@ def test_a_loader_of_the_old_protocol():
         def __getitem__(self, number):
             return rows()[number]
 
-    assert list(map(len, next_batches(Indexed()))) == [2, 2, 2]
+    assert list(map(len, next_batches(Indexed(), Draws()))) == [2, 2, 2]
     assert Objective(mlp(), Indexed()).value() == Objective(mlp(), rows()).value()
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), MemoryError(), UserError("mine: do that")], ids=repr)
 def test_what_a_loader_raises_and_is_no_error_of_its_own_passes(error):
     with pytest.raises(type(error)) as told:
-        list(next_batches(Breaking(error)))
+        list(next_batches(Breaking(error), Draws()))
     assert told.value is error
 
 
 def test_run_returns_what_was_returned():
-    assert run(lambda: 3, lambda: "nothing") == 3
+    assert run(lambda: 3, lambda: "nothing", Draws()) == 3
 
 
 def raising(shape, classes):

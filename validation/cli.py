@@ -33,7 +33,7 @@ from estimators.lanczos import Lanczos
 from pruning_limits import PruningLimit, Verdict, predict_limit
 from pruning_limits.cli import PATH, main, tell
 from pruning_limits.gate import Case, Comparison, compare, junit, without_masks
-from pruning_limits.predict import LARGEST_SEED
+from pruning_limits.settings import LARGEST_SEED
 from validation.cross_check import SAMPLES, comparison_table, cross_check
 from validation.data import DATA_DIR_VARIABLE, Batches, ImageData, load_data
 from validation.executors import EXECUTORS
@@ -319,7 +319,7 @@ def _comparison(limit_path: Path | None, pruned: Path, options: dict[str, Any]) 
         limit = _predicted(task, **options)
 
     def objective() -> Objective:
-        return Objective(task.model, task.batches(), penalty=task.penalty, parameters=limit.settings.get("parameters"))
+        return Objective(task.model, task.batches(), penalty=task.penalty, parameters=list(limit.settings.parameters))
 
     before = objective()
     weights, value = {name: weight.clone() for name, weight in before.chosen.items()}, before.value()

@@ -125,15 +125,19 @@ def dmd(snapshots: Floats, tol: float = 1e-7) -> Modes:
     return Modes(snapshots, eigenvalues, amplitudes, norms, coefficients * amplitudes, reduced)
 
 
-def gram(snapshots: Floats) -> NDArray[np.float64]:
+def gram(snapshots: Floats, chunk: int = CHUNK) -> NDArray[np.float64]:
     """Inner products of the snapshots, ``[tau + 1, tau + 1]``, accumulated in float64 over chunks of N.
+
+    Args:
+        snapshots: Weights after every step, ``[tau + 1, N]``.
+        chunk: Numbers of all snapshots that are held in memory at once.
 
     Raises:
         UserError: Some snapshots are NaN or infinite.
     """
     result = np.zeros((len(snapshots), len(snapshots)))
     with np.errstate(all="ignore"):
-        for part in _chunks(snapshots):
+        for part in _chunks(snapshots, chunk):
             result += part @ part.T
     if not np.isfinite(result).all():
         bad = int((~np.isfinite(np.diag(result))).sum())
@@ -148,8 +152,8 @@ def _reduced(products: NDArray[np.float64]) -> NDArray[np.float64]:
     return result
 
 
-def _chunks(snapshots: Floats) -> Iterator[NDArray[np.float64]]:
-    width = max(1, CHUNK // len(snapshots))
+def _chunks(snapshots: Floats, chunk: int = CHUNK) -> Iterator[NDArray[np.float64]]:
+    width = max(1, chunk // len(snapshots))
     for start in range(0, snapshots.shape[1], width):
         columns = slice(start, min(start + width, snapshots.shape[1]))
         part = np.empty((len(snapshots), columns.stop - start))

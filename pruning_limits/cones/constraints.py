@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
@@ -60,12 +59,9 @@ class CvxpyCone:
     def _solve(self, point: Floats) -> Floats:
         cvxpy: Any = import_module("cvxpy")
         self._target.value = point
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # an inaccurate solution is refused below
-                self._problem.solve(solver=cvxpy.CLARABEL)
-        except cvxpy.SolverError as error:
-            raise UserError(f"constraints: the solver failed: {str(error).splitlines()[0]}") from error
-        if self._problem.status != cvxpy.OPTIMAL:
-            raise UserError(f"constraints: expected the solver to finish, got status '{self._problem.status}'")
+        data, chain, inverse = self._problem.get_problem_data(cvxpy.CLARABEL, solver_opts={})
+        solution = chain.invert(chain.solve_via_data(self._problem, data), inverse)
+        if solution.status != cvxpy.OPTIMAL:
+            raise UserError(f"constraints: expected the solver to finish, got status '{solution.status}'")
+        self._problem.unpack(solution)
         return np.asarray(self._variable.value, dtype=np.float64)

@@ -93,6 +93,7 @@ def _limit(cell: Cell, bench: Bench, model: nn.Module) -> PruningLimit:
         model,
         bench.data.batches("train", 1000),
         penalty=cell.network.recipe.penalty,
+        criterion="objective",
         samples=settings.samples,
         steps=settings.steps,
         probes=settings.probes,

@@ -70,6 +70,7 @@ def _point(cell: Cell, bench: Bench, model: nn.Module, masks: Masks) -> Row:
         model,
         bench.data.batches("train", 1000),
         penalty=network.recipe.penalty,
+        criterion="objective",
         samples=settings.samples,
         steps=settings.steps,
         probes=settings.probes,

@@ -60,6 +60,7 @@ def run(cell: Cell, bench: Bench) -> Row:
                 model,
                 bench.data.batches("train", 1000),
                 penalty=cell.network.recipe.penalty,
+                criterion="objective",
                 samples=early.samples,
                 steps=early.steps,
                 probes=early.probes,
@@ -86,7 +87,7 @@ def _point(point: Recorded, limit: PruningLimit, final: PruningLimit, known: Mag
     row: Row = {"label": point.label, "epsilon": limit.epsilon}
     for source, curve in curves.items():
         for suffix, epsilon in (("", limit.epsilon), ("_same", final.epsilon)):
-            one_shot = isotropic(limit.hessian, curve, epsilon, limit.settings["negative"])
+            one_shot = isotropic(limit.hessian, curve, epsilon, limit.settings.negative)
             row[f"{source}_one_shot{suffix}"] = one_shot
             row[f"{source}_retrained{suffix}"] = isotropic(established(limit.ggn), curve, epsilon, "clip")
             row[f"{source}_off{suffix}"] = 100 * (one_shot - final.sparsity)

@@ -12,7 +12,7 @@ from pruning_limits.plotting import BLUE, GREEN, GREY, ORANGE, new_figure, save,
 from pruning_limits.result import established
 from validation.experiments.claims import RULE, averaged, judged, kinds_of
 from validation.experiments.table import Bench, Cell, Table
-from validation.kept import KeptWeights
+from validation.kept_weights import KeptWeights
 from validation.pruners import Problem
 from validation.pruners.magnitude import magnitude_masks
 from validation.suite import Suite
@@ -60,6 +60,7 @@ def run(cell: Cell, bench: Bench) -> Row:
                 kept,
                 bench.data.batches("train", 1000),
                 penalty=recipe.penalty,
+                criterion="objective",
                 epsilon="batch-std" if epsilon is None else epsilon,
                 parameters=kept.chosen,
                 seed=network.seed,

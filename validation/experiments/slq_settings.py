@@ -50,6 +50,7 @@ def run(cell: Cell, bench: Bench) -> Row:
         bench.model(cell.network),
         bench.data.batches("train", 1000),
         penalty=cell.network.recipe.penalty,
+        criterion="objective",
         seed=cell.network.seed,
         measure=False,
         progress=None if bench.progress else False,

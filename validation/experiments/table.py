@@ -82,6 +82,7 @@ class Bench:
                 self.model(network),
                 self.data.batches("train", 1000),
                 penalty=network.recipe.penalty,
+                criterion="objective",
                 seed=network.seed,
                 progress=None if self.progress else False,
                 checkpoint=folder / "spectra.pt",

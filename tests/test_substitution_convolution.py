@@ -14,8 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from estimators import GGN, Hessian, Objective
-from estimators.convolution import convolution
-from estimators.kernels import twice_differentiable
+from estimators.substitution.convolution import convolution
 
 NATIVE = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 SETTINGS = [
@@ -204,15 +203,25 @@ def test_a_rebuilt_ggn_computes_no_gradients_to_build_the_graph_of_its_jacobian(
 
 @pytest.mark.parametrize("kind", [Hessian, GGN])
 @pytest.mark.parametrize("memory", [0, 1 << 30])
-def test_products_are_those_with_the_convolutions_of_pytorch(kind, memory, monkeypatch):
-    objective = Objective(seeded(two_layers).double(), [(x.double(), y) for x, y in classification(1, 4, 4)()])
+def test_products_are_those_with_the_convolutions_of_pytorch(kind, memory):
+    model, batches = seeded(two_layers).double(), [(x.double(), y) for x, y in classification(1, 4, 4)()]
+    objective = Objective(model, batches)
     vectors = torch.randn(objective.dimension, 3, dtype=torch.float64)
-    ours = kind(objective, memory) @ vectors
-    monkeypatch.setattr("estimators.kernels.convolution", lambda native, dimensions: native)
-    torch.testing.assert_close(ours, kind(objective, memory) @ vectors)
+    image, target = (torch.cat(column) for column in zip(*batches, strict=True))
+    sizes = [weight.numel() for weight in objective.chosen.values()]
+    at = objective.vector()
 
+    def outputs(vector):
+        parts = zip(objective.chosen.items(), vector.split(sizes), strict=True)
+        return torch.func.functional_call(model, {name: part.view_as(weight) for (name, weight), part in parts}, image)
 
-def test_pytorch_has_its_own_functions_back():
-    with twice_differentiable(nn.Conv2d(1, 1, 1)):
-        assert not any(getattr(functional, f"conv{many}d") is native for many, native in NATIVE.items())
-    assert all(getattr(functional, f"conv{many}d") is native for many, native in NATIVE.items())
+    def loss(outputs):
+        return functional.cross_entropy(outputs, target)
+
+    if kind is Hessian:
+        dense = torch.autograd.functional.hessian(lambda vector: loss(outputs(vector)), at)
+    else:
+        jacobian = torch.autograd.functional.jacobian(outputs, at).flatten(0, 1)
+        inner = torch.autograd.functional.hessian(loss, outputs(at).detach())
+        dense = jacobian.T @ inner.reshape(len(jacobian), -1) @ jacobian
+    torch.testing.assert_close(kind(objective, memory) @ vectors, dense @ vectors)

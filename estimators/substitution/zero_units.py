@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 
 from torch import Tensor
 from torch.nn import functional
 
+from estimators.substitution.kernels import aliases
+from estimators.substitution.mode import forms_added
+
 WORTH = 0.5
 
 
-@contextmanager
-def slim(weights: Iterable[Tensor]) -> Iterator[None]:
-    """Let linear layers do without the rows and columns of their weights that are zero, where these are many.
+def without_zero_units(weights: Iterable[Tensor]) -> AbstractContextManager[None]:
+    """Return a context where linear layers do without rows and columns of their weights that are zero, if many are.
 
     Large networks that were trained with L1 have few units left when they are pruned to their limit. Values are the
     same up to rounding, but that no infinite input meets a zero.
@@ -25,26 +27,22 @@ def slim(weights: Iterable[Tensor]) -> Iterator[None]:
         >>> import torch
         >>> weight = torch.zeros(4, 3)
         >>> weight[0, 1] = 2.0
-        >>> with slim([weight]):
+        >>> with without_zero_units([weight]):
         ...     functional.linear(torch.ones(1, 3), weight)
         tensor([[2., 0., 0., 0.]])
     """
     parts = {id(weight): part for weight in weights if (part := _part(weight)) is not None}
-    native = functional.linear
 
     def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         if id(weight) not in parts:
-            return native(input, weight, bias)
+            return functional.linear(input, weight, bias)
         rows, columns, inside = parts[id(weight)]
-        seen = input if len(columns) == input.shape[-1] else input.index_select(-1, columns)
-        found = native(seen, inside)
-        output = found.new_zeros(*found.shape[:-1], len(weight)).index_copy_(-1, rows, found)
+        used = input if len(columns) == input.shape[-1] else input.index_select(-1, columns)
+        values = functional.linear(used, inside)
+        output = values.new_zeros(*values.shape[:-1], len(weight)).index_copy_(-1, rows, values)
         return output if bias is None else output.add_(bias)
 
-    with ExitStack() as stack:
-        stack.callback(setattr, functional, "linear", native)
-        functional.linear = linear if parts else native
-        yield
+    return forms_added(dict.fromkeys(aliases("linear"), linear)) if parts else nullcontext()
 
 
 def _part(weight: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:

@@ -1,4 +1,4 @@
-"""Other tensors and modes in the place of a model's own, for a while."""
+"""Other tensors and training modes in the place of a model's own, for a while."""
 
 from __future__ import annotations
 
@@ -6,11 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.utils import checkpoint
-
-from estimators.errors import UserError
 
 
 @contextmanager
@@ -56,24 +52,3 @@ def replaced(model: nn.Module, tensors: Mapping[int, Tensor]) -> Iterator[None]:
     finally:
         for store, key, value in places:
             store[key] = value
-
-
-@contextmanager
-def no_reentrant_checkpoints() -> Iterator[None]:
-    """Refuse the kind of checkpointing through which ``torch.autograd.grad`` silently finds no gradient."""
-    before = checkpoint.CheckpointFunction
-    if torch.is_grad_enabled():
-        checkpoint.CheckpointFunction = _Refused  # type: ignore[misc, assignment]
-    try:
-        yield
-    finally:
-        checkpoint.CheckpointFunction = before  # type: ignore[misc]
-
-
-class _Refused:
-    @staticmethod
-    def apply(*arguments: Any) -> Any:
-        raise UserError(
-            "model: activation checkpointing with use_reentrant=True cannot be differentiated twice; "
-            "call torch.utils.checkpoint.checkpoint with use_reentrant=False"
-        )

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
+from torch.nn import functional
 
 Gradients = tuple[Tensor | None, Tensor | None]
 
@@ -48,7 +49,7 @@ def convolution(native: Callable[..., Tensor], dimensions: int) -> Callable[...,
         other = around is None or input.dim() != dimensions + 2 or not input.is_floating_point()
         if other or forward_ad._current_level >= 0:
             return native(input, weight, bias, stride, padding, dilation, groups)
-        kind = _autocast(input.device)
+        kind = autocast_type(input.device)
         if kind is not None and input.dtype != torch.float64:
             input, weight, bias = input.to(kind), weight.to(kind), None if bias is None else bias.to(kind)
         how = (_each(stride, dimensions), around, spread, False, (0,) * dimensions, groups)
@@ -58,7 +59,7 @@ def convolution(native: Callable[..., Tensor], dimensions: int) -> Callable[...,
     return convolved
 
 
-def _autocast(device: torch.device) -> torch.dtype | None:
+def autocast_type(device: torch.device) -> torch.dtype | None:
     """Return the type that ``torch.autocast`` multiplies float32 tensors in, None where it is off."""
     nothing = torch.empty(0, 0, dtype=torch.float32, device=device)
     found = torch.mm(nothing, nothing).dtype
@@ -83,7 +84,7 @@ def _padding(padding: str | int | Sequence[int], weight: Tensor, dilation: Seque
 
 def _gradients(slope: Tensor, input: Tensor, weight: Tensor, how: tuple[Any, ...], which: Sequence[bool]) -> Gradients:
     """Return the gradients with respect to the input and to the weight, those that are asked for."""
-    turned = which[1] and _fewer_pixels_than_channels(slope, how)
+    turned = which[1] and len(slope) and _fewer_pixels_than_channels(slope, how)
     asked = which[0], which[1] and not turned, False
     found = (None, None, None)
     if any(asked):
@@ -169,3 +170,12 @@ class _Backward(Function):
         if asked[2] and by_input is not None:
             _, weights = _gradients(slope, by_input, weight, ctx.how, (False, True))
         return by_slope, inputs, weights, None, None
+
+
+CONVOLUTIONS: dict[str, Callable[..., Tensor]] = {}
+if hasattr(torch._C, "_will_engine_execute_node") and hasattr(forward_ad, "_current_level"):
+    CONVOLUTIONS = {
+        "conv1d": convolution(functional.conv1d, 1),
+        "conv2d": convolution(functional.conv2d, 2),
+        "conv3d": convolution(functional.conv3d, 3),
+    }

@@ -1,94 +1,17 @@
-"""Models whose curvature cannot be had: a forward that draws random numbers, a missing second derivative."""
+"""Layers, losses and graphs that cannot be differentiated twice are refused by name."""
 
 import pytest
 import torch
-from click.testing import CliRunner
-from helpers import CASES, Dense, classification, random, same, seeded, snapshot
+from helpers import CASES, classification, random, same, seeded, snapshot
 from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from estimators import GGN, Hessian, Objective, UserError, check_symmetric
+from estimators.refusals import graph_nodes, no_lost_graphs
 from pruning_limits import predict_limit
-from validation import cli
 
 both = pytest.mark.parametrize("kind", ["hessian", "ggn"])
-
-# ---------------------------------------------------------------------------------------------------- symmetry
-
-
-class Forgetful(nn.Module):
-    """Dropout that does not know about evaluation mode."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.last = nn.Linear(4, 30), nn.Linear(30, 3)
-
-    def forward(self, x):
-        return self.last(functional.dropout(torch.tanh(self.first(x)), 0.3))
-
-
-class Augmented:
-    def __init__(self, batches):
-        self.batches = batches
-
-    def __iter__(self):
-        return iter([(x + 0.3 * torch.randn_like(x), y) for x, y in self.batches])
-
-
-@pytest.mark.parametrize("operator", [Hessian, GGN])
-@pytest.mark.parametrize("memory", [0, 2 << 30])
-def test_random_forward_is_not_symmetric(operator, memory):
-    batches = classification(4, sizes=(20, 10))()
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        for model, loader in ((seeded(Forgetful), batches), (CASES["ragged"].model(), Augmented(batches))):
-            with pytest.raises(UserError, match=r"u'Hv = .* v'Hu = .* dropout .* augmentation or sampling"):
-                check_symmetric(operator(Objective(model.eval(), loader), memory))
-
-
-def test_random_forward_stops_the_prediction_too():
-    model, batches = seeded(Forgetful), classification(4, sizes=(20, 10))()
-    with pytest.raises(UserError, match="augmentation and dropout"):
-        predict_limit(model, batches)
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
-@both
-@pytest.mark.parametrize("name", ["ragged", "batch norm", "multi-head attention", "idle layer"])
-def test_curvature_of_a_deterministic_model_is_symmetric(name, kind, dtype):
-    case = CASES[name]
-    objective = Objective(case.model(dtype), case.loader(dtype), case.loss_fn, **case.options)
-    for seed in range(5):
-        check_symmetric((Hessian if kind == "hessian" else GGN)(objective), seed)
-
-
-def test_dense_matrices():
-    matrix = random(40, 40)
-    check_symmetric(Dense(matrix + matrix.T))
-    check_symmetric(Dense(torch.zeros(40, 40)))
-    with pytest.raises(UserError, match="operator: not symmetric"):
-        check_symmetric(Dense(matrix))
-
-
-def test_command_finds_a_random_forward(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    fast = ["--dataset", "digits", "--samples", "64", "--steps", "3", "--probes", "1"]
-    result = CliRunner().invoke(cli.main, ["spectrum", "--model", f"{__name__}:forgetful", *fast])
-    assert result.exit_code == 1
-    assert "Error: operator: not symmetric" in result.stderr.splitlines()[-1]
-
-
-def forgetful(shape, classes):
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, 30), Dropout(), nn.Linear(30, classes))
-
-
-class Dropout(nn.Module):
-    def forward(self, x):
-        return functional.dropout(x.tanh(), 0.3)
-
-
-# ------------------------------------------------------------------------------------- missing double backward
 
 
 class OnceSquared(torch.autograd.Function):
@@ -182,3 +105,23 @@ def test_other_errors_are_told_with_the_batch():
     operator = Hessian(Objective(CASES["ragged"].model(), classification(4)(), loss))
     with pytest.raises(UserError, match="RuntimeError: out of luck"):
         operator @ random(35)
+
+
+def test_every_node_of_a_graph_is_visited_once():
+    x = torch.ones(3, requires_grad=True)
+    y = x.exp()
+    names = [name for name, _ in graph_nodes([(y * y).sum() + y.sum()])]
+    inner = sorted(name for name in names if "AccumulateGrad" not in name)
+    assert inner == ["AddBackward0", "ExpBackward0", "MulBackward0", "SumBackward0", "SumBackward0"]
+    assert len(names) == len(inner) + 1
+    assert list(graph_nodes([torch.ones(3)])) == []
+
+
+def test_a_graph_that_is_gone_is_told_and_other_errors_pass():
+    x = torch.ones(3, requires_grad=True)
+    loss = x.exp().sum()
+    loss.backward()
+    with pytest.raises(UserError, match=r"^model: it differentiates inside its forward pass"), no_lost_graphs():
+        loss.backward()
+    with pytest.raises(RuntimeError, match="boom"), no_lost_graphs():
+        raise RuntimeError("boom")

@@ -1,0 +1,180 @@
+"""Random numbers of a thread's own, in the place of those that torch draws from the generators of the process."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from estimators.substitution.kernels import aliases
+from estimators.substitution.mode import Substitution
+
+TAKING = (
+    *(torch.bernoulli, torch.binomial, torch.multinomial, torch.normal, torch.poisson),
+    *(torch.rand, torch.randint, torch.randn, torch.randperm, torch._sample_dirichlet, torch._standard_gamma),
+    *(Tensor.bernoulli, Tensor.bernoulli_, Tensor.cauchy_, Tensor.exponential_, Tensor.geometric_, Tensor.log_normal_),
+    *(Tensor.multinomial, Tensor.normal_, Tensor.random_, Tensor.uniform_),
+    *(nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_),
+)
+LIKE: dict[Any, Callable[..., Any]] = {
+    torch.rand_like: Tensor.uniform_,
+    torch.randn_like: Tensor.normal_,
+    torch.randint_like: Tensor.random_,
+}
+RECURRENT = ("gru", "lstm", "rnn_relu", "rnn_tanh")
+OTHERS = {  # position and name of the argument without which the function draws nothing
+    "alpha_dropout": (2, "train"),
+    "alpha_dropout_": (2, "train"),
+    "feature_alpha_dropout": (2, "train"),
+    "feature_alpha_dropout_": (2, "train"),
+    "native_dropout": (2, "train"),
+    "rrelu": (3, "training"),
+    "rrelu_": (3, "training"),
+    "rrelu_with_noise": (4, "training"),
+    "rrelu_with_noise_": (4, "training"),
+    "scaled_dot_product_attention": (4, "dropout_p"),
+    "_scaled_dot_product_attention_math": (4, "dropout_p"),
+}
+POOLS = (functional.fractional_max_pool2d, functional.fractional_max_pool3d)
+_swapping = threading.RLock()
+
+
+class PrivateDraws(Substitution):
+    """Context in which this thread draws from generators of its own, which go on where it is entered again.
+
+    Functions that take a generator are given one, and dropout is written out; the few others draw from the state of the
+    process, which is exchanged for the moment of that one call. A generator that the caller gives is used.
+
+    Args:
+        seed: Where the generators begin; None begins with the state of the process, which stays as it is.
+
+    Example:
+        >>> before = torch.get_rng_state()
+        >>> with PrivateDraws(0):
+        ...     first = torch.rand(2)
+        >>> with PrivateDraws(0):
+        ...     print(torch.equal(first, torch.rand(2)))
+        True
+        >>> torch.equal(before, torch.get_rng_state())
+        True
+    """
+
+    def __init__(self, seed: int | None = None) -> None:
+        self.seed = seed
+        self._generators: dict[torch.device, torch.Generator] = {}
+        self.generator(torch.device("cpu"))
+        forms: dict[Any, Callable[..., Any]] = {native: self._given(native) for native in TAKING}
+        forms |= {native: self._like(fill) for native, fill in LIKE.items()}
+        forms |= {
+            native: self._swapped(native, _argument(*place))
+            for name, place in OTHERS.items()
+            for native in aliases(name)
+        }
+        forms |= {native: self._swapped(native, _between_layers) for name in RECURRENT for native in aliases(name)}
+        forms |= {native: self._swapped(native, lambda args, kwargs: True) for native in POOLS}
+        for name, in_place in (("dropout", False), ("dropout_", True)):
+            forms |= {native: self._dropout(native, in_place, False) for native in aliases(name)}
+            forms |= {native: self._dropout(native, in_place, True) for native in aliases(f"feature_{name}")}
+        super().__init__(forms)
+
+    def generator(self, device: torch.device) -> torch.Generator:
+        """Return this thread's generator on a device."""
+        if device not in self._generators:
+            own = torch.Generator(device)
+            if self.seed is not None:
+                own.manual_seed(self.seed)
+            elif device.type == "cuda":
+                own.set_state(torch.cuda.get_rng_state(device))
+            elif device.type == "cpu":
+                own.set_state(torch.get_rng_state())
+            self._generators[device] = own
+        return self._generators[device]
+
+    def _given(self, native: Callable[..., Any]) -> Callable[..., Any]:
+        def drawn(*args: Any, **kwargs: Any) -> Any:
+            if kwargs.get("generator") is None and not any(isinstance(one, torch.Generator) for one in args):
+                kwargs["generator"] = self.generator(_device(args, kwargs))
+            return native(*args, **kwargs)
+
+        return drawn
+
+    def _like(self, fill: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def drawn(
+            input: Tensor,
+            *limits: int,
+            generator: torch.Generator | None = None,
+            requires_grad: bool = False,
+            **how: Any,
+        ) -> Tensor:
+            limits = (*limits, *[how.pop(end) for end in ("low", "high") if end in how])
+            with torch.no_grad():
+                empty = torch.empty_like(input, **how)
+                fill(empty, *limits, generator=generator or self.generator(_device((empty,), {})))
+            return empty.requires_grad_(requires_grad)
+
+        return drawn
+
+    def _dropout(self, native: Callable[..., Tensor], in_place: bool, whole: bool) -> Callable[..., Tensor]:
+        def dropped(input: Tensor, p: float = 0.5, train: bool = False) -> Tensor:
+            if not train or not 0 < p < 1 or not input.numel() or (whole and input.dim() < 2):
+                return native(input, p, train)
+            kept = input.new_empty(*input.shape[:2], *[1] * (input.dim() - 2)) if whole else torch.empty_like(input)
+            kept = kept.detach().bernoulli_(1 - p, generator=self.generator(_device((input,), {}))).div_(1 - p)
+            return input.mul_(kept) if in_place else input * kept
+
+        return dropped
+
+    def _swapped(self, native: Callable[..., Any], draws: Callable[..., Any]) -> Callable[..., Any]:
+        def drawn(*args: Any, **kwargs: Any) -> Any:
+            if not draws(args, kwargs):
+                return native(*args, **kwargs)
+            with self._in_place(_device(args, kwargs)):
+                return native(*args, **kwargs)
+
+        return drawn
+
+    @contextmanager
+    def _in_place(self, device: torch.device) -> Iterator[None]:
+        """Let the process draw what this thread would, for one call."""
+        own = self.generator(device)
+        on_gpu = device.type == "cuda"
+        with _swapping:
+            before = torch.cuda.get_rng_state(device) if on_gpu else torch.get_rng_state()
+            try:
+                _set_state(device, own.get_state())
+                yield
+                own.set_state(torch.cuda.get_rng_state(device) if on_gpu else torch.get_rng_state())
+            finally:
+                _set_state(device, before)
+
+
+def _argument(position: int, name: str) -> Callable[..., Any]:
+    return lambda args, kwargs: args[position] if len(args) > position else kwargs.get(name)
+
+
+def _between_layers(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Tell whether a recurrent network draws: its dropout, the one real number among the arguments, precedes a flag."""
+    places = [number for number, one in enumerate(args) if isinstance(one, float)]
+    return not places or bool(args[places[0]] and args[places[0] + 1])
+
+
+def _set_state(device: torch.device, state: Tensor) -> None:
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state, device)
+    else:
+        torch.set_rng_state(state)
+
+
+def _device(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.device:
+    """Return the device that a call draws on."""
+    given = kwargs.get("device")
+    tensors = [one for one in (*args, *kwargs.values()) if isinstance(one, Tensor)]
+    device = torch.device(given) if given is not None else tensors[0].device if tensors else torch.get_default_device()
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
+    return device

@@ -1,0 +1,155 @@
+"""What a prediction was asked for: a frozen record that checks itself, its constraints declared once as data."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any, Literal
+
+from estimators.errors import UserError
+
+LARGEST_SEED = 1 << 62
+YOUNG = ("criterion", "precision", "max_batches")  # files of limits that were written before have none
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """What values an argument may have.
+
+    Attributes:
+        expected: The values, in words for a message.
+        accepts: Tells whether a value is one of them.
+        bad: Some values that are not, for tests of everything that takes the argument.
+    """
+
+    expected: str
+    accepts: Callable[[Any], bool]
+    bad: tuple[Any, ...]
+
+
+def choice(*values: str) -> Constraint:
+    """One of some words."""
+    return Constraint(f"one of {', '.join(values)}", lambda value: value in values, ("nothing", "", None, 1))
+
+
+def count(expected: str = "at least 1 or None") -> Constraint:
+    """A whole number from 1 on, or None."""
+    return Constraint(expected, lambda value: value is None or (_whole(value) and value >= 1), (0, -1, 1.5, "2"))
+
+
+def positive(expected: str, *words: str) -> Constraint:
+    """A positive number, or one of some words."""
+
+    def accepts(value: Any) -> bool:
+        if isinstance(value, str):
+            return value in words
+        return isinstance(value, Real) and not isinstance(value, bool) and 0 < float(value) < math.inf
+
+    return Constraint(expected, accepts, (0, -1.0, math.nan, math.inf, "much"))
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+CONSTRAINTS: Mapping[str, Constraint] = {
+    "criterion": choice("loss", "objective"),
+    "epsilon": positive("'batch-std' or a positive number", "batch-std"),
+    "curvature": choice("hessian", "ggn"),
+    "negative": choice("abs", "clip"),
+    "precision": choice("full", "bfloat16"),
+    "samples": count(),
+    "probes": count(),
+    "steps": count(),
+    "max_batches": count(),
+    "tolerance": positive("a positive number (in sparsity)"),
+    "seed": Constraint(
+        "a whole number of less than 63 bits",
+        lambda value: _whole(value) and abs(value) < LARGEST_SEED,
+        (1 << 62, -(1 << 62), 0.5, "1"),
+    ),
+}
+
+
+def checked(name: str, value: Any) -> Any:
+    """Return a value of an argument.
+
+    Args:
+        name: The argument, a key of ``CONSTRAINTS``.
+        value: Its value.
+
+    Raises:
+        UserError: It is not what the argument may be.
+
+    Example:
+        >>> checked("samples", 0)
+        Traceback (most recent call last):
+        estimators.errors.UserError: samples: expected at least 1 or None, got 0
+    """
+    if not CONSTRAINTS[name].accepts(value):
+        raise UserError(f"{name}: expected {CONSTRAINTS[name].expected}, got {value!r}")
+    return value
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The arguments behind a prediction; see ``predict_limit`` for their meaning.
+
+    Attributes:
+        criterion: ``"loss"`` or ``"objective"``.
+        epsilon: ``"batch-std"`` or the allowed rise of the criterion.
+        penalty: The penalty in words, or None.
+        curvature: ``"hessian"`` or ``"ggn"``.
+        negative: ``"abs"`` or ``"clip"``.
+        parameters: Names of the prunable parameters.
+        samples: Size of the sub-sample, or None.
+        tolerance: Wanted half-width, in sparsity.
+        probes: Number of random vectors, or None.
+        steps: Number of Lanczos steps, or None.
+        seed: Seed of probes and sub-sample.
+        precision: ``"full"`` or ``"bfloat16"``.
+        max_batches: Number of batches that are read, or None.
+
+    Raises:
+        UserError: A value is not what the argument may be.
+    """
+
+    criterion: Literal["loss", "objective"] = "objective"
+    epsilon: float | Literal["batch-std"] = "batch-std"
+    penalty: str | None = None
+    curvature: Literal["hessian", "ggn"] = "hessian"
+    negative: Literal["abs", "clip"] = "abs"
+    parameters: tuple[str, ...] = ()
+    samples: int | None = None
+    tolerance: float = 0.005
+    probes: int | None = None
+    steps: int | None = None
+    seed: int = 0
+    precision: Literal["full", "bfloat16"] = "full"
+    max_batches: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in CONSTRAINTS:
+            value = checked(name, getattr(self, name))
+            if isinstance(value, Real):  # of NumPy, say
+                object.__setattr__(self, name, int(value) if isinstance(value, Integral) else float(value))
+        if not all(isinstance(text, str) for text in (self.penalty or "", *self.parameters)):
+            raise UserError(f"settings: expected names as text, got {self.penalty!r} and {self.parameters}")
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> Settings:
+        """Return the settings that ``dataclasses.asdict`` made plain, read from a file.
+
+        Raises:
+            ValueError: A name is missing or unknown, or a value is out of range.
+        """
+        names = {field.name for field in dataclasses.fields(cls)}
+        wrong = sorted(set(plain) - names | names - set(plain) - set(YOUNG))
+        if wrong:
+            raise ValueError(f"settings: {wrong[0]!r} is not what predict_limit writes, or missing")
+        if not isinstance(plain.get("parameters"), list | tuple):
+            raise ValueError("settings: parameters are not a list of names")
+        return cls(**{**plain, "parameters": tuple(plain["parameters"])})

@@ -1,0 +1,70 @@
+"""Settings check themselves; every argument is refused by one rule, in Python and in files."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from estimators import UserError
+from pruning_limits import predict_limit
+from pruning_limits.settings import CONSTRAINTS, Settings, checked
+
+BAD = [(name, value) for name, constraint in CONSTRAINTS.items() for value in constraint.bad]
+
+
+@pytest.mark.parametrize(("name", "value"), BAD, ids=[f"{name}-{value}" for name, value in BAD])
+def test_a_bad_value_is_refused_in_one_line_that_says_what_was_expected(name, value):
+    for use in (
+        lambda: checked(name, value),
+        lambda: Settings(**{name: value}),
+        lambda: predict_limit(nn.Linear(2, 2), [(torch.eye(2), torch.tensor([0, 1]))], **{name: value}),
+    ):
+        with pytest.raises(UserError, match=f"^{name}: expected .*got") as error:
+            use()
+        assert "\n" not in str(error.value)
+        assert repr(value) in str(error.value)
+        assert CONSTRAINTS[name].expected in str(error.value)
+
+
+def test_every_constraint_is_that_of_a_setting_whose_default_it_accepts():
+    defaults = {field.name: field.default for field in dataclasses.fields(Settings)}
+    for name, constraint in CONSTRAINTS.items():
+        assert constraint.accepts(defaults[name])
+        assert constraint.bad
+        assert not any(constraint.accepts(value) for value in constraint.bad)
+
+
+def test_settings_are_frozen_and_of_plain_numbers():
+    settings = Settings(epsilon=np.float32(0.5), samples=np.int64(3), tolerance=1)
+    assert [type(value) for value in (settings.epsilon, settings.samples, settings.tolerance)] == [float, int, int]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        settings.samples = 4
+
+
+def test_a_tensor_of_one_number_is_an_epsilon():
+    model, batches = nn.Linear(2, 2), [(torch.eye(2), torch.tensor([0, 1]))]
+    limits = [predict_limit(model, batches, epsilon=value, progress=False) for value in (0.25, torch.tensor(0.25))]
+    assert limits[0].settings == limits[1].settings
+    assert limits[1].settings.epsilon == 0.25
+
+
+def test_plain_settings_come_back():
+    settings = Settings(epsilon=0.1, parameters=("a", "b"), penalty="L1(coefficient=1.0)", criterion="loss")
+    assert Settings.from_plain(dataclasses.asdict(settings)) == settings
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"deep": 1}, {"parameters": "a"}, {"parameters": [1]}, {"penalty": 3}, {"curvature": "none"}, {"samples": "3"}],
+)
+def test_settings_of_a_damaged_file_are_refused(change):
+    with pytest.raises(ValueError, match=r"settings|curvature|samples"):
+        Settings.from_plain({**dataclasses.asdict(Settings(parameters=("a",))), **change})
+
+
+def test_settings_of_files_without_a_criterion_speak_of_the_objective():
+    plain = dataclasses.asdict(Settings(parameters=("a",)))
+    del plain["criterion"]
+    assert Settings.from_plain(plain).criterion == "objective"

@@ -1,0 +1,112 @@
+"""The split of a budget over layers against brute force and dense matrices."""
+
+import dataclasses
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from helpers import CASES, reference
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from estimators import L1, Objective, UserError
+from pruning_limits import MagnitudeProfile
+from pruning_limits.split import LayerCurve, best_split, compare_splits, layer_curves
+from validation.data import ImageData
+
+
+def cost(curves: list[LayerCurve], split: dict[str, int]) -> float:
+    return math.fsum(float(np.interp(split[one.name], one.counts, one.rises)) for one in curves)
+
+
+def convex(draw: st.DrawFn, name: str, size: int) -> LayerCurve:
+    slopes = sorted(draw(st.lists(st.floats(0, 10), min_size=size, max_size=size)))
+    rises = np.concatenate([[0.0], np.cumsum(slopes)])
+    return LayerCurve(name, size, tuple(range(size + 1)), tuple(rises.tolist()))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_the_best_split_of_convex_curves_is_that_of_brute_force(data: st.DataObject) -> None:
+    sizes = data.draw(st.lists(st.integers(1, 4), min_size=1, max_size=4))
+    curves = [convex(data.draw, f"layer {k}", size) for k, size in enumerate(sizes)]
+    count = data.draw(st.integers(0, sum(sizes)))
+    split = best_split(curves, count)
+    assert sum(split.values()) == count
+    assert all(0 <= split[one.name] <= one.weights for one in curves)
+    every = (c for c in itertools.product(*(range(size + 1) for size in sizes)) if sum(c) == count)
+    least = min(math.fsum(one.rises[k] for one, k in zip(curves, c, strict=True)) for c in every)
+    assert cost(curves, split) == pytest.approx(least, abs=1e-9)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_any_curves_are_split_as_their_convex_hulls(data: st.DataObject) -> None:
+    curves = []
+    for k in range(data.draw(st.integers(1, 4))):
+        size = data.draw(st.integers(2, 5))
+        inner = data.draw(st.lists(st.floats(-1, 5), min_size=size, max_size=size))
+        curves.append(LayerCurve(f"layer {k}", size, tuple(range(size + 1)), (0.0, *inner)))
+    count = data.draw(st.integers(0, sum(one.weights for one in curves)))
+    hulls = []
+    for one in curves:
+        lines = [
+            [
+                one.rises[i] + (one.rises[j] - one.rises[i]) * (x - i) / (j - i)
+                for i, j in itertools.combinations(one.counts, 2)
+                if i <= x <= j
+            ]
+            for x in one.counts
+        ]
+        hulls.append(dataclasses.replace(one, rises=tuple(min(values) for values in lines)))
+    split = best_split(curves, count)
+    assert sum(split.values()) == count
+    assert cost(hulls, split) == pytest.approx(cost(hulls, best_split(hulls, count)), abs=1e-9)
+    between = [
+        one.name for one, hull in zip(curves, hulls, strict=True) if cost([one], split) > cost([hull], split) + 1e-9
+    ]
+    assert len(between) <= 1
+
+
+@pytest.mark.parametrize("kind", ["hessian", "ggn"])
+def test_curves_and_rises_agree_with_the_dense_matrix(kind: str) -> None:
+    case = CASES["ragged"]
+    objective = Objective(case.model(), case.loader(), case.loss_fn)
+    matrix = reference("ragged", torch.float64)[0 if kind == "hessian" else 1]
+    curves = layer_curves(objective, kind, sparsities=(0.25, 0.5))
+    start = 0
+    for curve, weight in zip(curves, objective.chosen.values(), strict=True):
+        rows = slice(start, start := start + weight.numel())
+        assert curve.counts == tuple(math.ceil(s * weight.numel()) for s in (0.0, 0.25, 0.5, 1.0))
+        profile = MagnitudeProfile({"w": weight})
+        for count, rise in zip(curve.counts, curve.rises, strict=True):
+            d = profile.removed(count / weight.numel())
+            assert rise == pytest.approx(float(0.5 * d @ matrix[rows, rows] @ d), rel=1e-9, abs=1e-14)
+    found = compare_splits(objective, 0.4, curves, kind)
+    whole = MagnitudeProfile(objective.chosen)
+    d = whole.removed(0.4)
+    assert found.magnitude.counts == {name: int((~mask).sum()) for name, mask in whole.masks(0.4).items()}
+    assert found.magnitude.quadratic == pytest.approx(float(0.5 * d @ matrix @ d), rel=1e-9)
+    assert found.magnitude.measured == pytest.approx(objective.value(whole.vector - d) - objective.value(), rel=1e-9)
+    assert sum(found.best.counts.values()) == sum(found.magnitude.counts.values()) == math.ceil(0.4 * 35)
+
+
+@pytest.mark.parametrize("sparsity", [0.3, 0.6, 0.9])
+def test_the_best_split_is_never_worse_by_the_model(trained: nn.Module, digits: ImageData, sparsity: float) -> None:
+    objective = Objective(trained, digits.batches("train", 1000), penalty=L1(1e-3))
+    found = compare_splits(objective, sparsity)
+    assert found.best.block <= found.magnitude.block
+    assert found.sparsity == pytest.approx(sparsity, abs=1e-4)
+    assert sum(found.best.counts.values()) == round(found.sparsity * objective.dimension)
+
+
+def test_budgets_out_of_range_are_refused() -> None:
+    case = CASES["ragged"]
+    with pytest.raises(UserError, match="sparsity: expected a number in"):
+        compare_splits(Objective(case.model(), case.loader(), case.loss_fn), 1.5)
+    for count in (-1, 4):
+        with pytest.raises(UserError, match="count: expected 0 to 3 weights to remove"):
+            best_split([LayerCurve("a", 3, (0, 3), (0.0, 1.0))], count)

@@ -1,0 +1,69 @@
+"""Settings of the whole process that threads share: the first user sets them, the last one puts them back."""
+
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+from estimators.substitution.switches import Switch, without_compilers, without_cudnn
+
+
+class Setting:
+    """A setting and the switch that turns it off."""
+
+    def __init__(self):
+        self.value = "before"
+        self.switch = Switch(self.turn)
+
+    def turn(self):
+        before, self.value = self.value, "off"
+        return lambda: setattr(self, "value", before)
+
+
+def test_the_last_user_puts_the_old_setting_back():
+    setting = Setting()
+    first, second = setting.switch.on(), setting.switch.on()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert setting.value == "off"
+    second.__exit__(None, None, None)
+    assert setting.value == "before"
+
+
+@pytest.mark.parametrize("kind", [ZeroDivisionError, KeyboardInterrupt])
+def test_errors_put_it_back(kind):
+    setting = Setting()
+    with pytest.raises(kind), setting.switch.on(), setting.switch.on():
+        raise kind
+    assert setting.value == "before"
+
+
+def test_a_thread_that_was_stopped_forgets_itself_and_no_other():
+    setting, entered, leaving = Setting(), threading.Event(), threading.Event()
+
+    def other():
+        with setting.switch.on():
+            entered.set()
+            leaving.wait()
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    entered.wait()
+    stopped = setting.switch.on()
+    stopped.__enter__()
+    setting.switch.leave()
+    assert setting.value == "off"
+    leaving.set()
+    thread.join()
+    assert setting.value == "before"
+    stopped.__exit__(None, None, None)
+    assert setting.value == "before"
+
+
+def test_plain_models_and_models_on_the_cpu_exchange_nothing():
+    before = torch.backends.cudnn.enabled
+    for model in (nn.Linear(2, 2), nn.LSTM(2, 2)):
+        with without_cudnn(model), without_compilers(model):
+            assert torch.backends.cudnn.enabled == before
