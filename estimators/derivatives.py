@@ -14,8 +14,8 @@ from estimators.refusals import graph_nodes
 from estimators.samples import shrinking
 
 MOST_SAMPLES, FEWEST_SAMPLES, SAMPLES_TIMES_LAYERS = 64, 8, 2048
-FIRST_STEP, SHORTER, STEPS, TINY_STEP = 1e-2, 4.0, 5, 1e-5
-TRUE_WITHIN, STEADY_WITHIN, UNTRUE_BEYOND, CLEAR = 0.2, 0.25, 0.5, 50.0
+FIRST_STEP, SHORTER, STEPS, TINY_STEP = 1e-2, 4.0, 8, 1e-5
+TRUE_WITHIN, STEADY_WITHIN, UNTRUE_BEYOND, UNDECIDED, CLEAR = 0.2, 0.25, 0.5, 3.0, 50.0
 COARSE = 1e-4  # in types as short as bfloat16 only a gradient that is missing altogether can be told from rounding
 FAKE = ("FakeQuantize", "FusedMovingAvgObsFq")
 
@@ -25,11 +25,11 @@ def untrue_derivatives(objective: Objective, seed: int = 0) -> tuple[str, ...]:
 
     For every parameter the difference :math:`L(w + h v) - L(w - h v)` is held against :math:`2 h\, g^\top v`, with v
     the direction of its gradient, or a random one where the gradient is zero. The step h begins at a hundredth of the
-    parameter's norm and gets shorter until the two agree. They never do where a model cuts the graph, as with
-    ``torch.no_grad``, ``detach`` and gates, and where it reports the gradient of another function, as straight-through
-    estimators do. A parameter is named where differences of two steps are in proportion to the steps, so that they
-    have settled, and beyond what rounding can explain; and where tiny steps do not move the loss at all, though the
-    gradient says that they do, as where weights are rounded.
+    parameter's norm and gets shorter until the two agree or rounding hides both. They never agree where a model cuts
+    the graph, as with ``torch.no_grad``, ``detach`` and gates, and where it reports the gradient of another function,
+    as straight-through estimators do. A parameter is named where differences of the last two steps that tell are in
+    proportion to the steps, so that they have settled, and beyond what rounding can explain; and where tiny steps do
+    not move the loss at all, though the gradient says that they do, as where weights are rounded.
 
     Args:
         objective: The objective; a few of its samples are passed twice per parameter.
@@ -139,28 +139,27 @@ def _untrue(
     if torch.finfo(weights.dtype).eps > COARSE and slope.any():
         return False
 
-    def agree(moved: float, told: float) -> bool:
-        return abs(moved - told) <= TRUE_WITHIN * max(abs(told), abs(moved)) + noise
-
     slope_along = 2 * float(slope @ direction)
     tiny = max(TINY_STEP, SHORTER * CLEAR * noise / slope_along) if slope_along else FIRST_STEP
     if tiny < FIRST_STEP:  # long enough for the gradient to be seen beyond rounding
         moved, told = difference(tiny)
-        if agree(moved, told):
+        if abs(moved - told) <= TRUE_WITHIN * max(abs(told), abs(moved)) + noise:
             return False
         if moved == 0 and difference(tiny / SHORTER)[0] == 0:
             return True
-    before: float | None = None
+    untrue, before = False, None
     for number in range(STEPS):
         moved, told = difference(FIRST_STEP / SHORTER**number)
-        if not math.isfinite(moved) or agree(moved, told):
+        larger, apart = max(abs(told), abs(moved)), abs(moved - told)
+        if not math.isfinite(moved) or (larger > noise and apart <= TRUE_WITHIN * larger):
             return False
-        if before is not None:
+        if larger <= noise:
+            break
+        if before is not None and larger > 2 * UNDECIDED * noise:
             steady = abs(before / SHORTER - moved) <= STEADY_WITHIN * max(abs(moved), abs(before / SHORTER)) + noise
-            if steady and abs(moved - told) > UNTRUE_BEYOND * max(abs(told), abs(moved)) + 3 * noise:
-                return True
+            untrue = steady and apart > UNTRUE_BEYOND * larger + UNDECIDED * noise
         before = moved
-    return False
+    return untrue
 
 
 def zero_weights_loss(objective: Objective, seed: int = 0) -> float:

@@ -223,7 +223,7 @@ class Samples:
         generator = torch.Generator().manual_seed(seed)
         own = torch.zeros(self._own_total or 0, dtype=torch.bool, device="cpu")
         factors = torch.ones(samples, dtype=torch.float64, device="cpu")
-        if self.separate or (self.layout is not None and not self.layout.cuttable):
+        if any(distributed.gathered(self.separate or (self.layout is not None and not self.layout.cuttable))):
             drawn, own = self._whole_batches(samples, generator)
             factors = torch.ones(len(drawn), dtype=torch.float64, device="cpu")
             scores = None

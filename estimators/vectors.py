@@ -11,8 +11,9 @@ ALIGNMENT = 64
 
 
 def flatten(tensors: Sequence[Tensor]) -> Tensor:
-    """Concatenate tensors into one vector ``[D]``."""
-    return torch.cat([tensor.reshape(-1) for tensor in tensors])
+    """Concatenate tensors, also sparse ones such as some gradients of embeddings, into one vector ``[D]``."""
+    dense = (tensor if tensor.layout == torch.strided else tensor.to_dense() for tensor in tensors)
+    return torch.cat([tensor.reshape(-1) for tensor in dense])
 
 
 def unflatten(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:

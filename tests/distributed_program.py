@@ -17,10 +17,12 @@ from torch import distributed as dist
 from torch import nn
 
 from estimators import GGN, L1, L2, Hessian, Objective, Shard, UserError, distributed
+from estimators.derivatives import untrue_derivatives
 from pruning_limits import losses, predict_limit, spectra
 
 NAMES = ("ragged", "scalar mean", "dict", "batch norm")
 FIVE = classification(4, sizes=(5, 3, 1, 4, 2))()
+OWN_VALUES = [{"x": x, "scale": torch.tensor(1.0 + max(0, k - 2)).double(), "y": y} for k, (x, y) in enumerate(FIVE)]
 LIMIT = {"epsilon": 0.02, "steps": 8, "probes": 2, "samples": 41, "penalty": L1(1e-4)}
 
 
@@ -48,12 +50,20 @@ def measured(objective: Objective) -> dict[str, Any]:
     }
 
 
+def scaled(model: nn.Module, batch: Any) -> Any:
+    """Losses that a value of the whole batch multiplies; of the first three batches it is the same."""
+    return batch["scale"] * nn.functional.cross_entropy(model(batch["x"]), batch["y"], reduction="none")
+
+
 def objectives() -> dict[str, Objective]:
     built = {
         name: Objective(CASES[name].model(), CASES[name].loader(), CASES[name].loss_fn, L2(0.3), **CASES[name].options)
         for name in NAMES
     }
-    return built | {"five batches": Objective(seeded(mlp), FIVE)}
+    return built | {
+        "five batches": Objective(seeded(mlp), FIVE),
+        "own values": Objective(seeded(mlp), OWN_VALUES, scaled),
+    }
 
 
 def limits() -> dict[str, str]:
@@ -118,6 +128,16 @@ def failures(rank: int, folder: Path) -> dict[str, str]:
     return told
 
 
+def without_graph(rank: int) -> tuple[str, ...]:
+    """Names of weights without a true derivative where the losses of one rank alone have no graph."""
+
+    def loss(model: nn.Module, batch: Any) -> Any:
+        losses = nn.functional.cross_entropy(model(batch[0]), batch[1], reduction="none")
+        return losses.detach() * 0 if rank else losses
+
+    return untrue_derivatives(Objective(seeded(mlp), Shard(FIVE[3:] if rank else FIVE[:3]), loss))
+
+
 def dies(rank: int) -> tuple[str, float]:
     """Rank 1 is killed in its second pass; rank 0 tells what it hears of that, and after how many seconds."""
     batches = []
@@ -146,6 +166,9 @@ def main(rank: int, folder: Path) -> None:
     result["limits"] = limits() | resumed(folder / "run.pt")
     result["failures"] = failures(rank, folder)
     result["shards"] = measured(Objective(seeded(mlp), Shard(FIVE[3:] if rank else FIVE[:3])))
+    own = Shard(OWN_VALUES[3:] if rank else OWN_VALUES[:3])
+    result["shards of own values"] = measured(Objective(seeded(mlp), own, scaled))
+    result["loose ends"] = {"one without a graph": without_graph(rank)}
     torch.save(result, folder / f"{rank}.pt")
     result["death"] = dies(rank)
     torch.save(result, folder / f"{rank}.pt")

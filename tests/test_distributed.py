@@ -52,24 +52,29 @@ def assert_equal_bits(a, b):
         assert torch.equal(torch.as_tensor(value), torch.as_tensor(b[key])), key
 
 
-@pytest.mark.parametrize("name", [*program.NAMES, "five batches"])
+@pytest.mark.parametrize("name", [*program.NAMES, "five batches", "own values"])
 def test_two_ranks_sum_what_one_process_sums(ranks, one_process, name):
     assert_equal_bits(ranks[0][name], ranks[1][name])
     for key, value in one_process[name].items():
         torch.testing.assert_close(torch.as_tensor(ranks[0][name][key]), torch.as_tensor(value), **CLOSE, msg=key)
 
 
-@pytest.mark.parametrize("name", [*program.NAMES, "five batches"])
+@pytest.mark.parametrize("name", [*program.NAMES, "five batches", "own values"])
 def test_losses_come_in_loader_order_with_equal_bits(ranks, one_process, name):
     for key in ("losses", "losses again", "sizes"):
         assert torch.equal(ranks[0][name][key], one_process[name][key])
 
 
-def test_ranks_that_hold_their_own_parts(ranks, one_process):
-    assert_equal_bits(ranks[0]["shards"], ranks[1]["shards"])
-    for key, value in one_process["five batches"].items():
-        found, expected = (torch.as_tensor(one) for one in (ranks[0]["shards"][key], value))
+@pytest.mark.parametrize(("name", "shards"), [("five batches", "shards"), ("own values", "shards of own values")])
+def test_ranks_that_hold_their_own_parts(ranks, one_process, name, shards):
+    assert_equal_bits(ranks[0][shards], ranks[1][shards])
+    for key, value in one_process[name].items():
+        found, expected = (torch.as_tensor(one) for one in (ranks[0][shards][key], value))
         torch.testing.assert_close(found, expected, **CLOSE, msg=key)
+
+
+def test_one_rank_alone_without_a_graph_stops_nobody(ranks):
+    assert ranks[0]["loose ends"] == ranks[1]["loose ends"] == {"one without a graph": ()}
 
 
 def flat(value):
@@ -124,7 +129,9 @@ def test_every_rank_is_told_in_one_line(ranks, name, told):
 
 
 def test_an_error_on_one_rank_stops_the_others_with_its_reason(ranks):
-    assert ranks[0]["failures"]["one fails"] == "distributed: rank 1 stopped: boom"
+    told = ranks[0]["failures"]["one fails"]
+    assert told.startswith("distributed: rank 1 stopped: model or loss_fn: failed on batch 1 (")
+    assert told.endswith(": RuntimeError: boom")
     assert ranks[1]["failures"]["one fails"] == "boom\nand more"
 
 
