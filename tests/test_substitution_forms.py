@@ -191,7 +191,8 @@ def derivatives(function, tensors, dtype):
     first = torch.autograd.grad(value, given, dual, create_graph=True, materialize_grads=True)
     along = [(1 + slope.detach()).cos() for slope in first]
     pairs = [(slope, part) for slope, part in zip(first, along, strict=True) if slope.requires_grad]
-    second = torch.autograd.grad(*zip(*pairs, strict=True), [*given, dual], materialize_grads=True)
+    slopes, partners = zip(*pairs, strict=True)
+    second = torch.autograd.grad(slopes, [*given, dual], partners, materialize_grads=True)
     return value.detach(), [slope.detach() for slope in first], second
 
 

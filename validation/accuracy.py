@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from estimators.batches import described, move
-from estimators.user_code import next_batches, run
+from estimators.user_code import Draws, next_batches, run
 
 MOST_SAMPLES = 10_000
 
@@ -43,8 +43,8 @@ def sampled_accuracy(model: nn.Module, loader: Iterable[Any], most: int = MOST_S
         UserError: The loader or the model fails on a batch.
     """
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    correct = labels = samples = 0
-    for number, batch in enumerate(next_batches(loader)):
+    correct, labels, samples, draws = 0, 0, 0, Draws()
+    for number, batch in enumerate(next_batches(loader, draws)):
         if not isinstance(batch, tuple | list) or len(batch) != 2:
             return None
         x, y = move(batch, device)
@@ -54,6 +54,7 @@ def sampled_accuracy(model: nn.Module, loader: Iterable[Any], most: int = MOST_S
             output = run(
                 lambda x=x: model(x),  # type: ignore[misc]
                 lambda n=number, b=batch: f"model: failed on batch {n} ({described(b)})",  # type: ignore[misc]
+                draws,
             )
         output = getattr(output, "logits", output)
         if not isinstance(output, Tensor) or output.dim() < 2 or y.shape != output.shape[:1] + output.shape[2:]:

@@ -21,6 +21,8 @@ def aliases(name: str) -> list[Any]:
 
 def hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
     """Compute ``torch.nn.functional.hardsigmoid``, whose second derivative PyTorch lacks."""
+    if not input.is_floating_point():  # torch refuses it
+        return functional.hardsigmoid(input, inplace)
     value = functional.relu6(input + 3) / 6
     return input.copy_(value) if inplace else value
 
