@@ -96,17 +96,6 @@ def test_magnitude_pruning_has_the_smallest_r_of_all_masks() -> None:
     assert np.mean(np.square(others)) == pytest.approx(0.4 * float(weights.square().sum()), rel=0.02)
 
 
-def test_curve_is_exact_on_all_counts_of_a_small_model_and_close_for_a_large_one() -> None:
-    generator = torch.Generator().manual_seed(4)
-    small = MagnitudeProfile({"w": torch.randn(50, generator=generator)})
-    assert np.array_equal(small.curve().squared, small.squares)
-    large = MagnitudeProfile({"w": torch.randn(200_000, generator=generator) ** 3})
-    curve = large.curve()
-    exact = np.interp(np.linspace(0, 1, 200_001), curve.sparsity, curve.squared)
-    assert np.max(np.abs(exact - large.squares) / np.maximum(large.squares, 1e-3 * large.squares[-1])) < 1e-3
-    assert curve.scaled(3.0).squared_norm(0.5) == pytest.approx(9 * curve.squared_norm(0.5))
-
-
 def test_the_profile_keeps_its_own_copy_of_the_weights() -> None:
     weights = torch.arange(1.0, 5.0)
     profile = MagnitudeProfile({"w": weights})

@@ -1,4 +1,4 @@
-"""Memory: splitting batches, refusals, resident size, checkpointing, attention, special modules."""
+"""Memory: splitting batches, refusals, resident size, attention, special modules."""
 
 import copy
 import gc
@@ -14,7 +14,6 @@ from helpers import CASES, Dense, assert_close, random, same, seeded, snapshot
 from torch import nn
 from torch.func import functional_call
 from torch.nn.utils import parametrizations, prune
-from torch.utils.checkpoint import checkpoint
 
 from estimators import GGN, Hessian, Lanczos, Objective, UserError, lanczos, spectral_measure
 from estimators.memory import _free_in_group, available, retried
@@ -323,58 +322,6 @@ def test_resident_size_in_vectors():
     assert abs(peak["full many"] - peak["full few"] - 9) < 1
     assert peak["full many"] < 12 + peak["few"] + 1
     assert peak["full basis"] < 12 + peak["few"] + 1
-
-
-# ------------------------------------------------------------------------------------- checkpointed activations
-
-
-class Block(nn.Module):
-    """Has what could go wrong when it is called again: dropout, batch statistics, a factor that is not chosen."""
-
-    def __init__(self):
-        super().__init__()
-        self.linear, self.norm, self.drop = nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(0.5)
-        self.factor = nn.Parameter(torch.ones(4))
-
-    def forward(self, x):
-        return self.drop(torch.tanh(self.norm(self.linear(x)) * self.factor))
-
-
-class Blocks(nn.Module):
-    def __init__(self, how):
-        super().__init__()
-        self.first, self.second, self.head = Block(), Block(), nn.Linear(4, 3)
-        self.how = how
-
-    def forward(self, x):
-        for block in (self.first, self.second):
-            x = block(x) if self.how is None else checkpoint(block, x, use_reentrant=self.how)
-        return self.head(x)
-
-
-@kinds
-@pytest.mark.parametrize("frozen", [False, True])
-@pytest.mark.parametrize("memory", [0, 2 << 30])
-def test_checkpointed_activations(kind, frozen, memory):
-    plain, saving = (Objective(seeded(lambda h=h: Blocks(h)).train(), data(4)) for h in (None, False))
-    saving.model.requires_grad_(not frozen)
-    before = snapshot(saving.model)
-    assert torch.equal(saving.gradient(), plain.gradient())
-    operator = OPERATORS[kind](saving, memory)
-    for _ in range(2):
-        assert torch.equal(columns(operator), columns(OPERATORS[kind](plain, memory)))
-    assert same(before, snapshot(saving.model))
-
-
-@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad=True")
-def test_reentrant_checkpoints_are_refused():
-    model = seeded(lambda: Blocks(True))
-    before = snapshot(model)
-    objective = Objective(model, data(4))
-    for use in (lambda: Hessian(objective) @ random(objective.dimension), objective.gradient):
-        with pytest.raises(UserError, match=r"^model: activation checkpointing with use_reentrant=True.*False$"):
-            use()
-    assert same(before, snapshot(model))
 
 
 # --------------------------------------------------------------------------------------------------- attention

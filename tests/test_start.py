@@ -6,11 +6,9 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
-import estimators
 import pruning_limits
 from pruning_limits import predict_limit
 from validation import cli
@@ -70,21 +68,3 @@ def test_the_probe_sees_slow_packages(folder):
 def test_the_first_line_of_help_is_that_of_the_command(name):
     command = importlib.import_module(f"validation.commands.{name}")
     assert getattr(command, name).help.startswith(cli.SUMMARIES[name].rstrip("."))
-
-
-@pytest.mark.parametrize("package", [estimators, pruning_limits])
-def test_public_names_are_those_of_their_modules(package):
-    for name in package.__all__:
-        value = getattr(package, name)
-        assert not isinstance(value, ModuleType)
-        assert value.__module__.partition(".")[0] in ("estimators", "pruning_limits")
-        assert name in dir(package)
-    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
-        package.nothing  # noqa: B018
-
-
-def test_a_function_hides_the_module_of_its_name():
-    importlib.import_module("estimators.lanczos")
-    importlib.import_module("estimators.eigenpairs")
-    assert estimators.lanczos is sys.modules["estimators.lanczos"].lanczos
-    assert estimators.eigenpairs is sys.modules["estimators.eigenpairs"].eigenpairs
