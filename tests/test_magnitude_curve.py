@@ -27,8 +27,5 @@ def test_between_knots_it_is_linear_and_beyond_them_constant() -> None:
 
 def test_a_norm_beyond_floating_point_is_refused() -> None:
     curve = MagnitudeCurve(np.array([0.0, 1.0]), np.array([0.0, 1e300]))
-    with (
-        pytest.raises(UserError, match="^weight_scale: .* has a norm beyond floating point"),
-        np.errstate(over="ignore"),
-    ):
+    with np.errstate(over="ignore"), pytest.raises(UserError, match="weight_scale: 10000000000"):
         curve.scaled(1e10)
