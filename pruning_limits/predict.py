@@ -202,7 +202,7 @@ def predict_limit(
         if unknown:
             notes += (f"what re-training reaches and the upper bound are unknown: {unknown}",)
         if parameters is None:
-            notes += _uncounted(model, objective)
+            notes += _uncounted(whole)
         if lower > (bound := upper_bound(directional, 0.0, profile.dimension)):
             how = "measured" if measure else "by the quadratic model"
             notes += (f"one-shot pruning reaches {lower:.2%} ({how}), beyond the upper bound {bound:.2%} of the model",)
@@ -311,9 +311,9 @@ def _notes(rise: QuadraticRise, sparsity: float, epsilon: float, pull: Tensor | 
     return tuple(notes)
 
 
-def _uncounted(model: nn.Module, objective: Objective) -> tuple[str, ...]:
+def _uncounted(objective: Objective) -> tuple[str, ...]:
     """Name the weights in matrices that the default leaves out, where they are more than a tenth of all."""
-    others = left_out(model, objective.chosen)
+    others = left_out(objective.model, objective.chosen)
     size = sum(parameter.numel() for parameter in others.values())
     share = size / (size + objective.dimension)
     if share <= NOTED_SHARE:

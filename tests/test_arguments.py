@@ -149,7 +149,7 @@ def test_layers_of_width_zero_count_nothing(image):
     model, x = seeded(lambda: Pruned(image)), random(20, 3, 2, 2, seed=2) if image else random(20, 3, seed=2)
     limit = predict_limit(model, [(x, torch.arange(20) % 3)], epsilon=0.05, progress=False)
     assert limit.parameters == 6 + 6
-    assert limit.settings["parameters"] == ["body.weight", "head.weight"]
+    assert list(limit.settings.parameters) == ["body.weight", "head.weight"]
     assert [layer.name for layer in limit.layers()] == ["body.weight", "head.weight"]
     chosen = predict_limit(model, [(x, torch.arange(20) % 3)], epsilon=0.05, parameters="*weight", progress=False)
     assert chosen.sparsity == limit.sparsity

@@ -221,7 +221,7 @@ def test_they_are_left_out_of_the_limit_and_told(name):
     build, names = UNTRUE[name]
     model, batch = seeded(build), batch_of(X, torch.float64)
     limit = predict_limit(model, [batch], entropies, epsilon=0.05, progress=False)
-    chosen = limit.settings["parameters"]
+    chosen = list(limit.settings.parameters)
     assert names.isdisjoint(chosen)
     expected = predict_limit(model, [batch], entropies, epsilon=0.05, parameters=chosen, progress=False)
     assert (limit.sparsity, limit.retrained, limit.parameters) == (

@@ -353,8 +353,9 @@ def test_a_hook_on_the_graph_of_the_model_is_the_models_own():
             return self.head(hidden)
 
     limit = predict_limit(seeded(Reversed), ROWS, epsilon=0.05, progress=False)
-    assert limit.settings["parameters"] == ["head.weight"]
+    assert list(limit.settings.parameters) == ["head.weight"]
     assert any(note.startswith("left out: body.weight; ") for note in limit.notes)
+    assert not any("name them with parameters=" in note for note in limit.notes)
 
 
 # --------------------------------------------------------------------------------------- curvature against the dense
