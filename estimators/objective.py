@@ -16,9 +16,10 @@ from estimators.arguments import refuse_loader, refuse_loss, refuse_model
 from estimators.batches import copied, described, leaves
 from estimators.default_loss import cross_entropy
 from estimators.errors import UserError
+from estimators.layouts import close_losses, unchanged_by_cut
 from estimators.penalty import Penalty
 from estimators.refusals import no_lost_graphs
-from estimators.samples import Samples, close_losses, shrinking, unchanged_by_cut
+from estimators.samples import Samples, shrinking
 from estimators.sampling import weighted
 from estimators.substitution import no_reentrant_checkpoints, substituted_functions, without_zero_units
 from estimators.user_code import NO_GRAPH, Draws, plain_modes, run

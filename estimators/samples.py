@@ -14,30 +14,16 @@ import torch
 from torch import Tensor
 
 from estimators import distributed
-from estimators.batches import (
-    Layout,
-    leading_layout,
-    leaves,
-    listed,
-    memory_of,
-    move,
-    obvious,
-    one_length,
-    refuse_without_samples,
-    same_leaf,
-    stated_size,
-)
+from estimators.batches import leaves, memory_of, move, same_leaf
 from estimators.distributed import Shard
 from estimators.errors import UserError
+from estimators.layouts import WHOLE, Evaluate, Layout, counted_samples, learned_layout, refuse_without_samples
 from estimators.memory import GIB, available, retried
 from estimators.sampling import Weighted, inclusion, systematic
 from estimators.user_code import Draws, next_batches
 
 LOGGER = logging.getLogger("estimators")
-COMPARED_SAMPLES = 64
 UNENDING_SAMPLES = 1 << 20
-WHOLE = Layout(frozenset(), cuttable=False)
-Evaluate = Callable[[Any], Tensor]
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -369,108 +355,3 @@ class Samples:
             return
         for rows in torch.split(torch.arange(size, device="cpu"), self.most):
             yield self.layout.cut(batch, rows), len(rows)
-
-
-def learned_layout(batch: Any, evaluate: Evaluate, dtype: torch.dtype) -> Layout:
-    """Learn from a batch, and where it leaves a doubt from its losses, which leaves count samples.
-
-    A leaf counts samples if the losses of a part of the batch are those of the same samples in the whole: class weights
-    that happen to be as many as the samples do not.
-
-    Args:
-        batch: A batch on the model's device.
-        evaluate: Returns its losses, per sample ``[n]`` or their mean.
-        dtype: Type of the model.
-
-    Returns:
-        The layout, not cuttable where no cut leaves the losses as they are.
-
-    Raises:
-        UserError: Losses come as one mean of a batch whose samples cannot be told.
-    """
-    leading = leading_layout(batch)
-    if leading is not None and obvious(batch, leading):
-        return leading
-    parted = False
-    if leading is not None:
-        for layout in _candidates(leading, batch):
-            unchanged = unchanged_by_cut(layout, batch, evaluate, dtype)
-            if unchanged:
-                return layout
-            parted |= unchanged is not None
-    losses = evaluate(batch)
-    listing = not parted and losses.dim() > 0 and len(losses) in listed(batch)
-    if leading is not None and one_length(batch) and not listing:
-        return leading
-    counted_samples(batch, losses)
-    return WHOLE
-
-
-def counted_samples(batch: Any, losses: Tensor) -> int:
-    """Return the number of samples of a batch that is passed whole.
-
-    Args:
-        batch: The batch.
-        losses: Its losses, per sample ``[n]`` or their mean.
-
-    Returns:
-        The number of its losses; of a mean what the batch states, or the one length of its tensors.
-
-    Raises:
-        UserError: Neither tells.
-    """
-    if losses.dim():
-        return len(losses)
-    layout = leading_layout(batch) if one_length(batch) else None
-    size = stated_size(batch) if layout is None else layout.size(batch)
-    if size is None:
-        raise UserError(
-            "loss_fn: returns one mean of a batch whose tensors do not share a leading dimension, so that its samples "
-            "cannot be counted; return per-sample losses, shape (n,)"
-        )
-    return size
-
-
-def _candidates(leading: Layout, batch: Any) -> Iterator[Layout]:
-    """Yield layouts from all leaves of the leading length to those without one or several that come late."""
-    yield leading
-    places = sorted(leading.counting)
-    yield from (leading.without([place]) for place in reversed(places) if len(places) > 1)
-    if len(places) > 3:
-        yield leading.without(places[2:])
-
-
-def unchanged_by_cut(layout: Layout, batch: Any, evaluate: Evaluate, dtype: torch.dtype) -> bool | None:
-    """Tell whether the losses of a part of a batch are those that the same samples have in company.
-
-    Args:
-        layout: Which leaves to cut.
-        batch: A batch on the model's device.
-        evaluate: Returns the losses of a batch.
-        dtype: Type of the model.
-
-    Returns:
-        Whether they are; None where the part cannot be evaluated at all, or has another number of losses.
-    """
-    size = min(layout.size(batch) or 0, COMPARED_SAMPLES)
-    if size < 2:
-        return True
-    rows = torch.arange(size, device="cpu")
-    front, back = rows[: size // 2], rows[size // 2 :]
-    try:
-        whole = evaluate(layout.cut(batch, rows)).double()
-        last = evaluate(layout.cut(batch, back)).double()
-        first = whole if whole.dim() else evaluate(layout.cut(batch, front)).double()
-    except UserError:
-        return None
-    if not whole.dim():
-        return close_losses((len(front) * first + len(back) * last) / size, whole, dtype)
-    if whole.shape != (size,) or last.shape != back.shape:
-        return None
-    return close_losses(last, whole[size // 2 :], dtype)
-
-
-def close_losses(losses: Tensor, others: Tensor, dtype: torch.dtype) -> bool:
-    """Tell whether losses of a model of some type are equal up to rounding."""
-    relative = max(1e-3, 2 * torch.finfo(dtype).eps)
-    return torch.allclose(losses, others, rtol=relative, atol=1e-5, equal_nan=True)

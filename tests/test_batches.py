@@ -11,23 +11,18 @@ from torch.nn.utils.rnn import pack_sequence
 
 from estimators import UserError
 from estimators.batches import (
-    Layout,
     copied,
     described,
-    leading_layout,
     leaves,
     map_leaves,
     memory_of,
     move,
-    obvious,
-    of_length,
-    one_length,
     opaque,
-    refuse_without_samples,
     rows_of,
     same_leaf,
     stated_size,
 )
+from estimators.layouts import leading_layout, obvious, of_length, one_length, refuse_without_samples
 
 CPU = torch.device("cpu")
 Pair = namedtuple("Pair", ["x", "y"])
@@ -236,33 +231,6 @@ def test_moving_makes_containers_and_usual_tensors():
     assert torch.equal(moved["g"].nodes, batch["g"].nodes)
     assert torch.equal(moved["p"].data, batch["p"].data)
     assert moved["name"] == "a"
-
-
-def test_joining_keeps_samples_and_their_order():
-    layout = Layout(frozenset([0, 1]))
-    batches = [(X + number, Y, "same") for number in range(3)]
-    joined = layout.joined(batches, 8)
-    assert [len(batch[0]) for batch in joined] == [8, 7]
-    assert torch.equal(torch.cat([batch[0] for batch in joined]), torch.cat([batch[0] for batch in batches]))
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        (random(5, 4), Y, "same"),
-        (X.float(), Y, "same"),
-        (X, Y, "other"),
-        (X, Y[:, None], "same"),
-        (X, Y.int(), "same"),
-    ],
-    ids=["wider", "float32", "another name", "two dimensions", "int32"],
-)
-def test_batches_that_differ_are_not_joined(other):
-    layout = Layout(frozenset([0, 1]))
-    joined = layout.joined([(X, Y, "same"), other, (X, Y, "same")], 100)
-    assert [len(batch[0]) for batch in joined] == [5, 5, 5]
-    assert torch.equal(joined[1][0], other[0])
-    assert joined[1][2] == other[2]
 
 
 def test_equal_leaves():
