@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from estimators.substitution.switches import Switch, without_compilers, without_cudnn
+from estimators.substitution.switches import Switch, free, without_compilers, without_cudnn
 
 
 class Setting:
@@ -67,3 +67,33 @@ def test_plain_models_and_models_on_the_cpu_exchange_nothing():
     for model in (nn.Linear(2, 2), nn.LSTM(2, 2)):
         with without_cudnn(model), without_compilers(model):
             assert torch.backends.cudnn.enabled == before
+
+
+def test_a_lock_that_ctrl_c_left_taken_does_not_hold_up_other_threads():
+    lock = threading.RLock()
+    lock.acquire()
+    lock.acquire()
+    free(lock)
+    free(lock)
+    taken = []
+    thread = threading.Thread(target=lambda: taken.append(lock.acquire(timeout=10)))
+    thread.start()
+    thread.join()
+    assert taken == [True]
+
+
+def test_a_lock_of_another_thread_stays_taken():
+    lock, entered, leaving = threading.RLock(), threading.Event(), threading.Event()
+
+    def other():
+        with lock:
+            entered.set()
+            leaving.wait()
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    entered.wait()
+    free(lock)
+    assert not lock.acquire(blocking=False)
+    leaving.set()
+    thread.join()

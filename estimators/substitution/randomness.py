@@ -41,7 +41,7 @@ OTHERS = {  # position and name of the argument without which the function draws
     "_scaled_dot_product_attention_math": (4, "dropout_p"),
 }
 POOLS = (functional.fractional_max_pool2d, functional.fractional_max_pool3d)
-_swapping = threading.RLock()
+SWAPPING = threading.RLock()
 
 
 class PrivateDraws(Substitution):
@@ -143,7 +143,7 @@ class PrivateDraws(Substitution):
         """Let the process draw what this thread would, for one call."""
         own = self.generator(device)
         on_gpu = device.type == "cuda"
-        with _swapping:
+        with SWAPPING:
             before = torch.cuda.get_rng_state(device) if on_gpu else torch.get_rng_state()
             try:
                 _set_state(device, own.get_state())

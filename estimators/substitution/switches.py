@@ -8,10 +8,25 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from typing import Protocol
 
 import torch
 from torch import nn
+
+
+class Lock(Protocol):
+    """A lock that its thread may take several times."""
+
+    def release(self) -> None:
+        """Release it once."""
+
+
+def free(lock: Lock) -> None:
+    """Release a lock as often as this thread holds it; Ctrl-C may have come between taking and releasing it."""
+    with suppress(RuntimeError):  # of a lock that this thread does not hold
+        while True:
+            lock.release()
 
 
 class Switch:
@@ -37,6 +52,9 @@ class Switch:
                 if self._back is None:
                     self._back = self._turn()
             yield
+        except KeyboardInterrupt:
+            self.leave()
+            raise
         finally:
             self.off(user)
 
@@ -50,8 +68,9 @@ class Switch:
                 self._back = None
 
     def leave(self) -> None:
-        """Forget this thread, in case Ctrl-C kept it from doing so itself."""
+        """Forget this thread and free the lock, in case Ctrl-C kept it from doing so itself."""
         own = threading.get_ident()
+        free(self._lock)
         with self._lock:
             self.off(*[user for user, thread in self._users.items() if thread == own])
 
