@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 
 from estimators.errors import UserError
 from estimators.memory import out_of_memory
-from estimators.substitution import PrivateDraws
+from estimators.substitution.randomness import PYTHON_STATES, PrivateDraws, put_python_states, python_states
 
 T = TypeVar("T")
 DEVICES = ("cpu", "cuda")
@@ -41,7 +39,8 @@ class Draws:
     """Random numbers of the user's code, from states of its own that begin as those of the process and go on alone.
 
     Torch's generators are those of ``PrivateDraws``. The states of NumPy and of Python exist once per process: they are
-    exchanged while the user's code runs, and put back after each call.
+    exchanged while the user's code runs, and put back after it. Where several threads run such code at once, they share
+    the states of the first, and the last one puts those of the process back.
 
     Example:
         >>> draws, before = Draws(), torch.get_rng_state()
@@ -52,22 +51,19 @@ class Draws:
     """
 
     def __init__(self) -> None:
-        self._torch = PrivateDraws()
-        self._python, self._numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+        self._torch, self._python = PrivateDraws(), python_states()
 
     @contextmanager
     def on(self) -> Iterator[None]:
         """Draw from these states for a while."""
-        python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
-        random.setstate(self._python)
-        np.random.set_state(self._numpy)  # noqa: NPY002
-        try:
-            with self._torch:
-                yield
-        finally:
-            self._python, self._numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
-            random.setstate(python)
-            np.random.set_state(numpy)  # noqa: NPY002
+        with PYTHON_STATES.on() as first:
+            if first:
+                put_python_states(self._python)
+            try:
+                with self._torch:
+                    yield
+            finally:
+                self._python = python_states()
 
 
 def run(call: Callable[[], T], describe: Callable[[], str], draws: Draws) -> T:

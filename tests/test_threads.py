@@ -1,9 +1,11 @@
 """Predictions in several threads beside one that trains: nobody sees what the others do."""
 
 import dataclasses
+import random as python_random
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from helpers import random
@@ -174,3 +176,14 @@ def test_the_settings_of_the_user_stay_in_force():
         before = state()
         limits(*problem("encoder"))
         assert state() == before
+
+
+def test_draws_of_python_and_numpy_in_threads_leave_the_states_of_the_process():
+    def drawing(model, batch):
+        np.random.rand(3), python_random.random()  # noqa: NPY002
+        return functional.cross_entropy(model(batch[0]), batch[1], reduction="none")
+
+    before = python_random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+    with ThreadPoolExecutor(len(KINDS)) as pool:
+        list(pool.map(lambda kind: limits(*problem(kind), drawing), KINDS))
+    assert (python_random.getstate(), np.random.get_state()[1].tolist()) == before  # noqa: NPY002

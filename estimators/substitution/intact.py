@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from estimators.substitution.mode import end_generators, leave, substitutions
-from estimators.substitution.randomness import SWAPPING
+from estimators.substitution.randomness import PYTHON_STATES, SWAPPING
 from estimators.substitution.switches import COMPILERS, CUDNN, free
 from estimators.substitution.tensors import modes_and_tensors
 
@@ -49,6 +49,7 @@ def intact(model: nn.Module) -> Iterator[None]:
             leave(count)
             CUDNN.leave()
             COMPILERS.leave()
+            PYTHON_STATES.leave()
             free(SWAPPING)
             for store, old in zip(stores, before, strict=True):
                 store.update(old)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from estimators.substitution.kernels import aliases
 from estimators.substitution.mode import Substitution
+from estimators.substitution.switches import Switch
 
 TAKING = (
     *(torch.bernoulli, torch.binomial, torch.multinomial, torch.normal, torch.poisson),
@@ -42,6 +45,25 @@ OTHERS = {  # position and name of the argument without which the function draws
 }
 POOLS = (functional.fractional_max_pool2d, functional.fractional_max_pool3d)
 SWAPPING = threading.RLock()
+
+
+def python_states() -> tuple[Any, Any]:
+    """Return the states of the generators of Python and of NumPy, of which a process has one each."""
+    return random.getstate(), np.random.get_state()  # noqa: NPY002
+
+
+def put_python_states(states: tuple[Any, Any]) -> None:
+    """Put the states of the generators of Python and of NumPy in place."""
+    random.setstate(states[0])
+    np.random.set_state(states[1])  # noqa: NPY002
+
+
+def _remember_python_states() -> Callable[[], None]:
+    states = python_states()
+    return lambda: put_python_states(states)
+
+
+PYTHON_STATES = Switch(_remember_python_states)
 
 
 class PrivateDraws(Substitution):

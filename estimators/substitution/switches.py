@@ -43,15 +43,16 @@ class Switch:
         self._lock = threading.RLock()
 
     @contextmanager
-    def on(self) -> Iterator[None]:
-        """Keep the setting in force for a while."""
+    def on(self) -> Iterator[bool]:
+        """Keep the setting in force for a while; yields whether this user is the first, who put it in force."""
         user = object()
         try:
             with self._lock:
                 self._users[user] = threading.get_ident()
+                first = self._back is None
                 if self._back is None:
                     self._back = self._turn()
-            yield
+            yield first
         except KeyboardInterrupt:
             self.leave()
             raise
@@ -93,14 +94,14 @@ def _turn_compilers_off() -> Callable[[], None]:
 CUDNN, COMPILERS = Switch(_turn_cudnn_off), Switch(_turn_compilers_off)
 
 
-def without_cudnn(model: nn.Module) -> AbstractContextManager[None]:
+def without_cudnn(model: nn.Module) -> AbstractContextManager[bool | None]:
     """Return a context without cuDNN for models with recurrent layers on a GPU, an empty one for others."""
     recurrent = [module for module in model.modules() if isinstance(module, nn.RNNBase)]
     on_gpu = any(weight.is_cuda for module in recurrent for weight in module.parameters())
     return CUDNN.on() if on_gpu else nullcontext()
 
 
-def without_compilers(model: nn.Module) -> AbstractContextManager[None]:
+def without_compilers(model: nn.Module) -> AbstractContextManager[bool | None]:
     """Return a context in which compiled functions run as they were written, an empty one where none can be."""
     return COMPILERS.on() if _compiled(model) else nullcontext()
 
