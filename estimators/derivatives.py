@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -15,7 +16,8 @@ from estimators.samples import shrinking
 
 MOST_SAMPLES, FEWEST_SAMPLES, SAMPLES_TIMES_LAYERS = 64, 8, 2048
 FIRST_STEP, SHORTER, STEPS, TINY_STEP = 1e-2, 4.0, 8, 1e-5
-TRUE_WITHIN, STEADY_WITHIN, UNTRUE_BEYOND, UNDECIDED, CLEAR = 0.2, 0.25, 0.5, 3.0, 50.0
+TRUE_WITHIN, STEADY_WITHIN, UNTRUE_BEYOND, UNDECIDED, CLEAR = 0.2, 0.25, 0.4, 3.0, 50.0
+LARGEST_ROUNDING = 1e-5
 COARSE = 1e-4  # in types as short as bfloat16 only a gradient that is missing altogether can be told from rounding
 FAKE = ("FakeQuantize", "FusedMovingAvgObsFq")
 
@@ -105,13 +107,27 @@ def _connected(loss: Objective) -> bool:
 
 
 def _noise(loss: Objective, weights: Tensor, generator: torch.Generator) -> float:
-    """Return how far rounding moves the loss: ten times the largest change by weights in their last digits."""
+    """Return how far rounding moves the loss: ten times the largest change by weights in their last digits.
+
+    Where these do not move it, as in a model that computes in a shorter type on the way, larger changes of the weights
+    show the steps in which it moves. A loss of a shorter type than the weights moves in steps of that type.
+    """
     dense, epsilon = loss.value(weights), torch.finfo(weights.dtype).eps
-    changes = []
-    for _ in range(3):
-        signs = torch.randint(0, 2, weights.shape, generator=generator, device="cpu").mul_(2).sub_(1).to(weights)
-        changes.append(abs(loss.value(weights * (1 + 2 * epsilon * signs)) - dense))
-    return 10 * max(changes) + torch.finfo(weights.dtype).eps * abs(dense)
+    scale, change = 2 * epsilon, 0.0
+    while not change and scale < LARGEST_ROUNDING:
+        for _ in range(3):
+            signs = torch.randint(0, 2, weights.shape, generator=generator, device="cpu").mul_(2).sub_(1).to(weights)
+            change = max(change, abs(loss.value(weights * (1 + scale * signs)) - dense))
+        scale *= 16
+    step = max([epsilon, *(10 * torch.finfo(kind).eps for kind in _types(loss) if kind != weights.dtype)])
+    return 10 * change + step * abs(dense)
+
+
+@torch.no_grad()
+def _types(loss: Objective) -> set[torch.dtype]:
+    """Return the types of the losses on all ranks."""
+    own = [loss.losses(loss.chosen, batch).dtype for batch, _ in islice(loss.batches(), 1)]
+    return {kind for kinds in gathered(own) for kind in kinds}
 
 
 def _untrue(

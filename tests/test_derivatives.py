@@ -457,7 +457,7 @@ HEALTHY = {
     "linear": (lambda: nn.Linear(4, 3), X),
     "deep linear": (lambda: nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 5), nn.Linear(5, 3)), X),
     "20 relu layers": (lambda: deep(20, nn.ReLU, nn.LayerNorm), X),
-    "60 tanh layers": (lambda: deep(60, nn.Tanh), X),
+    "30 tanh layers": (lambda: deep(30, nn.Tanh), X),
     "dead units": (dead, X),
     "all dead": (all_dead, X),
     "saturated": (saturated, X),
@@ -624,3 +624,10 @@ def test_the_loss_without_any_chosen_weight():
         model, [batch_of(X, torch.float64)], lambda model, batch: 1 / model[0].weight.sum() + batch[0][:, 0]
     )
     assert zero_weights_loss(undefined) != zero_weights_loss(undefined)
+
+
+def test_a_loss_in_a_shorter_type_than_the_weights_raises_no_alarm():
+    model = seeded(lambda: nn.Sequential(nn.Linear(6, 20), nn.Tanh(), nn.Linear(20, 3)))
+    data = [(random(30, 6), torch.arange(30) % 3)]
+    short = lambda model, batch: functional.cross_entropy(model(batch[0]).float(), batch[1], reduction="none")  # noqa: E731
+    assert untrue_derivatives(Objective(model, data, short)) == ()

@@ -8,6 +8,7 @@ from helpers import CASES, Dense, random, with_spectrum
 
 from estimators import Lanczos, Objective, UserError
 from estimators.files import load_tensors, save_tensors
+from pruning_limits.settings import Settings
 from pruning_limits.states import States, fingerprint
 
 MATRIX = with_spectrum(torch.linspace(-1, 2, 30))
@@ -85,12 +86,9 @@ def test_the_fingerprint_tells_weights_losses_and_settings_apart():
             with torch.no_grad():
                 change(model)
         objective = Objective(model, case.loader(), case.loss_fn)
-        return fingerprint(objective, torch.full((9,), losses), {"seed": 0, "steps": 4} | settings)
+        return fingerprint(objective, torch.full((9,), losses), Settings(**{"seed": 0, "steps": 4} | settings))
 
     changes = [lambda m: m.head.weight[0, 0].add_(1e-12), lambda m: m.head.bias.mul_(2)]
     prints = [print_of(), *map(print_of, changes), print_of(losses=2.0), print_of(seed=1), print_of(probes=1)]
     assert len(set(prints)) == len(prints)
     assert print_of() == prints[0]
-    case = CASES["batch norm"]
-    objective = Objective(case.model(), case.loader(), case.loss_fn)
-    assert fingerprint(objective, torch.ones(9), {"steps": 4, "seed": 0}) == prints[0]  # in any order

@@ -8,8 +8,8 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from estimators import L1, Objective
-from estimators.parameters import named
 from estimators.substitution import without_zero_units
+from estimators.vectors import named
 from pruning_limits import MagnitudeProfile
 
 

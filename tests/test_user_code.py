@@ -490,7 +490,7 @@ def test_the_command_prints_the_line_only(tmp_path, monkeypatch):
     assert result.exit_code == 1
     assert "Traceback" not in result.stderr
     last = result.stderr.splitlines()[-1]
-    assert last.startswith("Error: model or loss_fn: failed on batch 0 (")
+    assert last.startswith("Error: model: failed on batch 0 (")
     assert last.endswith("ValueError: expected 5 channels")
 
 
