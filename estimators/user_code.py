@@ -30,9 +30,17 @@ def plain_modes() -> Iterator[None]:
         if torch.is_inference_mode_enabled():
             stack.enter_context(torch.inference_mode(False))
         for device in DEVICES:
-            if torch.is_autocast_enabled(device):
+            if _autocast(device):
                 stack.enter_context(torch.autocast(device, enabled=False))
         yield
+
+
+def _autocast(device: str) -> bool:
+    """Tell whether autocast is on in this thread for a kind of device."""
+    try:
+        return torch.is_autocast_enabled(device)
+    except TypeError:  # before torch 2.4, where the functions are told apart by name
+        return torch.is_autocast_cpu_enabled() if device == "cpu" else torch.is_autocast_enabled()
 
 
 class Draws:
