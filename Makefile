@@ -3,8 +3,6 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# One process more than cores, at most 8: some tests wait for processes of their own.
-WORKERS := $(shell $(PYTHON) -c "import os; print(min(8, (os.cpu_count() or 1) + 1))")
 
 .PHONY: demo test lint docs clean
 
@@ -12,7 +10,7 @@ demo: $(VENV)/installed
 	$(BIN)/pruning-limits demo
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
