@@ -19,7 +19,7 @@ from validation.data import Batches, ImageData, load_data
 from validation.models import build_model
 from validation.training import Recipe, train
 
-IMAGES, BATCH, STEPS, SAMPLES = 3000, 1000, 16, 500
+IMAGES, BATCH, STEPS, SAMPLES = 4000, 1000, 16, 500
 OPTIONS = {"samples": SAMPLES, "probes": 1, "seed": 3}
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from pruning_limits import predict_limit
 from tests.helpers import random, seeded
 
-KILLS = 8
+KILLS = 20
 STAGES = 5  # two sub-samples of either curvature, and the directions
 STEPS = 24
 
@@ -68,7 +68,7 @@ def context():
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_killed_at_random_steps_it_resumes_to_the_same_bits(context, tmp_path):
+def test_killed_at_20_random_steps_it_resumes_to_the_same_bits(context, tmp_path):
     whole, calls = predicted(None), STAGES * STEPS // 4
     for number in np.random.default_rng(0).permutation(calls)[:KILLS]:
         checkpoint = tmp_path / f"{number}.pt"

@@ -124,7 +124,7 @@ def test_a_prediction_without_measurement_passes_no_more_than_a_draw(many, penal
 
 @pytest.mark.usefixtures("small_draws")
 def test_its_interval_says_so(many, monkeypatch):
-    limits = [predict_limit(*many, **OPTIONS, seed=seed) for seed in range(3)]
+    limits = [predict_limit(*many, **OPTIONS, seed=seed) for seed in range(6)]
     given = [predict_limit(*many, **OPTIONS, seed=seed, epsilon=limit.epsilon) for seed, limit in enumerate(limits)]
     monkeypatch.setattr(losses, "DRAWN_SAMPLES", N)
     truth = predict_limit(*many, **OPTIONS | {"samples": N, "probes": 8, "steps": 64})

@@ -78,7 +78,7 @@ def test_an_interrupt_at_any_line_leaves_the_model_and_pytorch_alone(make):
         predict_limit(model, batches, **options)
     before = snapshot(model)
     stopped = 0
-    for line in sorted(random.Random(0).sample(range(1, seen["lines"]), 12)):
+    for line in sorted(random.Random(0).sample(range(1, seen["lines"]), 25)):
         grad = torch.is_grad_enabled()
         try:
             with interrupted(line):
@@ -88,7 +88,7 @@ def test_an_interrupt_at_any_line_leaves_the_model_and_pytorch_alone(make):
         assert same(snapshot(model), before), line
         assert torch.is_grad_enabled() == grad
         assert not has_torch_function_unary(None), line
-    assert stopped == 12
+    assert stopped == 25
     assert predict_limit(model, batches, **options).sparsity == expected.sparsity
 
 
