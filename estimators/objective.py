@@ -63,8 +63,6 @@ class Objective:
     Attributes:
         weights: The model's weights, chosen and others.
         data: The samples.
-        names: Names of the chosen parameters, in order.
-        dimension: Number D of chosen weights.
         picked: Of a sub-sample, the numbers of its samples in loader order; None of all data.
         factors: Of a sub-sample, what their losses are multiplied by; None of all data.
 
