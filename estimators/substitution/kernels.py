@@ -15,8 +15,8 @@ from estimators.substitution.convolution import CONVOLUTIONS, autocast_type
 def aliases(name: str) -> list[Any]:
     """Return the functions of torch of that name that take the same arguments as the one of its C++ library."""
     places = (torch, torch._C._nn, torch.ops.aten)
-    found = [getattr(place, name) for place in places if hasattr(place, name)]
-    return found + [operator.default for operator in found if hasattr(operator, "default")]
+    functions = [getattr(place, name) for place in places if hasattr(place, name)]
+    return functions + [operator.default for operator in functions if hasattr(operator, "default")]
 
 
 def hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
@@ -130,7 +130,7 @@ def _written_out(
 ) -> tuple[Tensor, Tensor]:
     """Compute attention for versions of torch that do not offer its plain form."""
     if enable_gqa:
-        key, value = (one.repeat_interleave(query.shape[-3] // one.shape[-3], -3) for one in (key, value))
+        key, value = (heads.repeat_interleave(query.shape[-3] // heads.shape[-3], -3) for heads in (key, value))
     if is_causal:
         later = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).triu(1)
         mask = torch.zeros_like(later, dtype=query.dtype).masked_fill_(later, float("-inf"))

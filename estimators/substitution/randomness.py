@@ -119,7 +119,7 @@ class PrivateDraws(Substitution):
 
     def _given(self, native: Callable[..., Any]) -> Callable[..., Any]:
         def drawn(*args: Any, **kwargs: Any) -> Any:
-            if kwargs.get("generator") is None and not any(isinstance(one, torch.Generator) for one in args):
+            if kwargs.get("generator") is None and not any(isinstance(argument, torch.Generator) for argument in args):
                 kwargs["generator"] = self.generator(_device(args, kwargs))
             return native(*args, **kwargs)
 
@@ -181,7 +181,7 @@ def _argument(position: int, name: str) -> Callable[..., Any]:
 
 def _between_layers(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Tell whether a recurrent network draws: its dropout, the one real number among the arguments, precedes a flag."""
-    places = [number for number, one in enumerate(args) if isinstance(one, float)]
+    places = [number for number, argument in enumerate(args) if isinstance(argument, float)]
     return not places or bool(args[places[0]] and args[places[0] + 1])
 
 
@@ -195,7 +195,7 @@ def _set_state(device: torch.device, state: Tensor) -> None:
 def _device(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.device:
     """Return the device that a call draws on."""
     given = kwargs.get("device")
-    tensors = [one for one in (*args, *kwargs.values()) if isinstance(one, Tensor)]
+    tensors = [argument for argument in (*args, *kwargs.values()) if isinstance(argument, Tensor)]
     device = torch.device(given) if given is not None else tensors[0].device if tensors else torch.get_default_device()
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
