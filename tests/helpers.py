@@ -21,6 +21,7 @@ from pruning_limits import PruningLimit, predict_limit
 
 ROOT = Path(__file__).parent.parent
 Pair = namedtuple("Pair", ["x", "y"])
+MASKED = 40
 
 
 def tolerance(dtype: torch.dtype) -> float:
@@ -67,6 +68,26 @@ def with_spectrum(eigenvalues: Tensor, seed: int = 0) -> Tensor:
     q, _ = torch.linalg.qr(random(len(eigenvalues), len(eigenvalues), seed=seed))
     matrix = (q * eigenvalues.double()) @ q.T
     return (matrix + matrix.T) / 2
+
+
+def schur_complement(
+    matrix: Tensor, weights: Tensor, kept: Tensor, gradient: Tensor | None = None, damping: float = 0.0
+) -> tuple[float, Tensor]:
+    """Minimum of the damped model over the kept coordinates and the minimiser, by a pseudo-inverse."""
+    d = torch.where(kept, 0.0, weights)
+    g = torch.zeros_like(d) if gradient is None else gradient
+    block = matrix[kept][:, kept] + damping * torch.eye(int(kept.sum()), dtype=torch.float64)
+    x = -d.clone()
+    b = torch.linalg.pinv(block, hermitian=True, rtol=1e-11) @ (matrix @ d - g)[kept]
+    x[kept] += b
+    return float(g @ x + 0.5 * x @ matrix @ x), b
+
+
+def masked_problem(seed: int, rank: int = MASKED, kept: float = 0.4) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw a matrix of some rank, weights ``[MASKED]`` and a mask, True where kept."""
+    eigenvalues = torch.cat([torch.zeros(MASKED - rank), torch.logspace(-3, 1, rank)])
+    mask = torch.rand(MASKED, generator=torch.Generator().manual_seed(seed)) < kept
+    return with_spectrum(eigenvalues, seed), random(MASKED, seed=seed + 1), mask
 
 
 def seeded(build: Callable[[], nn.Module], seed: int = 0) -> nn.Module:

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from helpers import Dense, random, with_spectrum
+from helpers import MASKED, Dense, masked_problem, random, schur_complement, with_spectrum
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -15,35 +15,14 @@ from estimators.vectors import flatten
 from pruning_limits import MagnitudeProfile
 from pruning_limits.retuned import preconditioner, retune, retuned_weights
 
-D = 40
-
-
-def schur(
-    matrix: Tensor, weights: Tensor, kept: Tensor, gradient: Tensor | None = None, damping: float = 0.0
-) -> tuple[float, Tensor]:
-    """Minimum of the damped model over the kept coordinates and the minimiser, by a pseudo-inverse."""
-    d = torch.where(kept, 0.0, weights)
-    g = torch.zeros_like(d) if gradient is None else gradient
-    block = matrix[kept][:, kept] + damping * torch.eye(int(kept.sum()), dtype=torch.float64)
-    x = -d.clone()
-    b = torch.linalg.pinv(block, hermitian=True, rtol=1e-11) @ (matrix @ d - g)[kept]
-    x[kept] += b
-    return float(g @ x + 0.5 * x @ matrix @ x), b
-
-
-def problem(seed: int, rank: int = D, kept: float = 0.4) -> tuple[Tensor, Tensor, Tensor]:
-    eigenvalues = torch.cat([torch.zeros(D - rank), torch.logspace(-3, 1, rank)])
-    mask = torch.rand(D, generator=torch.Generator().manual_seed(seed)) < kept
-    return with_spectrum(eigenvalues, seed), random(D, seed=seed + 1), mask
-
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(0, 1000), st.sampled_from([5, 20, D]), st.floats(0.0, 1.0), st.booleans())
+@given(st.integers(0, 1000), st.sampled_from([5, 20, MASKED]), st.floats(0.0, 1.0), st.booleans())
 def test_the_minimum_is_the_schur_complement(seed: int, rank: int, kept: float, scaled: bool) -> None:
-    matrix, weights, mask = problem(seed, rank, kept)
+    matrix, weights, mask = masked_problem(seed, rank, kept)
     diagonal = preconditioner(Dense(matrix), 4, seed) if scaled else None
     found = retune(Dense(matrix), weights, mask, diagonal=diagonal, tolerance=1e-9)
-    minimum, _ = schur(matrix, weights, mask)
+    minimum, _ = schur_complement(matrix, weights, mask)
     assert found.status == "converged"
     assert found.rise == pytest.approx(minimum, abs=1e-8 * found.before + 1e-12)
     assert found.rise <= found.before * (1 + 1e-12)
@@ -53,10 +32,10 @@ def test_the_minimum_is_the_schur_complement(seed: int, rank: int, kept: float, 
 
 @pytest.mark.parametrize("damping", [0.0, 1e-2])
 def test_a_gradient_in_the_range_moves_the_minimum(damping: float) -> None:
-    matrix, weights, mask = problem(3, rank=25)
-    gradient = matrix @ random(D, seed=8)
+    matrix, weights, mask = masked_problem(3, rank=25)
+    gradient = matrix @ random(MASKED, seed=8)
     found = retune(Dense(matrix), weights, mask, gradient, damping=damping, tolerance=1e-9)
-    minimum, change = schur(matrix, weights, mask, gradient, damping)
+    minimum, change = schur_complement(matrix, weights, mask, gradient, damping)
     assert found.rise == pytest.approx(minimum, abs=1e-6)
     assert minimum < 0
     assert found.ground == -math.inf
@@ -65,8 +44,8 @@ def test_a_gradient_in_the_range_moves_the_minimum(damping: float) -> None:
 
 
 def test_all_kept_costs_nothing_and_none_kept_costs_everything() -> None:
-    matrix, weights, _ = problem(1)
-    everything, nothing = (torch.full((D,), one) for one in (True, False))
+    matrix, weights, _ = masked_problem(1)
+    everything, nothing = (torch.full((MASKED,), one) for one in (True, False))
     assert retune(Dense(matrix), weights, everything).rise == 0.0
     pruned = retune(Dense(matrix), weights, nothing)
     assert (pruned.rise, pruned.steps, pruned.status) == (pruned.before, 0, "converged")
@@ -77,30 +56,30 @@ def test_all_kept_costs_nothing_and_none_kept_costs_everything() -> None:
 def test_the_bracket_holds_after_any_number_of_steps(
     seed: int, steps: int, damping: float, scaled: bool, moved: bool
 ) -> None:
-    matrix, weights, mask = problem(seed)
-    matrix = matrix + 0.05 * torch.eye(D, dtype=torch.float64)
-    gradient = random(D, seed=seed + 2) if moved else None
+    matrix, weights, mask = masked_problem(seed)
+    matrix = matrix + 0.05 * torch.eye(MASKED, dtype=torch.float64)
+    gradient = random(MASKED, seed=seed + 2) if moved else None
     diagonal = preconditioner(Dense(matrix), 4, seed) if scaled else None
     found = retune(
         Dense(matrix), weights, mask, gradient, damping, floor=0.05, diagonal=diagonal, tolerance=0.0, steps=steps
     )
-    minimum, _ = schur(matrix, weights, mask, gradient)
-    damped, change = schur(matrix, weights, mask, gradient, damping)
+    minimum, _ = schur_complement(matrix, weights, mask, gradient)
+    damped, change = schur_complement(matrix, weights, mask, gradient, damping)
     least = damped + 0.5 * damping * float(change @ change)
     missing = found.rise + 0.5 * damping * float(found.change @ found.change) - least
     slack = 1e-12 * abs(found.before)
     assert -slack <= missing <= found.error * (1 + 1e-9) + slack
     assert found.lower() <= minimum + slack
-    reach = float(schur(matrix, weights, mask, gradient)[1].norm())
+    reach = float(schur_complement(matrix, weights, mask, gradient)[1].norm())
     assert found.lower(reach) <= minimum + slack <= found.rise + 2 * slack
     if not damping:
         assert found.lower() == pytest.approx(max(found.ground, found.rise - found.error))
 
 
 def test_the_bracket_closes_and_the_estimate_from_below_stays_below() -> None:
-    matrix, weights, mask = problem(5)
-    matrix = matrix + 0.05 * torch.eye(D, dtype=torch.float64)
-    minimum, _ = schur(matrix, weights, mask)
+    matrix, weights, mask = masked_problem(5)
+    matrix = matrix + 0.05 * torch.eye(MASKED, dtype=torch.float64)
+    minimum, _ = schur_complement(matrix, weights, mask)
     runs = [retune(Dense(matrix), weights, mask, floor=0.05, tolerance=0.0, steps=k) for k in range(4, 15)]
     for earlier, later in zip(runs, runs[4:], strict=False):
         assert later.recent == pytest.approx(earlier.rise - later.rise)
@@ -109,9 +88,9 @@ def test_the_bracket_closes_and_the_estimate_from_below_stays_below() -> None:
 
 
 def test_without_a_floor_a_reach_bounds_the_minimum() -> None:
-    matrix, weights, mask = problem(4, rank=15)
-    gradient = matrix @ random(D, seed=9)
-    minimum, change = schur(matrix, weights, mask, gradient)
+    matrix, weights, mask = masked_problem(4, rank=15)
+    gradient = matrix @ random(MASKED, seed=9)
+    minimum, change = schur_complement(matrix, weights, mask, gradient)
     found = retune(Dense(matrix), weights, mask, gradient, tolerance=1e-6)
     assert found.error == math.inf
     assert found.lower() == -math.inf
@@ -119,8 +98,8 @@ def test_without_a_floor_a_reach_bounds_the_minimum() -> None:
 
 
 def test_a_target_ends_the_search_as_soon_as_the_side_is_known() -> None:
-    matrix, weights, mask = problem(6)
-    matrix = matrix + 0.05 * torch.eye(D, dtype=torch.float64)
+    matrix, weights, mask = masked_problem(6)
+    matrix = matrix + 0.05 * torch.eye(MASKED, dtype=torch.float64)
     whole = retune(Dense(matrix), weights, mask, floor=0.05, tolerance=1e-10)
     above = retune(Dense(matrix), weights, mask, floor=0.05, tolerance=1e-10, target=0.9 * whole.rise)
     below = retune(Dense(matrix), weights, mask, floor=0.05, tolerance=1e-10, target=0.5 * (whole.before + whole.rise))
@@ -146,16 +125,16 @@ def test_descent_without_end_is_reported() -> None:
 
 
 def test_too_few_steps_are_reported() -> None:
-    matrix, weights, mask = problem(2)
+    matrix, weights, mask = masked_problem(2)
     found = retune(Dense(matrix), weights, mask, tolerance=1e-8, steps=3)
     assert found.status.startswith("unresolved: relative residual ")
     assert found.steps == 3
 
 
 def test_the_preconditioner_saves_steps_where_the_diagonal_says_something() -> None:
-    scales = torch.logspace(0, 3, D, dtype=torch.float64)
-    matrix = scales[:, None].sqrt() * with_spectrum(torch.linspace(1, 2, D), 3) * scales.sqrt()
-    _, weights, mask = problem(3)
+    scales = torch.logspace(0, 3, MASKED, dtype=torch.float64)
+    matrix = scales[:, None].sqrt() * with_spectrum(torch.linspace(1, 2, MASKED), 3) * scales.sqrt()
+    _, weights, mask = masked_problem(3)
     plain = retune(Dense(matrix), weights, mask, tolerance=1e-8)
     scaled = retune(Dense(matrix), weights, mask, diagonal=preconditioner(Dense(matrix), 64), tolerance=1e-8)
     assert scaled.rise == pytest.approx(plain.rise, rel=1e-8)
@@ -165,7 +144,7 @@ def test_the_preconditioner_saves_steps_where_the_diagonal_says_something() -> N
 
 
 def test_the_diagonal_is_unbiased_with_an_honest_error() -> None:
-    matrix = with_spectrum(torch.linspace(-1, 3, D), 1)
+    matrix = with_spectrum(torch.linspace(-1, 3, MASKED), 1)
     estimate, error = diagonal(Dense(matrix), probes=400, seed=1)
     assert float(((estimate - matrix.diag()) / error).abs().max()) < 4
     spread = (matrix.square().sum(1) - matrix.diag().square()).sqrt() / 20
@@ -184,7 +163,7 @@ def test_a_small_network_against_its_dense_ggn(tiny: tuple[nn.Module, list[tuple
     kept = flatten(list(profile.masks(0.6).values()))
     gradient = objective.gradient()
     found = retune(operator, profile.vector, kept, gradient, floor=0.1, tolerance=1e-10)
-    minimum, change = schur(matrix, profile.vector, kept, gradient)
+    minimum, change = schur_complement(matrix, profile.vector, kept, gradient)
     assert found.rise == pytest.approx(minimum, rel=1e-8)
     assert found.lower() == pytest.approx(minimum, abs=1e-8)
     torch.testing.assert_close(found.change[kept], change, rtol=1e-6, atol=1e-8)
@@ -227,6 +206,6 @@ def test_the_model_predicts_what_a_forward_pass_measures_near_the_weights(
     ],
 )
 def test_wrong_arguments_are_refused(change: dict[str, object], message: str) -> None:
-    matrix, weights, mask = problem(0)
+    matrix, weights, mask = masked_problem(0)
     with pytest.raises(UserError, match=message):
         retune(Dense(matrix), **({"weights": weights, "kept": mask} | change))
