@@ -28,6 +28,7 @@ NAMES = {
     "negative": "negative eigenvalues",
     "parameters": "prunable parameters",
     "tolerance": "wanted half-width, in sparsity",
+    "max_batches": "batches read at most",
 }
 
 
