@@ -10,6 +10,7 @@ import torch
 from hypothesis import settings
 from torch import nn
 
+from pruning_limits import PruningLimit
 from validation.data import DATA_DIR_VARIABLE, ImageData, load_data
 from validation.models import build_model
 from validation.pruners import Problem
@@ -76,3 +77,15 @@ def data_dir() -> Path:
     if not folder or not (Path(folder) / "mnist.npz").is_file():
         pytest.skip(f"{DATA_DIR_VARIABLE} names no folder with mnist.npz, so there are no real images to test with")
     return Path(folder)
+
+
+@pytest.fixture(params=["measured", "unmeasured", "loaded", "what if"])
+def any_limit(
+    request: pytest.FixtureRequest, limit: PruningLimit, unmeasured: PruningLimit, tmp_path: Path
+) -> PruningLimit:
+    """Each kind of limit in turn, made from a module's own fixtures ``limit`` and ``unmeasured``."""
+    if request.param == "loaded":
+        limit.to_json(tmp_path / "limit.json")
+        return PruningLimit.from_json(tmp_path / "limit.json")
+    changed = limit.what_if(epsilon=0.1, curvature_scale=2.0)
+    return {"measured": limit, "unmeasured": unmeasured, "what if": changed}[request.param]

@@ -9,7 +9,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from estimators import UserError
-from pruning_limits import PruningLimit
 from pruning_limits.plotting import plot_crossing, plot_layers, plot_objective, plot_spectrum
 
 
@@ -21,15 +20,6 @@ def limit():
 @pytest.fixture(scope="module")
 def unmeasured():
     return small_limit(measure=False, curvature="ggn", negative="clip")
-
-
-@pytest.fixture(params=["measured", "unmeasured", "loaded", "what if"])
-def any_limit(request, limit, unmeasured, tmp_path):
-    if request.param == "loaded":
-        limit.to_json(tmp_path / "limit.json")
-        return PruningLimit.from_json(tmp_path / "limit.json")
-    changed = limit.what_if(epsilon=0.1, curvature_scale=2.0)
-    return {"measured": limit, "unmeasured": unmeasured, "what if": changed}[request.param]
 
 
 def test_figures_of_all_limits(any_limit, tmp_path):

@@ -40,15 +40,6 @@ def unmeasured():
     return predicted(measure=False, parameters="*.weight", curvature="ggn", negative="clip")
 
 
-@pytest.fixture(params=["measured", "unmeasured", "loaded", "what if"])
-def any_limit(request, limit, unmeasured, tmp_path):
-    if request.param == "loaded":
-        limit.to_json(tmp_path / "limit.json")
-        return PruningLimit.from_json(tmp_path / "limit.json")
-    asked = limit.what_if(epsilon=0.1, curvature_scale=2.0)
-    return {"measured": limit, "unmeasured": unmeasured, "what if": asked}[request.param]
-
-
 def with_bounds(limit, lower, upper, numerical=0.0):
     ggn = dataclasses.replace(limit.ggn, step_error=numerical / 2, sample_error=numerical / 2)
     directions = dataclasses.replace(limit.directions, step_error=0.0)
