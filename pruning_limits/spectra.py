@@ -130,7 +130,7 @@ class Spectra:
     def _in_subspace(self, samples: int) -> Objective | None:
         """Return the losses on a sub-sample as a function of the input weights.
 
-        None where weights are removed or there are few of the others.
+        None where weights are removed, and where the input weights are hardly fewer than all.
         """
         part = self.subset(samples)
         if part.samples not in self._inside:
