@@ -19,6 +19,7 @@ from pruning_limits import MagnitudeProfile
 from pruning_limits.losses import all_losses
 from pruning_limits.plotting import BLUE, GREY, ORANGE, new_figure, save
 from pruning_limits.result import isotropic
+from pruning_limits.settings import Settings
 from pruning_limits.spectra import Spectra
 from validation.data import load_data
 from validation.suite import load_suite
@@ -70,9 +71,8 @@ def rows_of(study: Study, runs: Path) -> list[Row]:
     for samples, draws in (study.draws | {objective.samples: 1}).items():
         steps = study.steps if samples < objective.samples else study.whole
         for seed in range(draws):
-            asked = {"samples": samples, "steps": steps, "probes": study.probes, "tolerance": 0.005}
-            asked |= {"seed": seed, "curvature": "hessian", "negative": "abs"}
-            spectra = Spectra(losses, curve, allowed, asked, False, None)
+            settings = Settings(epsilon=allowed, samples=samples, steps=steps, probes=study.probes, seed=seed)
+            spectra = Spectra(losses, curve, allowed, settings, False, None)
             row: Row = {"model": network.model, "dataset": network.dataset, "samples": samples, "draw": seed}
             row |= {"steps": steps, "probes": study.probes}
             for kind in KINDS:

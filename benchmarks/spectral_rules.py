@@ -36,6 +36,7 @@ from pruning_limits.losses import all_losses
 from pruning_limits.magnitude import MagnitudeProfile
 from pruning_limits.magnitude_curve import MagnitudeCurve
 from pruning_limits.plotting import BLUE, GREEN, GREY, ORANGE, new_figure, save
+from pruning_limits.settings import Settings
 from pruning_limits.spectra import Spectra
 from validation.data import ImageData, load_data
 from validation.storage import load_tensors, run_folder, save_tensors
@@ -207,10 +208,10 @@ def coverage_row(name: str, bed: Bed, seeds: int) -> Row:
     values = torch.from_numpy(bed.eigenvalues)
     model = nn.Linear(len(values), 1, bias=False).double()
     objective = Objective(model, [torch.zeros(1)], lambda model, batch: 0.5 * (values * model.weight[0] ** 2).sum())
-    asked = {"samples": None, "steps": None, "probes": 1, "tolerance": 0.005, "curvature": "hessian", "negative": "abs"}
     losses, halves, hits, steps = all_losses(objective), [], [], []
     for seed in tqdm(range(seeds), desc=name, leave=False, disable=None):
-        spectra = Spectra(losses, bed.curve, bed.epsilon, asked | {"seed": seed}, False, None)
+        settings = Settings(epsilon=bed.epsilon, probes=1, seed=seed)
+        spectra = Spectra(losses, bed.curve, bed.epsilon, settings, False, None)
         found = spectra.estimate("hessian")
         error = isotropic_limit(found.measure, bed.curve, bed.epsilon).standard_error
         halves.append(found.half_width(error))
