@@ -223,27 +223,33 @@ class Objective:
     @shrinking
     @plain_modes()
     @torch.no_grad()
-    def sample_losses(self) -> tuple[Tensor, Tensor]:
-        """Return the data losses at the model's weights, without penalty, in loader order; of all ranks together.
+    def sample_losses(self, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the data losses, without penalty, in loader order; of all ranks together.
+
+        Args:
+            weights: Where, ``[D]``; None means at the model's weights. At given weights, such as pruned ones, losses
+                that are NaN or infinite are returned, and it is not checked again that losses are those of samples.
 
         Returns:
             Losses, float64 ``[m]``, and the number of samples ``[m]`` each of them is the mean of: all ones where
             ``loss_fn`` gives per-sample losses, batch sizes where it gives batch means.
 
         Raises:
-            UserError: A loss is NaN or infinite, or losses of a batch change when it is split.
+            UserError: At the model's weights a loss is NaN or infinite, or losses of a batch change when it is split.
         """
+        at = self.chosen if weights is None else named(weights, self.chosen)
+        given = [] if weights is None else list(at.values())
         losses, sizes = [], []
-        with self.one_pass():
+        with self.one_pass(*given), without_zero_units(given):
             for number, (batch, size) in enumerate(self.batches()):
-                loss = self.losses(self.chosen, batch).double().cpu()
-                if number < CUT_BATCHES and loss.isfinite().all():
+                loss = self.losses(at, batch).double().cpu()
+                if weights is None and number < CUT_BATCHES and loss.isfinite().all():
                     self._check_mean(batch, size, loss)
                 losses.append(loss.reshape(-1))
                 sizes.append(torch.full((loss.numel(),), size if loss.dim() == 0 else 1, device="cpu"))
         result = self.data.in_loader_order(losses)
         bad = int((~result.isfinite()).sum())
-        if bad:
+        if bad and weights is None:
             raise UserError(f"loss_fn: {bad} of {len(result)} losses are NaN or infinite; check the model and the data")
         return result, self.data.in_loader_order(sizes)
 

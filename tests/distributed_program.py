@@ -37,6 +37,7 @@ def measured(objective: Objective) -> dict[str, Any]:
         "value elsewhere": objective.value(objective.vector() + 0.1 * vectors[:, 0]),
         "losses": losses,
         "sizes": sizes,
+        "losses elsewhere": objective.sample_losses(objective.vector() + 0.1 * vectors[:, 0])[0],
         "losses again": objective.losses_and_gradient()[0],
         "gradient": objective.gradient(),
         "hessian": Hessian(objective) @ vectors,

@@ -196,6 +196,62 @@ def test_one_undefined_loss():
         Objective(seeded(mlp), batches).sample_losses()
 
 
+def elsewhere(objective, sparsity=0.6):
+    """Other weights, most of them zero and units among them, and the model with these weights loaded."""
+    weights = random(objective.dimension, seed=3).to(objective.dtype)
+    weights[torch.rand(len(weights), generator=torch.Generator().manual_seed(0)) < sparsity] = 0
+    weights[: objective.dimension // 2] = 0
+    model = copy.deepcopy(objective.model)
+    parameters, start = dict(model.named_parameters()), 0
+    with torch.no_grad():
+        for name, weight in objective.chosen.items():
+            parameters[name].copy_(weights[start : start + weight.numel()].view_as(weight))
+            start += weight.numel()
+    return weights, model
+
+
+@dtypes
+@pytest.mark.parametrize("name", ["ragged", "scalar mean", "dict", "batch norm", "tied"])
+def test_sample_losses_at_other_weights(name, dtype):
+    objective = make(name, dtype, penalty=L2(0.3))
+    weights, model = elsewhere(objective)
+    before = objective.sample_losses()[0]
+    loaded = Objective(model, objective.loader, CASES[name].loss_fn, **CASES[name].options)
+    losses, sizes = objective.sample_losses(weights)
+    expected, expected_sizes = loaded.sample_losses()
+    assert_close(losses, expected, dtype)
+    assert torch.equal(sizes, expected_sizes)
+    assert losses.dtype == torch.float64
+    assert float((losses - before).abs().max()) > 1e-3
+    assert torch.equal(objective.sample_losses()[0], before)
+    mean = (losses * sizes).sum() / sizes.sum()
+    assert_close(mean + objective.penalty_value(loaded.chosen), objective.value(weights))
+
+
+def test_sample_losses_of_a_sub_sample_at_other_weights():
+    objective = make("ragged")
+    weights, model = elsewhere(objective)
+    whole = Objective(model, objective.loader).sample_losses()[0]
+    part = objective.subset(4, seed=2)
+    losses, sizes = part.sample_losses(weights)
+    assert_close(losses, whole[part.picked])
+    assert sizes.tolist() == [1] * 4
+    weighted = objective.subset(4, seed=2, scores=torch.arange(1.0, 10.0))
+    assert_close(weighted.sample_losses(weights)[0], whole[weighted.picked] * weighted.factors)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_undefined_losses_at_other_weights_are_returned(bad):
+    def loss(model, batch):
+        values = model(batch[0]).sum(1)
+        return torch.where((model[0].weight == 0).all(), bad, values)
+
+    objective = Objective(seeded(mlp), CASES["ragged"].loader(), loss)
+    assert objective.sample_losses()[0].isfinite().all()
+    losses, _ = objective.sample_losses(torch.zeros_like(objective.vector()))
+    torch.testing.assert_close(losses, torch.full((9,), bad, dtype=torch.float64), equal_nan=True)
+
+
 # ------------------------------------------------------------------------------------------------- subset
 
 
