@@ -97,18 +97,30 @@ def refuse_loss(loss_fn: Any) -> None:
     Raises:
         UserError: What it is and how a loss function looks.
     """
-    if loss_fn is None:
-        return
-    expected = "loss_fn: expected a function of model and batch"
-    remedy = "give lambda model, batch: criterion(model(batch[0]), batch[1])"
-    innermost = loss_fn.func if isinstance(loss_fn, functools.partial) else loss_fn
+    if loss_fn is not None:
+        refuse_function("loss_fn", loss_fn, "give lambda model, batch: criterion(model(batch[0]), batch[1])")
+
+
+def refuse_function(argument: str, function: Any, remedy: str) -> None:
+    """Refuse what cannot be called with a model and a batch.
+
+    Args:
+        argument: Name of the argument, for messages.
+        function: What the user gave.
+        remedy: What to give instead.
+
+    Raises:
+        UserError: What it is and what to do instead.
+    """
+    expected = f"{argument}: expected a function of model and batch"
+    innermost = function.func if isinstance(function, functools.partial) else function
     name = getattr(innermost, "__name__", type(innermost).__name__)
     if isinstance(innermost, nn.modules.loss._Loss) or getattr(nn.functional, name, None) is innermost:
         raise UserError(f"{expected}, got {name}; {remedy}")
-    if isinstance(loss_fn, type) or not callable(loss_fn):
+    if isinstance(function, type) or not callable(function):
         raise UserError(f"{expected}, got {name}; {remedy}")
     try:
-        signature = inspect.signature(loss_fn)
+        signature = inspect.signature(function)
     except ValueError:  # a function without a signature, such as one written in C
         return
     try:
