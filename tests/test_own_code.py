@@ -382,5 +382,6 @@ def test_accuracy_of_the_first_batches(share):
     assert sampled_accuracy(model, [(right, labels.float())]) is None
     assert sampled_accuracy(model, [{"x": right}]) is None
     assert sampled_accuracy(model, [(right[:, 0], labels)]) is None
+    assert sampled_accuracy(model, []) is None
     with pytest.raises(UserError, match=r"model: failed on batch 0 \(\(8, 4\) float32"):
         sampled_accuracy(nn.Linear(3, 4), [(right, labels)])
