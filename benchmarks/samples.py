@@ -16,11 +16,12 @@ from timing import environment, environment_note, options
 
 from estimators import Objective
 from pruning_limits import MagnitudeProfile
+from pruning_limits.estimates import Estimates
 from pruning_limits.losses import all_losses
 from pruning_limits.plotting import BLUE, GREY, ORANGE, new_figure, save
 from pruning_limits.result import isotropic
 from pruning_limits.settings import Settings
-from pruning_limits.spectra import Spectra
+from pruning_limits.subsamples import Subsamples
 from validation.data import load_data
 from validation.suite import load_suite
 from validation.tables import Column, Row, write_table
@@ -72,11 +73,11 @@ def rows_of(study: Study, runs: Path) -> list[Row]:
         steps = study.steps if samples < objective.samples else study.whole
         for seed in range(draws):
             settings = Settings(epsilon=allowed, samples=samples, steps=steps, probes=study.probes, seed=seed)
-            spectra = Spectra(losses, curve, allowed, settings, False, None)
+            estimates = Estimates(Subsamples(losses, settings), curve, allowed, progress=False)
             row: Row = {"model": network.model, "dataset": network.dataset, "samples": samples, "draw": seed}
             row |= {"steps": steps, "probes": study.probes}
             for kind in KINDS:
-                found = spectra.estimate(kind)
+                found = estimates.estimate(kind)
                 carried = isotropic(found, curve, allowed, "abs")
                 row |= {f"{kind}_raw": found.on_samples(carried), kind: carried, f"{kind}_error": found.sample_error}
             rows.append(row)

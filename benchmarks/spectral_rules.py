@@ -32,12 +32,13 @@ from estimators import (
     steady_gauss,
 )
 from pruning_limits.bounds import isotropic_limit
+from pruning_limits.estimates import Estimates
 from pruning_limits.losses import all_losses
 from pruning_limits.magnitude import MagnitudeProfile
 from pruning_limits.magnitude_curve import MagnitudeCurve
 from pruning_limits.plotting import BLUE, GREEN, GREY, ORANGE, new_figure, save
 from pruning_limits.settings import Settings
-from pruning_limits.spectra import Spectra
+from pruning_limits.subsamples import Subsamples
 from validation.data import ImageData, load_data
 from validation.storage import load_tensors, run_folder, save_tensors
 from validation.tables import Column, Row, write_table
@@ -211,8 +212,8 @@ def coverage_row(name: str, bed: Bed, seeds: int) -> Row:
     losses, halves, hits, steps = all_losses(objective), [], [], []
     for seed in tqdm(range(seeds), desc=name, leave=False, disable=None):
         settings = Settings(epsilon=bed.epsilon, probes=1, seed=seed)
-        spectra = Spectra(losses, bed.curve, bed.epsilon, settings, False, None)
-        found = spectra.estimate("hessian")
+        estimates = Estimates(Subsamples(losses, settings), bed.curve, bed.epsilon, progress=False)
+        found = estimates.estimate("hessian")
         error = isotropic_limit(found.measure, bed.curve, bed.epsilon).standard_error
         halves.append(found.half_width(error))
         hits.append(abs(found.limit(bed.limit) - bed.truth) <= halves[-1])

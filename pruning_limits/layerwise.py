@@ -23,9 +23,9 @@ from estimators import (
 from pruning_limits.bounds import Negative, isotropic_limit, measured_limit
 from pruning_limits.magnitude import MagnitudeProfile
 from pruning_limits.parts import Estimate
+from pruning_limits.recurrences import estimate_of
 from pruning_limits.result import isotropic
 from pruning_limits.silence import refuse_silence
-from pruning_limits.spectra import estimate_of
 
 Kind = Literal["hessian", "ggn"]
 CURVATURES: dict[str, type[Hessian] | type[GGN]] = {"hessian": Hessian, "ggn": GGN}
@@ -139,5 +139,5 @@ def _estimate(block: Hessian | GGN, steps: int, probes: int, seed: int) -> Estim
     run = Lanczos(block, starts, images=images)
     run.advance(steps)
     penalty = block.objective.penalty
-    kind = "hessian" if isinstance(block, Hessian) else "ggn"
+    kind: Kind = "hessian" if isinstance(block, Hessian) else "ggn"
     return estimate_of(kind, run.tridiagonals(vectors=False), dimension, samples, penalty.curvature if penalty else 0.0)

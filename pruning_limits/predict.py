@@ -27,13 +27,17 @@ from estimators.substitution import intact
 from estimators.trace import traces_of_blocks
 from estimators.user_code import plain_modes
 from pruning_limits.bounds import Measured, Negative, QuadraticRise, isotropic_limit, measured_limit, quadratic_limit
+from pruning_limits.estimates import Estimates
 from pruning_limits.losses import all_losses, drawn_losses
 from pruning_limits.magnitude import MagnitudeProfile
 from pruning_limits.notes import note_doubles, note_untrue
 from pruning_limits.parts import Cost, Estimate, Layer, Sharpness
+from pruning_limits.recurrences import Progress
+from pruning_limits.removed_directions import removed_directions
 from pruning_limits.result import PruningLimit, isotropic, retuned, upper_bound
 from pruning_limits.settings import Settings
-from pruning_limits.spectra import DIAGNOSTIC_SAMPLES, FEWEST_AT_MOST, POOL_SAMPLES, Curvature, Progress, Spectra
+from pruning_limits.stopping import STOPPING
+from pruning_limits.subsamples import Curvature, Subsamples
 
 NOTED_SHARE = 0.1
 LOGGER = logging.getLogger("pruning_limits")
@@ -168,28 +172,30 @@ def predict_limit(
         allowed = losses.epsilon() if asked.epsilon == "batch-std" else asked.epsilon
         settings = replace(asked, parameters=objective.names)
         LOGGER.info("%s weights, objective %.6g, epsilon %.4g", f"{profile.dimension:,}", dense, allowed)
-        spectra = Spectra(losses, profile.curve(), allowed, settings, progress, checkpoint, kept)
-        part = objective if first is not None else spectra.subset(POOL_SAMPLES)
+        subsamples = Subsamples(losses, settings, kept)
+        estimates = Estimates(subsamples, profile.curve(), allowed, progress, checkpoint)
+        part = objective if first is not None else subsamples.subset(STOPPING.pool_samples)
         again, gradient = first or part.losses_and_gradient()
         _check_repeatable(*_comparable(objective, part, losses.values, again))
         if kept is not None:
             gradient *= kept
-        hessian = spectra.estimate(curvature)
-        flat = spectra.silence(curvature, hessian.samples)
+        hessian = estimates.estimate(curvature)
+        flat = subsamples.silence(curvature, hessian.samples)
         if flat and curvature == "ggn":
             raise UserError(f"curvature: {flat}; take curvature='hessian'")
-        ggn, unknown = (hessian, "") if curvature == "ggn" else spectra.retuning()
-        error = isotropic_limit(hessian.measure, spectra.curve, allowed, negative).standard_error
-        sparsity = isotropic(hessian, spectra.curve, allowed, negative)
+        ggn, unknown = (hessian, "") if curvature == "ggn" else estimates.retuning()
+        error = isotropic_limit(hessian.measure, estimates.curve, allowed, negative).standard_error
+        sparsity = isotropic(hessian, estimates.curve, allowed, negative)
         directions = retrained = directional = None
         if ggn is not None:
-            directions = spectra.directions(ggn, profile, None if isinstance(counted, L1) else gradient)
-            retrained, directional = retuned(ggn, directions, spectra.curve, allowed)
-        few = min(hessian.samples, DIAGNOSTIC_SAMPLES)
-        operator = spectra.operator(curvature, few if measure else hessian.samples, narrow=True)
+            directions = removed_directions(estimates, ggn, profile, None if isinstance(counted, L1) else gradient)
+            retrained, directional = retuned(ggn, directions, estimates.curve, allowed)
+        few = min(hessian.samples, STOPPING.diagnostic_samples)
+        operator = subsamples.operator(curvature, few if measure else hessian.samples, narrow=True)
         model_rise = QuadraticRise(operator, gradient, profile)
         if measure:
-            measured = measured_limit(objective, profile, allowed, sparsity, dense, spectra.subset(POOL_SAMPLES))
+            pool = subsamples.subset(STOPPING.pool_samples)
+            measured = measured_limit(objective, profile, allowed, sparsity, dense, pool)
             lower = achieved = max(measured.sparsity, profile.zeros / profile.dimension)
         else:
             lower = quadratic_limit(model_rise, allowed, sparsity)
@@ -206,7 +212,7 @@ def predict_limit(
         if lower > (bound := upper_bound(directional, 0.0, profile.dimension)):
             how = "measured" if measure else "by the quadratic model"
             notes += (f"one-shot pruning reaches {lower:.2%} ({how}), beyond the upper bound {bound:.2%} of the model",)
-        table, trace_error = _layers(spectra.operator(curvature, few, narrow=True), profile, sparsity, seed)
+        table, trace_error = _layers(subsamples.operator(curvature, few, narrow=True), profile, sparsity, seed)
         for note in notes:
             LOGGER.warning(note)
     half = hessian.half_width(error)
@@ -235,8 +241,8 @@ def predict_limit(
             trace_error=trace_error,
         ),
         cost=Cost(
-            products=spectra.products(),
-            samples=spectra.samples_seen(),
+            products=subsamples.products,
+            samples=subsamples.samples_seen,
             forward_samples=part.samples + objective.samples + measured.samples,
             seconds=max(seconds for seconds, _ in spent),
             peak_memory=max(memory for _, memory in spent),
@@ -244,7 +250,7 @@ def predict_limit(
         settings=settings,
         hessian=hessian,
         ggn=ggn,
-        curve=spectra.curve,
+        curve=estimates.curve,
         directions=directions,
         rises=measured.points,
         already_removed=profile.zeros / profile.dimension,
@@ -263,7 +269,7 @@ def _status(estimate: Estimate, standard_error: float, tolerance: float, total: 
     samples = min(total, math.ceil(estimate.samples * (estimate.sample_error / share) ** 2))
     probes = math.ceil(estimate.measure.probes * (2 * standard_error / share) ** 2)
     bulk = f"{estimate.steps} steps do not resolve the bulk of the spectrum; "
-    if asked is None and estimate.steps < FEWEST_AT_MOST:
+    if asked is None and estimate.steps < STOPPING.fewest_at_most:
         bulk += f"more would hardly help: accept tolerance={math.ceil(1000 * half) / 1000}, or take curvature='ggn'"
     else:
         bulk += f"try steps={2 * estimate.steps}"

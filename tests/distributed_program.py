@@ -18,7 +18,8 @@ from torch import nn
 
 from estimators import GGN, L1, L2, Hessian, Objective, Shard, UserError, distributed
 from estimators.derivatives import untrue_derivatives
-from pruning_limits import losses, predict_limit, spectra
+from pruning_limits import losses, predict_limit
+from pruning_limits.stopping import STOPPING
 
 NAMES = ("ragged", "scalar mean", "dict", "batch norm")
 FIVE = classification(4, sizes=(5, 3, 1, 4, 2))()
@@ -77,7 +78,7 @@ def limits() -> dict[str, str]:
     own = many if distributed.world() == 1 else many[middle:] if distributed.rank() else many[:middle]
     with mock.patch.object(losses, "DRAWN_SAMPLES", 2100):
         drawn = predict_limit(model, Shard(own), **LIMIT, measure=False)
-    assert drawn.cost.forward_samples == 2100 + spectra.POOL_SAMPLES
+    assert drawn.cost.forward_samples == 2100 + STOPPING.pool_samples
     return {
         "drawn": drawn.to_json(),
         "shards": predict_limit(model, Shard(own), **LIMIT).to_json(),

@@ -12,7 +12,7 @@ from helpers import random, same, seeded, shrinking
 from torch import nn
 
 from estimators import GGN, L1, L2, Hessian, Objective, SpectralMeasure, UserError
-from pruning_limits import MagnitudeProfile, predict_limit, spectra
+from pruning_limits import MagnitudeProfile, predict_limit
 from pruning_limits.bounds import QuadraticRise, isotropic_limit, quadratic_limit
 
 QUICK = {"steps": 8, "probes": 2, "measure": False, "epsilon": 0.02}
@@ -485,12 +485,6 @@ def test_probes_do_not_follow_where_steps_are_the_larger_error(wide):
     _, error = limit.hessian.measure.integrate(lambda x: 1 / (1 + abs(x)))
     assert limit.hessian.measure.probes == 1
     assert 0 < 2 * error < limit.hessian.step_error
-
-
-def test_a_spectrum_of_many_steps_takes_few_probes(wide, monkeypatch):
-    monkeypatch.setattr(spectra, "MOST_PRODUCTS", 350)
-    limit = predict_limit(*wide, epsilon=0.02, steps=100, measure=False, tolerance=1e-4)
-    assert limit.hessian.measure.probes == 3
 
 
 # ------------------------------------------------------------------------------------ progress, checkpoint

@@ -1,17 +1,20 @@
-"""The stated interval of the Hessian's limit contains the truth, on spectra known beforehand."""
+"""Estimates of one prediction: intervals that hold on known spectra, samples and probes that follow."""
 
 import numpy as np
 import pytest
 import torch
-from helpers import CASES, Dense, assert_close, random, reference
+from helpers import CASES, assert_close, reference
+from test_predict import wide_problem
 from torch import nn
 
-from estimators import Lanczos, Objective, SpectralMeasure
+from estimators import Objective, SpectralMeasure
 from pruning_limits.bounds import isotropic_limit
+from pruning_limits.estimates import Estimates
 from pruning_limits.losses import all_losses
 from pruning_limits.magnitude import MagnitudeProfile
 from pruning_limits.settings import Settings
-from pruning_limits.spectra import Spectra, estimate_of
+from pruning_limits.stopping import STOPPING, Stopping
+from pruning_limits.subsamples import Subsamples
 
 D, EPSILON = 800, 0.01
 generator = np.random.default_rng(1)
@@ -37,8 +40,7 @@ def estimate(eigenvalues, seed, **settings):
     objective = Objective(model, [torch.zeros(1)], lambda model, batch: 0.5 * (values * model.weight[0] ** 2).sum())
     curve = MagnitudeProfile({"weights": WEIGHTS}).curve()
     asked = Settings(seed=seed, **{"probes": 1} | settings)
-    spectra = Spectra(all_losses(objective), curve, EPSILON, asked, False, None)
-    found = spectra.estimate("hessian")
+    found = Estimates(Subsamples(all_losses(objective), asked), curve, EPSILON, progress=False).estimate("hessian")
 
     def solve(measure):
         return isotropic_limit(measure, curve, EPSILON).sparsity
@@ -86,17 +88,17 @@ def test_clipped_negative_eigenvalues_have_no_bracket():
     assert 0 < found.step_error < half
 
 
-def small_spectra(mask=None, **options):
+def small_estimates(mask=None, stopping=STOPPING, **options):
+    """Estimates of a network of 35 weights and 9 samples."""
     case = CASES["ragged"]
     objective = Objective(case.model(), case.loader(), case.loss_fn)
-    settings = Settings(**{"probes": 1} | options)
-    curve = MagnitudeProfile(objective.chosen).curve()
-    return Spectra(all_losses(objective), curve, EPSILON, settings, False, None, mask)
+    subsamples = Subsamples(all_losses(objective), Settings(**{"probes": 1} | options), mask, stopping)
+    return Estimates(subsamples, MagnitudeProfile(objective.chosen).curve(), EPSILON, progress=False)
 
 
 @pytest.mark.parametrize("kind", ["hessian", "ggn"])
 def test_a_small_matrix_is_diagonalised(kind):
-    found = small_spectra().estimate(kind)
+    found = small_estimates().estimate(kind)
     eigenvalues = torch.linalg.eigvalsh(reference("ragged", torch.float64)[kind == "ggn"])
     assert_close(found.measure.nodes, eigenvalues)
     assert (found.step_error, found.sample_error, found.samples, found.growth) == (0.0, 0.0, 9, 1.0)
@@ -104,41 +106,53 @@ def test_a_small_matrix_is_diagonalised(kind):
 
 def test_removed_weights_have_no_curvature():
     mask = torch.arange(35) % 3 > 0
-    spectra = small_spectra(mask)
     hessian = reference("ragged", torch.float64)[0]
     masked = torch.where(mask[:, None] & mask, hessian, 0.0)
-    assert_close(spectra.operator("hessian", 9).matmat(torch.eye(35).double()), masked)
-    assert_close(spectra.estimate("hessian").measure.nodes, torch.linalg.eigvalsh(masked))
+    assert_close(small_estimates(mask).estimate("hessian").measure.nodes, torch.linalg.eigvalsh(masked))
 
 
-def test_sub_samples_operators_and_products_are_shared_and_counted():
-    spectra = small_spectra()
-    assert spectra.subset(5) is spectra.subset(5)
-    assert spectra.subset(100) is spectra.subset(9)
-    operator = spectra.operator("ggn", 5)
-    assert operator is spectra.operator("ggn", 5)
-    assert operator.forwards is spectra.operator("hessian", 5).forwards
-    operator.matmat(random(35, 3))
-    spectra.operator("hessian", 9).matmat(random(35, 2))
-    assert spectra.products() == 5
-    assert spectra.samples_seen() == 3 * 5 + 2 * 9
+@pytest.mark.parametrize(("changes", "expected"), [({}, 9), ({"most_samples": 4}, 4), ({"most_samples": 5}, 8)])
+def test_the_sub_sample_is_doubled_while_its_error_counts(changes, expected):
+    estimates = small_estimates(stopping=Stopping(least_samples=2, **changes), tolerance=1e-9)
+    for kind in ("hessian", "ggn"):
+        found = estimates.estimate(kind)
+        assert found.samples == expected
+        assert (found.sample_error > 0) == (expected < 9)
 
 
-def test_the_basis_is_given_up_where_it_does_not_fit():
-    spectra = small_spectra()
-    assert spectra._basis(10, 1) == "full"
-    assert spectra._basis(1 << 40, 1) == "none"  # more than any machine holds
-    assert spectra._basis(10, 1 << 40) == "none"
+def test_a_sub_sample_within_the_tolerance_is_not_doubled():
+    estimates = small_estimates(stopping=Stopping(least_samples=4), tolerance=2.5)
+    assert estimates.estimate("hessian").samples == 4
 
 
-def test_measures_of_the_ggn_lie_on_both_sides_of_the_limit():
-    eigenvalues = 10.0 / torch.arange(1, 301).double() ** 1.5
-    operator = Dense(eigenvalues)
-    curve = MagnitudeProfile({"weights": random(300)}).curve()
-    truth = isotropic_limit(SpectralMeasure.from_eigenvalues(eigenvalues.numpy()), curve, EPSILON).sparsity
-    run = Lanczos(operator, torch.ones(300, 1).double())  # a start in which every eigenvector has the same share
-    for steps in (4, 4, 8, 16):
-        run.advance(steps)
-        found = estimate_of("ggn", run.tridiagonals(), 300, 1)
-        ends = [isotropic_limit(measure, curve, EPSILON).sparsity for measure in found.measures]
-        assert ends[0] - 1e-9 <= truth <= ends[1] + 1e-9
+def test_samples_that_were_asked_for_are_not_doubled():
+    assert small_estimates(samples=3, tolerance=1e-9).estimate("hessian").samples == 3
+
+
+def test_a_single_sample_tells_nothing_of_all_data():
+    assert small_estimates(samples=1).estimate("hessian").sample_error == 1.0
+
+
+def test_a_spectrum_of_many_steps_takes_few_probes():
+    model, x, y = wide_problem()
+    objective = Objective(model, [(x, y)])
+    curve = MagnitudeProfile(objective.chosen).curve()
+    for most, expected in ((350, 3), (STOPPING.most_products, 8)):
+        subsamples = Subsamples(
+            all_losses(objective), Settings(steps=100, tolerance=1e-4), stopping=Stopping(most_products=most)
+        )
+        found = Estimates(subsamples, curve, 0.02, progress=False).estimate("hessian")
+        assert found.measure.probes == expected
+        assert subsamples.products == 100 * expected
+
+
+def test_a_loss_that_is_linear_in_the_outputs_has_no_estimate_of_the_ggn():
+    case = CASES["ragged"]
+    data = [(x, nn.functional.one_hot(y, 3).double()) for x, y in case.loader()]
+    objective = Objective(case.model(), data, lambda model, batch: (model(batch[0]) - batch[1]).abs().mean(1))
+    subsamples = Subsamples(all_losses(objective), Settings())
+    estimates = Estimates(subsamples, MagnitudeProfile(objective.chosen).curve(), EPSILON, progress=False)
+    estimate, reason = estimates.retuning()
+    assert estimate is None
+    assert reason.startswith("the GGN is zero")
+    assert small_estimates().retuning()[1] == ""

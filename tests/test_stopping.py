@@ -1,0 +1,147 @@
+"""When enough is taken: every rule at its edges, and the origin of every number."""
+
+import dataclasses
+import re
+
+import pytest
+from helpers import ROOT, python
+
+from pruning_limits.stopping import STOPPING, Errors, Part, Stopping
+
+WANTED = Errors(steps=0.01, samples=0.02)
+
+
+# -------------------------------------------------------------------------------------------------- the numbers
+
+
+def described():
+    """The text of every attribute by its name."""
+    _, _, listed = Stopping.__doc__.partition("Attributes:\n")
+    listed, *_ = listed.partition("\n\n")
+    entries = re.findall(r"^ {8}(\w+): (.*(?:\n {12}.*)*)", listed, re.MULTILINE)
+    return {name: re.sub(r"\s+", " ", text) for name, text in entries}
+
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Stopping)])
+def test_the_origin_of_every_number_is_told(name):
+    text = described()[name]
+    assert "choice" in text or re.search(r"``[\w/-]+\.md``", text), text
+    for page in re.findall(r"``([\w/-]+\.md)``", text):
+        assert (ROOT / "docs" / page).is_file()
+
+
+def test_nothing_else_is_described():
+    assert list(described()) == [field.name for field in dataclasses.fields(Stopping)]
+
+
+def test_it_is_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        STOPPING.dense = 1
+
+
+def test_the_rules_do_without_torch():
+    code = "import sys; import pruning_limits.stopping; assert 'torch' not in sys.modules"
+    assert python("-c", code).returncode == 0
+
+
+# ------------------------------------------------------------------------------------------- errors and samples
+
+
+def test_the_answer_takes_parts_of_the_tolerance_and_the_other_spectrum_more():
+    assert STOPPING.wanted(0.004, answers=True) == Errors(0.001, 0.002)
+    assert STOPPING.wanted(0.004, answers=False) == Errors(0.008, 0.004)
+    assert Stopping(answer=Errors(0.5, 0.125)).wanted(0.004, answers=True) == Errors(0.002, 0.0005)
+
+
+def test_the_hessian_is_compared_with_fewer_samples_and_more_steps_than_the_ggn():
+    assert (STOPPING.part("hessian"), STOPPING.part("ggn")) == (Part(16, 2), Part(8, 1))
+
+
+@pytest.mark.parametrize(
+    ("samples", "sample_error", "step_error", "expected"),
+    [
+        (1024, 0.02, 0.0, True),
+        (1024, 0.021, 0.0, False),
+        (1024, 0.05, 0.05, True),
+        (16383, 0.05, 0.04, False),
+        (16384, 0.05, 0.04, True),
+    ],
+)
+def test_samples_are_enough_where_their_error_does_not_count_or_there_are_many(
+    samples, sample_error, step_error, expected
+):
+    assert STOPPING.enough_samples(samples, sample_error, step_error, WANTED) is expected
+
+
+# ---------------------------------------------------------------------------------------------------------- steps
+
+
+@pytest.mark.parametrize(("dimension", "steps", "expected"), [(512, 0, True), (513, 0, False), (513, 513, True)])
+def test_small_matrices_and_those_of_many_steps_are_built(dimension, steps, expected):
+    assert STOPPING.exact(dimension, steps) is expected
+
+
+@pytest.mark.parametrize(
+    ("dimension", "steps", "dear"), [(600, 512, False), (10_000, 200, False), (20_833, 96, True), (10**9, 96, True)]
+)
+def test_small_models_may_take_more_steps(dimension, steps, dear):
+    assert STOPPING.most_steps(dimension) == steps
+    assert STOPPING.dear(dimension) is dear
+
+
+def test_the_other_spectrum_is_read_after_half_of_the_steps():
+    assert (STOPPING.least(answers=True), STOPPING.least(answers=False)) == (16, 8)
+
+
+@pytest.mark.parametrize(("steps", "expected"), [(0, 4), (39, 4), (40, 5), (47, 5), (48, 6), (400, 50)])
+def test_the_pace_grows_with_the_steps(steps, expected):
+    assert STOPPING.pace(steps) == expected
+
+
+@pytest.mark.parametrize(("steps", "expected"), [(4, []), (8, [4]), (12, [4, 8]), (13, [8, 12]), (24, [8, 12, 16, 20])])
+def test_limits_are_compared_since_a_third_of_the_steps(steps, expected):
+    assert list(STOPPING.earlier(steps)) == expected
+
+
+def test_steps_are_slow_that_leave_more_than_two_thirds_of_the_error():
+    assert STOPPING.slowed(0.7, 1.0)
+    assert not STOPPING.slowed(0.66, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("size", "free", "expected"),
+    [(4 << 30, 8 << 30, True), ((4 << 30) + 1, 1 << 40, False), (100, 200, True), (100, 199, False)],
+)
+def test_a_basis_leaves_half_of_what_is_free(size, free, expected):
+    assert STOPPING.basis_fits(size, free) is expected
+
+
+# ------------------------------------------------------------------------------------------------ probes and knots
+
+
+@pytest.mark.parametrize(
+    ("standard_error", "step_error", "steps", "expected"),
+    [
+        (0.0, 0.0, 16, 0),
+        (0.005, 0.0, 16, 1),
+        (0.0051, 0.0, 16, 2),
+        (0.01, 0.0, 16, 4),
+        (0.01, 0.02, 16, 1),
+        (1.0, 0.0, 16, 8),
+        (1.0, 0.0, 200, 5),
+    ],
+)
+def test_probes_follow_the_square_of_their_error(standard_error, step_error, steps, expected):
+    assert STOPPING.probes(standard_error, step_error, steps, WANTED) == expected
+
+
+def test_the_second_knot_keeps_a_fifth_of_the_weights():
+    assert STOPPING.knots(0.9) == pytest.approx([0.9, 0.98])
+    assert STOPPING.knots(1.0) == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("distances", "expected"), [([1.0, 0.24], True), ([1.0, 0.25], False), ([3.0, 2.0, 1.0, 0.5], True)]
+)
+def test_knots_are_enough_where_one_is_near_or_there_are_many(distances, expected):
+    assert STOPPING.enough_knots(distances) is expected
