@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+COMPUTED = (Tensor, list)
+
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
@@ -28,8 +30,8 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 def modes_and_tensors(model: nn.Module) -> Callable[[], None]:
     """Return a function that puts the modes and the tensors that are plain attributes back as they are now."""
     flags = [(module, module.training) for module in model.modules()]
-    attributes = [(vars(module), key, value) for module, _ in flags for key, value in vars(module).items()]
-    computed = [place for place in attributes if isinstance(place[2], Tensor | list)]
+    stores = [vars(module) for module, _ in flags]
+    computed = [(store, key, value) for store in stores for key, value in store.items() if isinstance(value, COMPUTED)]
 
     def back() -> None:
         for module, flag in flags:
