@@ -22,7 +22,7 @@ def many():
     model, x, y = wide_problem(N)
     with torch.no_grad():
         model[2].weight.mul_(0.3)
-    return model, batched(x, y, 250)
+    return model, batched(x, y, 1000)
 
 
 @pytest.fixture(scope="module")
@@ -125,16 +125,17 @@ def test_a_prediction_without_measurement_passes_no_more_than_a_draw(many, penal
 @pytest.mark.usefixtures("small_draws")
 def test_its_interval_says_so(many, monkeypatch):
     limits = [predict_limit(*many, **OPTIONS, seed=seed) for seed in range(6)]
-    given = [predict_limit(*many, **OPTIONS, seed=seed, epsilon=limit.epsilon) for seed, limit in enumerate(limits)]
+    given = [predict_limit(*many, **OPTIONS, seed=seed, epsilon=limit.epsilon) for seed, limit in enumerate(limits[:2])]
     monkeypatch.setattr(losses, "DRAWN_SAMPLES", N)
     truth = predict_limit(*many, **OPTIONS | {"samples": N, "probes": 8, "steps": 64})
     assert truth.hessian.sample_error == 0
-    for limit, known in zip(limits, given, strict=True):
+    for limit in limits:
         assert limit.interval[0] <= truth.sparsity <= limit.interval[1]
-        assert limit.hessian.sample_error > known.hessian.sample_error > 0  # nothing is unknown about a given epsilon
-        assert limit.sparsity == known.sparsity
         assert limit.epsilon == pytest.approx(truth.epsilon, rel=0.1)
         assert abs(limit.objective - truth.objective) <= 3 * limit.objective_error
+    for limit, known in zip(limits, given, strict=False):
+        assert limit.hessian.sample_error > known.hessian.sample_error > 0  # nothing is unknown about a given epsilon
+        assert limit.sparsity == known.sparsity
 
 
 @pytest.mark.usefixtures("small_draws")
