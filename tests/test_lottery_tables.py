@@ -36,6 +36,7 @@ from validation.training import accuracy
 
 SUITE = """
 [limit]
+samples = 64
 steps = 4
 probes = 1
 [compare]
@@ -86,14 +87,20 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of runs, in which tests that want the same cells find them finished."""
+    return tmp_path_factory.mktemp("runs")
+
+
 def test_the_tables_are_found() -> None:
     assert set(tables()) >= set(MODULES)
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_a_small_table_has_the_schema_and_resumes_to_the_same_bytes(name: str, small: Path, tmp_path: Path) -> None:
+def test_a_small_table_has_the_schema_and_resumes_to_the_same_bytes(name: str, small: Path, runs: Path) -> None:
     suite = load_suite(str(small))
-    folder = run_table(name, suite, None, tmp_path / "runs", command="test")
+    folder = run_table(name, suite, None, runs, command="test")
     written = {kind: (folder / f"{name}.{kind}").read_bytes() for kind in ("json", "csv", "md", "png")}
     found = json.loads(written["json"])
     assert {"title", "rows", "environment"} <= set(found)
@@ -104,7 +111,7 @@ def test_a_small_table_has_the_schema_and_resumes_to_the_same_bytes(name: str, s
     assert set(columns) <= {key for row in found["rows"] for key in row}
     assert written["png"].startswith(b"\x89PNG")
     assert re.search(VERDICT, written["md"].decode(), re.MULTILINE)
-    run_table(name, suite, None, tmp_path / "runs", command="test")
+    run_table(name, suite, None, runs, command="test")
     for kind in ("json", "csv", "md"):
         assert (folder / f"{name}.{kind}").read_bytes() == written[kind]
 
@@ -395,10 +402,10 @@ def test_words_on_tickets_follow_the_rows(
 
 
 def test_tickets_are_those_of_the_pruner_and_controls_keep_as_many_weights(
-    small: Path, tmp_path: Path, digits: ImageData
+    small: Path, runs: Path, digits: ImageData
 ) -> None:
     suite = load_suite(str(small))
-    folder = run_table("lottery-tickets", suite, None, tmp_path / "runs", command="test")
+    folder = run_table("lottery-tickets", suite, None, runs, command="test")
     cell = json.loads((folder / "lottery-tickets.json").read_text())["cells"][0]
     network = suite.networks[0]
     model = build_model(network.model, digits.shape, digits.classes, network.seed)
@@ -433,8 +440,8 @@ def test_words_on_the_landscape_follow_the_rows() -> None:
     assert "beyond that of the dense network at none removed" in line
 
 
-def test_limits_of_kept_weights_are_counted_from_all(small: Path, tmp_path: Path) -> None:
-    folder = run_table("lottery-spectrum", load_suite(str(small)), None, tmp_path / "runs", command="test")
+def test_limits_of_kept_weights_are_counted_from_all(small: Path, runs: Path) -> None:
+    folder = run_table("lottery-spectrum", load_suite(str(small)), None, runs, command="test")
     found = json.loads((folder / "lottery-spectrum.json").read_text())
     dense, pruned = found["rows"]
     assert dense["kept"] == 644
