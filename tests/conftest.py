@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
 import os
 from collections.abc import Iterator
+from multiprocessing.context import BaseContext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +14,7 @@ from hypothesis import settings
 from torch import nn
 
 from pruning_limits import PruningLimit
+from validation import executors
 from validation.data import DATA_DIR_VARIABLE, ImageData, load_data
 from validation.models import build_model
 from validation.pruners import Problem
@@ -32,6 +36,20 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def forking() -> BaseContext:
+    """Processes that start at once, forked off one that has imported everything."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.forked"])
+    return context
+
+
+@pytest.fixture
+def forked_workers(forking: BaseContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let ``run_all`` fork its workers, where what it does with them does not depend on how they start."""
+    monkeypatch.setattr(executors, "multiprocessing", SimpleNamespace(get_context=lambda _: forking))
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -175,7 +174,3 @@ def main(rank: int, folder: Path) -> None:
     result["death"] = dies(rank)
     torch.save(result, folder / f"{rank}.pt")
     os._exit(0)  # the threads of a broken group may still run, and C++ aborts a program that ends before them
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]))

@@ -21,23 +21,25 @@ PREDICT = ("predict", "--model", "fc5-mini", "--dataset", "digits", "--samples",
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def environment(**more):
+def environment():
     path = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
-    return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"} | more
+    return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory):
+def ranks(forking, tmp_path_factory):
     """What the two ranks found; the second one is killed at the end."""
     folder = tmp_path_factory.mktemp("ranks")
-    commands = [[sys.executable, str(HERE / "distributed_program.py"), str(rank), str(folder)] for rank in (0, 1)]
-    processes = [subprocess.Popen(one, env=environment(), stderr=subprocess.PIPE, text=True) for one in commands]
+    processes = [forking.Process(target=program.main, args=(rank, folder)) for rank in (0, 1)]
     try:
-        errors = [process.communicate(timeout=600)[1] for process in processes]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(600)
     finally:
         for process in processes:
             process.kill()
-    assert [process.returncode for process in processes] == [0, 9], "\n".join(errors)
+    assert [process.exitcode for process in processes] == [0, 9]
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
 
 

@@ -48,11 +48,13 @@ def test_every_item_is_called(tmp_path: Path, jobs: int) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1", "2", "3"]
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_the_call_of_a_dead_worker_is_repeated(tmp_path: Path) -> None:
     run_all(partial(die_once, tmp_path), range(4), 2, "process", "test")
     assert {path.name for path in tmp_path.iterdir()} == {"0", "1", "2", "3", "died"}
 
 
+@pytest.mark.usefixtures("forked_workers")
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_items_that_wait_for_another_come_after_it(tmp_path: Path, jobs: int) -> None:
     (tmp_path / "died").touch() if jobs == 1 else None
@@ -61,11 +63,13 @@ def test_items_that_wait_for_another_come_after_it(tmp_path: Path, jobs: int) ->
     assert {path.name for path in tmp_path.iterdir()} == wanted | {"died"}
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_workers_that_always_die_are_given_up() -> None:
     with pytest.raises(UserError, match="jobs: worker processes died 3 times"):
         run_all(die_always, [0], 2, "process", "test")
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_an_error_in_a_worker_comes_back_as_it_was() -> None:
     with pytest.raises(UserError, match="item: 0 is refused"):
         run_all(refuse, [0], 2, "process", "test")

@@ -18,7 +18,7 @@ SHARES += ["limit.*.step_error", "limit.*.sample_error", "limit.*.growth", "limi
 SUMS = ["limit.epsilon", "limit.objective", "limit.layers.norm", "objective.*", "gradient.*", "hessian.*", "ggn.*"]
 # With other kernels the number of steps may change, and all Ritz values that have not converged.
 PER_KERNEL = ["limit.*.nodes", "limit.*.weights", "limit.*.count", "limit.*.steps", "limit.*.products", "limit.rises"]
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "forking")
 
 
 def among(key, patterns):

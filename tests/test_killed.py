@@ -1,7 +1,6 @@
 """A prediction killed at any moment goes on where its checkpoint was and ends in the same bits."""
 
 import json
-import multiprocessing
 import os
 import signal
 import threading
@@ -17,7 +16,7 @@ from tests.helpers import random, seeded
 
 KILLS = 20
 STAGES = 5  # two sub-samples of either curvature, and the directions
-STEPS = 24
+STEPS = 16
 
 
 def problem():
@@ -52,35 +51,27 @@ def die_after(checkpoint, seconds):
     predicted(checkpoint, lambda stage, done, total: done == 0 and threading.Thread(target=strike, daemon=True).start())
 
 
-def killed(context, target, *arguments):
-    process = context.Process(target=target, args=arguments)
+def killed(forking, target, *arguments):
+    process = forking.Process(target=target, args=arguments)
     process.start()
     process.join(60)
     return process.exitcode == -signal.SIGKILL
 
 
-@pytest.fixture(scope="module")
-def context():
-    """Children that start at once, forked off a process that has imported everything and has no threads."""
-    result = multiprocessing.get_context("forkserver")
-    result.set_forkserver_preload(["tests.test_killed"])
-    return result
-
-
 @pytest.mark.usefixtures("one_thread")
-def test_killed_at_20_random_steps_it_resumes_to_the_same_bits(context, tmp_path):
+def test_killed_at_20_random_steps_it_resumes_to_the_same_bits(forking, tmp_path):
     whole, calls = predicted(None), STAGES * STEPS // 4
     for number in np.random.default_rng(0).permutation(calls)[:KILLS]:
         checkpoint = tmp_path / f"{number}.pt"
-        assert killed(context, die_at_call, checkpoint, int(number))
+        assert killed(forking, die_at_call, checkpoint, int(number))
         assert number == 0 or checkpoint.exists()
         assert predicted(checkpoint) == whole
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_killed_again_and_again_it_still_gets_there(context, tmp_path):
+def test_killed_again_and_again_it_still_gets_there(forking, tmp_path):
     checkpoint = tmp_path / "run.pt"
-    strikes = [killed(context, die_after, checkpoint, seconds) for seconds in np.geomspace(0.001, 0.1, KILLS)]
+    strikes = [killed(forking, die_after, checkpoint, seconds) for seconds in np.geomspace(0.001, 0.1, KILLS)]
     assert any(strikes)
     assert predicted(checkpoint) == predicted(None)
     assert [file.name for file in tmp_path.iterdir() if not file.name.startswith(".")] == ["run.pt"]

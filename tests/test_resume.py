@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from validation.experiments.runner import run_table
-from validation.suite import load_suite
+from validation.suite import Suite, load_suite
 
 SUITE = """
 [limit]
@@ -20,17 +20,8 @@ probes = 1
 [[network]]
 model = "fc5-mini"
 dataset = "digits"
-seeds = [0, 1, 2]
+seeds = [0, 1]
 recipe = { epochs = 3, lr = 0.05, l1 = 1e-3 }
-"""
-RUN = """
-import sys
-import torch
-from pathlib import Path
-from validation.experiments.runner import run_table
-from validation.suite import load_suite
-torch.set_num_threads(1)
-run_table(sys.argv[1], load_suite(sys.argv[2]), None, Path(sys.argv[3]), command="test")
 """
 MOMENTS = [
     ("bounds", "network-*/state.pt"),
@@ -40,23 +31,42 @@ MOMENTS = [
 ]
 
 
-@pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize(("table", "pattern"), MOMENTS)
-def test_a_killed_suite_resumes_to_the_same_bytes(tmp_path: Path, table: str, pattern: str) -> None:
-    path = tmp_path / "little.toml"
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory: pytest.TempPathFactory) -> Suite:
+    path = tmp_path_factory.mktemp("suites") / "little.toml"
     path.write_text(SUITE)
-    killed, whole = tmp_path / "killed", tmp_path / "whole"
-    process = subprocess.Popen([sys.executable, "-c", RUN, table, str(path), str(killed)], stderr=subprocess.DEVNULL)
+    return load_suite(str(path))
+
+
+@pytest.fixture(scope="module")
+def whole(suite: Suite, tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Path:
+    """Folder of runs that nothing stopped."""
+    out = tmp_path_factory.mktemp("whole")
+    for table in dict(MOMENTS):
+        run_table(table, suite, None, out, command="test")
+    return out
+
+
+def run(table: str, suite: Suite, out: Path) -> None:
+    torch.set_num_threads(1)
+    run_table(table, suite, None, out, command="test")
+
+
+@pytest.mark.parametrize(("table", "pattern"), MOMENTS)
+def test_a_killed_suite_resumes_to_the_same_bytes(
+    suite: Suite, whole: Path, forking: Any, tmp_path: Path, table: str, pattern: str
+) -> None:
+    process = forking.Process(target=run, args=(table, suite, tmp_path))
+    process.start()
     deadline = time.monotonic() + 120
-    while not list(killed.glob(pattern)) and process.poll() is None:
+    while not list(tmp_path.glob(pattern)) and process.is_alive():
         assert time.monotonic() < deadline
         time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    assert not (killed / "little" / f"{table}.md").exists()
-    suite = load_suite(str(path))
-    for out in (killed, whole):
-        run_table(table, suite, None, out, command="test")
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert not (tmp_path / "little" / f"{table}.md").exists()
+    run_table(table, suite, None, tmp_path, command="test")
     for kind in ("json", "csv", "md", "png"):
         name = f"little/{table}.{kind}"
-        assert (killed / name).read_bytes() == (whole / name).read_bytes(), kind
+        assert (tmp_path / name).read_bytes() == (whole / name).read_bytes(), kind

@@ -320,6 +320,7 @@ def test_a_run_that_was_killed_in_the_middle_of_a_cell_ends_with_the_same_number
     assert numbers(tmp_path) == numbers(out)
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_two_jobs_give_the_same_numbers(
     out: Path, tiny_suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
