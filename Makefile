@@ -10,7 +10,7 @@ demo: $(VENV)/installed
 	$(BIN)/pruning-limits demo
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
