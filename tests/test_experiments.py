@@ -23,6 +23,7 @@ from validation.training import Network, Recipe, accuracy, train
 
 SUITE = """
 [limit]
+samples = 64
 steps = 4
 probes = 1
 [retrain]
@@ -37,9 +38,11 @@ probes = []
 [iterative]
 sparsity = 0.3
 epochs = 1
+samples = 64
 steps = 4
 [early]
 epochs = [1, 2]
+samples = 64
 steps = 4
 [compare]
 pruners = ["lomp", "random", "smart-ratio"]

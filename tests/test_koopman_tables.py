@@ -42,15 +42,17 @@ Row = dict[str, Any]
 NAMES = ("koopman-cost", "koopman-epochs", "koopman-equivalence", "koopman-limit", "koopman-spectrum")
 SUITE = """
 [limit]
+samples = 64
 steps = 4
 probes = 1
 [early]
+samples = 64
 steps = 4
 [koopman]
 epochs = [1, 2]
 compressions = [1, 4]
 batch_size = 140
-share = 0.002
+share = 0.001
 svd_share = 0.001
 [[network]]
 model = "fc3-tiny"
@@ -380,6 +382,16 @@ def test_the_bridge_follows_its_rows() -> None:
     assert "**reproduced**" in koopman_limit.words(rows)[0]
     worse = [row | {"fixed_size": 5.0, "fixed_size_same": 5.0} for row in rows]
     assert "**not reproduced**" in koopman_limit.words(worse)[0]
+
+
+@pytest.mark.parametrize(("share", "sizes"), [(0.002, [0.002, 0.001, 0.001]), (0.001, [0.001, 0.001])])
+def test_both_methods_decompose_the_size_that_a_full_svd_can(
+    share: float, sizes: list[float], suite_file: Path
+) -> None:
+    suite = load_suite(str(suite_file))
+    cells = koopman_cost.cells(replace(suite, koopman=replace(suite.koopman, share=share, svd_share=0.001)))
+    assert [cell.part["share"] for cell in cells] == sizes
+    assert {cell.part["method"] for cell in cells if cell.part["share"] == 0.001} == {"snapshots", "svd"}
 
 
 def test_cost_follows_its_rows() -> None:
