@@ -54,7 +54,7 @@ def die_after(checkpoint, seconds):
 def killed(forking, target, *arguments):
     process = forking.Process(target=target, args=arguments)
     process.start()
-    process.join(60)
+    process.join(300)
     return process.exitcode == -signal.SIGKILL
 
 
