@@ -296,9 +296,9 @@ def peak(work):
     return (read("VmHWM") - before) / (4 * D)
 
 torch.set_num_threads(1)
-D = 1 << 21
-model = torch.nn.Linear(1 << 11, 1 << 10, bias=False)
-operator = Hessian(Objective(model, [(torch.randn(4, 1 << 11), torch.arange(4))]))
+D = 1 << 20
+model = torch.nn.Linear(1 << 10, 1 << 10, bias=False)
+operator = Hessian(Objective(model, [(torch.randn(4, 1 << 10), torch.arange(4))]))
 v = sphere_probes(operator, 1)
 operator @ v[:, 0]
 print(json.dumps({
