@@ -1,0 +1,64 @@
+"""A model with the smallest of its chosen weights set to zero."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from glob import escape
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.weight_norm import WeightNorm
+
+from estimators import UserError
+from estimators.arguments import refuse_model
+from estimators.weights import Weights
+from pruning_limits.magnitude import MagnitudeProfile
+
+
+def pruned_copy(model: nn.Module, names: Sequence[str], dimension: int, sparsity: float) -> nn.Module:
+    """Return a copy of a model pruned by global magnitude, exactly ``ceil(s D)`` of the chosen weights zero.
+
+    Weights behind a mask of ``torch.nn.utils.prune`` stay behind it, and those that it removes count as zero.
+
+    Args:
+        model: The network; it is left as it is.
+        names: Names of the chosen parameters.
+        dimension: Number D of their weights.
+        sparsity: Removed fraction in [0, 1].
+
+    Raises:
+        UserError: The model is no plain module, a parameter is missing, the number of weights is another one, or the
+            sparsity is out of range.
+
+    Example:
+        >>> model = pruned_copy(nn.Linear(4, 2), ["weight"], 8, 0.5)
+        >>> int((model.weight == 0).sum())
+        4
+    """
+    refuse_model(model)
+    result = _copied(model)
+    parameters = dict(result.named_parameters())
+    missing = [name for name in names if name not in parameters]
+    if missing:
+        raise UserError(f"model: expected a parameter {missing[0]!r}, as in the network of the limit; it has none")
+    weights = Weights(result, [escape(name) for name in names]).chosen
+    size = sum(weight.numel() for weight in weights.values())
+    if size != dimension:
+        raise UserError(f"model: expected {dimension:,} prunable weights, as in the network of the limit, got {size:,}")
+    masks = MagnitudeProfile(weights).masks(sparsity)
+    with torch.no_grad():
+        for name, mask in masks.items():
+            parameters[name].copy_(torch.where(mask, parameters[name], 0))
+        for module in result.modules():
+            for hook in module._forward_pre_hooks.values():
+                if isinstance(hook, BasePruningMethod | WeightNorm):
+                    hook(module, ())  # computes the layer's weight from its parameters, as in every forward pass
+    return result
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    """Return a deep copy; weights that hooks computed and that hang on a graph, which cannot be copied, without it."""
+    computed = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+    return copy.deepcopy(model, {id(value): value.detach().clone() for value in computed if not value.is_leaf})
