@@ -17,9 +17,9 @@ from timing import environment, environment_note, options
 from estimators import Objective
 from pruning_limits import MagnitudeProfile
 from pruning_limits.estimates import Estimates
+from pruning_limits.isotropic import carried_limit
 from pruning_limits.losses import all_losses
 from pruning_limits.plotting import BLUE, GREY, ORANGE, new_figure, save
-from pruning_limits.result import isotropic
 from pruning_limits.settings import Settings
 from pruning_limits.subsamples import Subsamples
 from validation.data import load_data
@@ -78,7 +78,7 @@ def rows_of(study: Study, runs: Path) -> list[Row]:
             row |= {"steps": steps, "probes": study.probes}
             for kind in KINDS:
                 found = estimates.estimate(kind)
-                carried = isotropic(found, curve, allowed, "abs")
+                carried = carried_limit(found, curve, allowed, "abs")
                 row |= {f"{kind}_raw": found.on_samples(carried), kind: carried, f"{kind}_error": found.sample_error}
             rows.append(row)
             print(row, flush=True)

@@ -31,8 +31,8 @@ from estimators import (
     sphere_probes,
     steady_gauss,
 )
-from pruning_limits.bounds import isotropic_limit
 from pruning_limits.estimates import Estimates
+from pruning_limits.isotropic import isotropic_limit
 from pruning_limits.losses import all_losses
 from pruning_limits.magnitude import MagnitudeProfile
 from pruning_limits.magnitude_curve import MagnitudeCurve

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from estimators import GGN, Objective, SpectralMeasure, spectral_measure
 from estimators import trace as ours
-from pruning_limits.bounds import isotropic_limit
+from pruning_limits.isotropic import isotropic_limit
 from pruning_limits.losses import all_losses
 from pruning_limits.magnitude import MagnitudeProfile
 from validation.data import load_data

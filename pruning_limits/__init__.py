@@ -11,12 +11,12 @@ from estimators.lazy import import_later
 if TYPE_CHECKING:
     from estimators.errors import UserError
     from estimators.penalty import L1, L2
+    from pruning_limits.answers import Answer, Verdict
     from pruning_limits.magnitude import MagnitudeProfile
-    from pruning_limits.parts import Verdict
     from pruning_limits.predict import predict_limit
     from pruning_limits.result import PruningLimit
 
-__all__ = ["L1", "L2", "MagnitudeProfile", "PruningLimit", "UserError", "Verdict", "predict_limit"]
+__all__ = ["L1", "L2", "Answer", "MagnitudeProfile", "PruningLimit", "UserError", "Verdict", "predict_limit"]
 
 import_later(
     __name__,
@@ -24,7 +24,7 @@ import_later(
         "estimators.errors": "UserError",
         "estimators.penalty": "L1 L2",
         "pruning_limits.magnitude": "MagnitudeProfile",
-        "pruning_limits.parts": "Verdict",
+        "pruning_limits.answers": "Answer Verdict",
         "pruning_limits.predict": "predict_limit",
         "pruning_limits.result": "PruningLimit",
     },

@@ -359,7 +359,7 @@ def directional_limit(
     """
     from scipy.optimize import brentq
 
-    from pruning_limits.bounds import isotropic_limit
+    from pruning_limits.isotropic import isotropic_limit
 
     _check(epsilon, negative)
     if not resolution > 0:

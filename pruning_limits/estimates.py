@@ -13,11 +13,12 @@ from torch import Tensor
 
 from estimators import SpectralMeasure, Tridiagonal, dense_measure, sphere_probes
 from estimators.errors import UndefinedGGNError
-from pruning_limits.bounds import isotropic_limit
 from pruning_limits.extrapolation import growth
+from pruning_limits.isotropic import isotropic_limit
 from pruning_limits.magnitude_curve import MagnitudeCurve
 from pruning_limits.parts import Estimate
-from pruning_limits.recurrences import Plan, Progress, Reader, Recurrences
+from pruning_limits.progress import Progress
+from pruning_limits.recurrences import Plan, Reader, Recurrences
 from pruning_limits.states import Known, States, fingerprint
 from pruning_limits.stopping import Errors, Kind
 from pruning_limits.subsamples import Curvature, Subsamples

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.optimize import brentq
 
 from estimators import SpectralMeasure, UserError
-from pruning_limits.bounds import Negative, removable_fraction
+from pruning_limits.isotropic import Negative, removable_fraction
 from pruning_limits.magnitude_curve import MagnitudeCurve
 
 

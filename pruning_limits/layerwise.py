@@ -20,11 +20,11 @@ from estimators import (
     dense_measure,
     sphere_probes,
 )
-from pruning_limits.bounds import Negative, isotropic_limit, measured_limit
+from pruning_limits.isotropic import Negative, carried_limit, isotropic_limit
 from pruning_limits.magnitude import MagnitudeProfile
+from pruning_limits.one_shot import one_shot_limit
 from pruning_limits.parts import Estimate
 from pruning_limits.recurrences import estimate_of
-from pruning_limits.result import isotropic
 from pruning_limits.silence import refuse_silence
 
 Kind = Literal["hessian", "ggn"]
@@ -86,7 +86,6 @@ def layer_limits(
     if steps < 1:
         raise UserError(f"steps: expected at least 1, got {steps}")
     part = objective if samples is None else objective.subset(samples, seed)
-    dense = objective.value() if measure else None
     limits = []
     for name, weight in objective.chosen.items():
         if not weight.any():
@@ -95,11 +94,11 @@ def layer_limits(
         profile = MagnitudeProfile({name: weight})
         block = layer_block(part, name, curvature)
         estimate, curve = _estimate(block, steps, probes, seed), profile.curve()
-        sparsity = isotropic(estimate, curve, epsilon, negative)
+        sparsity = carried_limit(estimate, curve, epsilon, negative)
         error = isotropic_limit(estimate.measure, curve, epsilon, negative).standard_error
         achieved = None
-        if dense is not None:
-            achieved = measured_limit(_alone(objective, name), profile, epsilon, sparsity, dense).sparsity
+        if measure:
+            achieved = one_shot_limit(_alone(objective, name), profile, epsilon)
         limits.append(LayerLimit(name, profile.dimension, sparsity, error, achieved))
     return tuple(limits)
 

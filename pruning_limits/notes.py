@@ -1,14 +1,112 @@
-"""Notes on the weights that are counted: which act without a derivative, and which are the same twice."""
+"""What a limit says beside its numbers: where they contradict each other, and what they do not count."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import combinations
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
-from estimators import Objective
+from estimators.parameters import left_out
+from pruning_limits.answers import REFUTED, Answer, crossed
+from pruning_limits.model_points import ModelPoint, model_point
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from estimators import Objective
+    from pruning_limits.epsilon import Allowed
+    from pruning_limits.evidence import Evidence
+    from pruning_limits.settings import Settings
+
+NOTED_SHARE = 0.1
+
+
+def notes_of(evidence: Evidence, settings: Settings, allowed: Allowed, answers: Sequence[Answer]) -> tuple[str, ...]:
+    """Say where the numbers of a limit contradict each other or themselves.
+
+    Args:
+        evidence: What was computed.
+        settings: What was asked for.
+        allowed: The allowed rise of the criterion.
+        answers: The rungs.
+
+    Returns:
+        Notes, the gravest first; empty where there is nothing to say.
+    """
+    rungs = {answer.rung: answer for answer in answers}
+    notes = [*_chance(evidence), *_metric(evidence, settings, allowed), *_monotone(evidence, settings, allowed)]
+    notes += _compared(rungs["one-shot"], rungs["formula"])
+    at = rungs["formula"].sparsity
+    if at is not None:
+        notes += _model(model_point(evidence.model_points, at, evidence.curve), allowed.epsilon)
+    bound = rungs["bound"]
+    if bound.status.startswith(REFUTED):
+        notes.append(bound.status)
+    return (*notes, *evidence.remarks)
+
+
+def _chance(evidence: Evidence) -> Iterator[str]:
+    dense = evidence.dense
+    if dense.at_chance:
+        yield (
+            f"the network is no better than constant outputs: its loss is lower by {dense.constant_gain:.2g} +- "
+            f"{dense.constant_error:.2g} only; pruning it can lose nothing, so no sparsity means anything"
+        )
+
+
+def _metric(evidence: Evidence, settings: Settings, allowed: Allowed) -> Iterator[str]:
+    dense, drop = evidence.dense, settings.max_drop
+    if drop is None:
+        return
+    if dense.resolution is not None and drop < dense.resolution:
+        yield (
+            f"max_drop {drop:g} is below the resolution {dense.resolution:.2g} of the metric on "
+            f"{dense.metric_samples:,} samples: the answer is for a metric that does not fall at all"
+        )
+    if allowed.origin != "max-drop":
+        yield (
+            f"no rise of the {settings.criterion} goes with a metric that is lower by {drop:g}; what rests on epsilon "
+            f"takes {allowed.epsilon:.2g}, the fluctuation of a batch"
+        )
+
+
+def _monotone(evidence: Evidence, settings: Settings, allowed: Allowed) -> Iterator[str]:
+    where = crossed(evidence, settings, allowed.epsilon)
+    if where.again:
+        stretches = ", ".join(f"{low:.2%}" if low == high else f"{low:.2%} to {high:.2%}" for low, high in where.again)
+        yield (
+            f"pruning alone fails from {where.high:.2%} on but passes again at {stretches}; the answer is the first "
+            "crossing"
+        )
+
+
+def _compared(measured: Answer, formula: Answer) -> Iterator[str]:
+    if measured.basis != "measured" or None in (measured.low, measured.high, formula.low, formula.high):
+        return
+    assert measured.sparsity is not None
+    assert formula.sparsity is not None
+    apart = max(formula.low - measured.high, measured.low - formula.high)  # type: ignore[operator]
+    if apart > 0:
+        points = 100 * (formula.sparsity - measured.sparsity)
+        side = "high" if points > 0 else "low"
+        yield f"the formula is {abs(points):.1f} points too {side} here; trust the measured rung"
+
+
+def _model(point: ModelPoint, epsilon: float) -> Iterator[str]:
+    """Say where the quadratic model along the removed weights is not that of a minimum."""
+    if point.quadratic < 0:
+        yield (
+            f"the curvature along the removed weights is negative ({point.quadratic:.2g} at {point.sparsity:.2%}); "
+            "the quadratic model does not bound one-shot pruning here"
+        )
+    slope = point.linear + point.pull
+    if abs(slope) > epsilon:
+        yield (
+            f"the weights are not stationary: the linear term at {point.sparsity:.2%} is {slope:+.2g}, "
+            f"epsilon is {epsilon:.2g}; train longer or state the penalty that it was trained with"
+        )
 
 
 def note_untrue(names: Sequence[str]) -> tuple[str, ...]:
@@ -43,6 +141,26 @@ def note_doubles(objective: Objective) -> tuple[str, ...]:
     return (
         f"the same numbers twice: {_listed(pairs)}; D counts both. If the network was trained with tied weights, tie "
         "them again (load_state_dict without assign=True, or model.tie_weights())",
+    )
+
+
+def note_uncounted(objective: Objective) -> tuple[str, ...]:
+    """Name the weights in matrices that the default leaves out, where they are more than a tenth of all.
+
+    Args:
+        objective: The objective.
+
+    Returns:
+        One note, or none.
+    """
+    others = left_out(objective.model, objective.chosen)
+    size = sum(parameter.numel() for parameter in others.values())
+    share = size / (size + objective.dimension)
+    if share <= NOTED_SHARE:
+        return ()
+    names = ", ".join(list(others)[:3]) + (", ..." if len(others) > 3 else "")
+    return (
+        f"{share:.0%} of the weights in matrices are not counted ({names}); name them with parameters= to count them",
     )
 
 

@@ -1,40 +1,25 @@
-"""What a prediction is made of: verdict, layers, sharpness, cost, spectral estimates."""
+"""What a prediction is made of: the dense network, layers, sharpness, cost, spectral estimates."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from estimators import SpectralMeasure
 
-
-@dataclass(frozen=True)
-class Verdict:
-    """Answer to the question whether a sparsity can be reached.
-
-    Attributes:
-        status: ``"achievable"`` at or below the lower bound, ``"infeasible"`` above the upper bound and its numerical
-            error, ``"open"`` in between.
-        reason: One sentence with the numbers.
-        margin: Distance in sparsity to the nearest bound that would change the status.
-    """
-
-    status: Literal["achievable", "open", "infeasible"]
-    reason: str
-    margin: float
+CLEARLY = 2.0
 
 
 @dataclass(frozen=True)
-class Layer:
-    """One row of the per-layer table.
+class LayerCurvature:
+    """Weights and curvature of one layer, whatever is allowed.
 
     Attributes:
         name: Parameter name.
         weights: Number of weights.
-        sparsity: Share of them removed by global magnitude pruning at the limit.
         norm: Euclidean norm of the weights.
         trace: Trace of the layer's block of the curvature.
         trace_error: Standard error of the trace, of which two cover it in about 95 % of seeds.
@@ -42,10 +27,77 @@ class Layer:
 
     name: str
     weights: int
-    sparsity: float
     norm: float
     trace: float
     trace_error: float
+
+
+@dataclass(frozen=True)
+class Layer(LayerCurvature):
+    """One row of the per-layer table.
+
+    Attributes:
+        sparsity: Share of the weights removed by global magnitude pruning at the limit.
+    """
+
+    sparsity: float
+
+
+@dataclass(frozen=True)
+class Dense:
+    """The network before pruning, on its data.
+
+    Attributes:
+        objective: The criterion.
+        objective_error: Its standard error where a draw of the data was passed; 0 for all data.
+        samples: Number of training samples.
+        metric: Mean metric, or None.
+        metric_error: Its standard error, or None.
+        metric_samples: Number of samples that the metric was measured on, or None.
+        resolution: Least change of the mean metric where it counts samples, or None.
+        constant_gain: By how much the mean loss is lower than that of constant outputs, or None where this is unknown.
+        constant_error: Its paired standard error, or None.
+        constant_metric: The metric of constant outputs, or None.
+    """
+
+    objective: float
+    objective_error: float
+    samples: int
+    metric: float | None = None
+    metric_error: float | None = None
+    metric_samples: int | None = None
+    resolution: float | None = None
+    constant_gain: float | None = None
+    constant_error: float | None = None
+    constant_metric: float | None = None
+
+    @property
+    def at_chance(self) -> bool:
+        """Whether the network is no better than constant outputs, by its loss and, where there is one, its metric."""
+        if self.constant_gain is None or self.constant_error is None:
+            return False
+        if self.constant_gain > CLEARLY * self.constant_error:
+            return False
+        if self.metric is None or self.constant_metric is None:
+            return True
+        return self.metric <= self.constant_metric + CLEARLY * (self.metric_error or 0.0)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Of what, by what and when a limit was predicted.
+
+    Attributes:
+        model: Name of the network; the class of the model where nobody named it.
+        data: The data in words.
+        version: Version of this library.
+        date: Day of the prediction, ISO 8601.
+    """
+
+    model: str
+    data: str
+    version: str
+    date: str
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
 from torch import Tensor
-from tqdm import tqdm
 
 from estimators import (
     Lanczos,
@@ -23,16 +21,16 @@ from estimators import (
     measure_of,
     steady_gauss,
 )
-from estimators.distributed import gathered, rank
+from estimators.distributed import gathered
 from estimators.lanczos import Reorthogonalise
 from estimators.memory import available
-from pruning_limits.bounds import Negative
+from pruning_limits.isotropic import Negative
 from pruning_limits.parts import Estimate
+from pruning_limits.progress import Progress, told
 from pruning_limits.states import Known, States
 from pruning_limits.stopping import Kind
 from pruning_limits.subsamples import Subsamples
 
-Progress = bool | Callable[[str, int, int], None] | None
 T = TypeVar("T")
 
 
@@ -89,7 +87,7 @@ class Recurrences:
         """
         run = Lanczos(operator, starts, self.basis(plan.most, starts.shape[1]), images)
         self.states.restore(plan.key, run)
-        with _bar(self.progress, plan.stage, plan.most) as tell:
+        with told(self.progress, plan.stage, plan.most) as tell:
             while True:
                 tell(run.steps)
                 if run.steps:
@@ -198,13 +196,3 @@ def estimate_of(
         return Estimate(measure, samples, steps, math.inf, 0.0, bracket=bracket)
     below, above = (measure_of(matrices, dimension, rule) for rule in (gauss, partial(gauss_radau, node=floor)))
     return Estimate(below, samples, steps, math.inf, 0.0, above=above)
-
-
-@contextmanager
-def _bar(progress: Progress, stage: str, total: int) -> Iterator[Callable[[int], None]]:
-    if callable(progress):
-        yield lambda done: progress(stage, done, total)
-        return
-    disable = rank() > 0 or {None: None, True: False, False: True}[progress]
-    with tqdm(total=total, desc=stage, unit="step", leave=False, disable=disable) as bar:
-        yield lambda done: bar.update(done - bar.n) and None

@@ -7,7 +7,6 @@ import json
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,80 +14,69 @@ import numpy as np
 
 from estimators import UserError
 from estimators.files import write_bytes
-from pruning_limits.kinematics import concentration_width
-from pruning_limits.parts import Cost, Estimate, Layer, Sharpness, Verdict
+from pruning_limits.answers import Answer, Rung, Verdict
+from pruning_limits.epsilon import Allowed, from_max_drop
+from pruning_limits.evidence import Evidence, solve
+from pruning_limits.ladder import details, html, judged, ladder
+from pruning_limits.parts import Cost, Layer, Sharpness
 from pruning_limits.serial import fields_of, read_plain, to_plain
-from pruning_limits.settings import Settings
+from pruning_limits.settings import Settings, checked
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
-    from torch import Tensor
+    from torch import Tensor, nn
 
-    from estimators import SpectralMeasure
-    from pruning_limits.bounds import Negative
-    from pruning_limits.directions import Directions
     from pruning_limits.magnitude import MagnitudeProfile
-    from pruning_limits.magnitude_curve import MagnitudeCurve
 
-Answer = TypeVar("Answer")
-FORMAT = "pruning-limit/3"
+Value = TypeVar("Value")
+FORMAT = "pruning-limit/4"
 LEAST_LOGARITHM, LARGEST_SCALE = -700.0, 1e50
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PruningLimit:
-    """How far a network can be pruned, with error, bounds and the data for further questions.
+    """How far a network can be pruned: one answer per rung, and the evidence for further questions.
 
     All values named sparsity or bound are removed fractions in [0, 1].
 
     Attributes:
-        sparsity: The isotropic limit with the chosen curvature, the prediction for one-shot magnitude pruning.
-        lower: Achievable: measured, or from the quadratic model when nothing was measured.
-        upper: ``directional`` plus the kinematic window, at most 1 and at least ``lower``; 1 where none is established.
-        retrained: The isotropic limit with the GGN, the prediction for re-training the kept weights, or None.
+        sparsity: The isotropic limit with the chosen curvature, the paper's formula (rung ``"formula"``).
+        interval: Its numerical error from probes, steps and data sub-sample.
+        lower: What one-shot pruning reaches: the first sustained crossing of what was measured, or of the quadratic
+            model where nothing was.
+        achieved: The same where it was measured, or None.
+        retrained: The isotropic limit with the GGN, or None.
         directional: The directional limit with the GGN, beyond which re-tuning kept weights in the basin fails, or
             None.
-        interval: Numerical error of ``sparsity`` from probes, steps and data sub-sample.
-        achieved: Measured one-shot sparsity at the same epsilon, or None.
-        epsilon: Allowed rise of the objective.
-        objective: The objective at the unpruned weights.
-        parameters: Number D of prunable weights.
-        status: ``"converged"`` or ``"unresolved: why and what to do"``.
-        notes: Where the local quadratic model contradicts a measurement or itself, and which weights are not counted;
-            empty where there is nothing to say.
+        upper: ``directional`` plus the kinematic window, at most 1 and at least ``lower``; 1 where none is known. The
+            answer of rung ``"bound"`` tells whether it is established.
+        answers: The rungs in order, see ``Answer``.
+        status: One sentence: which rungs are settled within the tolerance.
+        notes: Where numbers contradict each other or themselves, and which weights are not counted; empty where there
+            is nothing to say.
         sharpness: Summary of the spectrum.
-        cost: What the prediction took.
+        allowed: The allowed rise of the criterion, its interval and its origin.
         settings: The arguments behind the prediction.
-        already_removed: Share of the prunable weights that are zero or masked; every sparsity counts them as removed.
-        objective_error: Standard error of ``objective`` where nothing was measured and it is that of a draw; else zero.
-        unknown: Why the GGN says nothing of this loss, so that ``retrained``, ``directional``, ``ggn`` and
-            ``directions`` are None and no upper bound is established; empty where they are known.
+        evidence: What was computed, whatever is allowed.
+        layer_table: The per-layer table; empty where the weights are not at hand.
+        profile: The weights by magnitude; None in a limit from a file and in one of scaled weights.
     """
 
     sparsity: float
+    interval: tuple[float, float]
     lower: float
-    upper: float
+    achieved: float | None
     retrained: float | None
     directional: float | None
-    interval: tuple[float, float]
-    achieved: float | None
-    epsilon: float
-    objective: float
-    parameters: int
+    upper: float
+    answers: tuple[Answer, ...]
     status: str
     notes: tuple[str, ...]
     sharpness: Sharpness
-    cost: Cost
+    allowed: Allowed
     settings: Settings
-    hessian: Estimate
-    ggn: Estimate | None
-    curve: MagnitudeCurve
-    directions: Directions | None
-    rises: tuple[tuple[float, float], ...] = ()
-    already_removed: float = 0.0
-    objective_error: float = 0.0
-    unknown: str = ""
+    evidence: Evidence
     layer_table: tuple[Layer, ...] = ()
     profile: MagnitudeProfile | None = field(default=None)
 
@@ -99,9 +87,64 @@ class PruningLimit:
     __hash__ = None  # type: ignore[assignment]
 
     @property
+    def epsilon(self) -> float:
+        """Allowed rise of the criterion."""
+        return self.allowed.epsilon
+
+    @property
+    def criterion(self) -> str:
+        """What must not rise by more: ``"loss"`` or ``"objective"``."""
+        return self.settings.criterion
+
+    @property
+    def metric(self) -> str | None:
+        """Name of the metric, or None."""
+        return self.settings.metric
+
+    @property
+    def max_drop(self) -> float | None:
+        """Allowed fall of the mean metric, or None."""
+        return self.settings.max_drop
+
+    @property
+    def dense_metric(self) -> float | None:
+        """Mean metric of the network before pruning, or None."""
+        return self.evidence.dense.metric
+
+    @property
+    def objective(self) -> float:
+        """The criterion at the unpruned weights."""
+        return self.evidence.dense.objective
+
+    @property
+    def parameters(self) -> int:
+        """Number D of prunable weights."""
+        return self.evidence.parameters
+
+    @property
+    def cost(self) -> Cost:
+        """What the prediction took."""
+        return self.evidence.cost
+
+    @property
     def headroom(self) -> float | None:
-        """Upper bound minus achieved, what further pruning effort can still win; None without the one or the other."""
-        return None if self.achieved is None or self.unknown else self.upper - self.achieved
+        """Bound minus what was measured, what further effort can still win; None without the one or the other."""
+        bound = self.answer("bound").sparsity
+        return None if self.achieved is None or bound is None else bound - self.achieved
+
+    def answer(self, rung: Rung) -> Answer:
+        """Return the answer of one rung.
+
+        Args:
+            rung: ``"one-shot"``, ``"re-tuned"``, ``"re-trained"``, ``"bound"`` or ``"formula"``.
+
+        Raises:
+            UserError: The limit has no such rung.
+        """
+        rungs = {answer.rung: answer for answer in self.answers}
+        if rung not in rungs:
+            raise UserError(f"rung: expected one of {', '.join(rungs)}, got {rung!r}")
+        return rungs[rung]
 
     def layers(self) -> list[Layer]:
         """Return the per-layer table in the model's order."""
@@ -122,95 +165,97 @@ class PruningLimit:
             )
         return self.profile.masks(sparsity)
 
-    @np.errstate(over="ignore")  # curves, measures and directions refuse what overflows
-    def what_if(
-        self, epsilon: float | None = None, weight_scale: float = 1.0, curvature_scale: float = 1.0
-    ) -> PruningLimit:
-        """Answer for another epsilon, scaled weights or scaled curvature without another product.
+    def prune(self, model: nn.Module, sparsity: float) -> nn.Module:
+        """Return a copy of a model with the smallest of the prunable weights set to zero, the exact count of them.
 
         Args:
-            epsilon: Allowed rise of the objective; default the present one.
+            model: The network that the limit was predicted for, or one of the same layers.
+            sparsity: Removed fraction in [0, 1].
+
+        Raises:
+            UserError: The model lacks a prunable parameter, or has another number of prunable weights.
+        """
+        from pruning_limits.masking import pruned_copy
+
+        return pruned_copy(model, self.settings.parameters, self.parameters, sparsity)
+
+    @np.errstate(over="ignore")  # curves, measures and directions refuse what overflows
+    def what_if(
+        self,
+        epsilon: float | None = None,
+        weight_scale: float = 1.0,
+        curvature_scale: float = 1.0,
+        max_drop: float | None = None,
+    ) -> PruningLimit:
+        """Answer for another allowed loss, scaled weights or scaled curvature without another product.
+
+        Args:
+            epsilon: Allowed rise of the criterion, which then decides in the place of the metric; default the present
+                one.
             weight_scale: Factor on all weights, 1e-50 to 1e50, the curvature held fixed.
             curvature_scale: Factor on the curvature, 1e-50 to 1e50, the weights held fixed.
+            max_drop: Allowed fall of the mean metric, > 0, which then decides in the place of epsilon; epsilon follows
+                from it, see ``epsilon.from_max_drop``. Needs a limit whose metric was measured.
 
         Returns:
-            The limit under the changed conditions. ``achieved`` is read off the rises measured before when only
-            epsilon changes and is None otherwise; ``lower`` is then the quadratic scaling of those rises.
-        """
-        from pruning_limits.bounds import isotropic_limit
+            The limit under the changed conditions, numbers and texts. What pruning reaches alone is read off the
+            networks that were measured, so that its interval is wider where something else is allowed. Under scaled
+            weights or curvature nothing is measured; the rises then scale as those of the quadratic model.
 
+        Raises:
+            UserError: A value is out of range, both epsilon and max_drop are given, or no measured network has lost
+                so much of the metric.
+        """
         for name, value in (("weight_scale", weight_scale), ("curvature_scale", curvature_scale)):
             if not 1 / LARGEST_SCALE <= value <= LARGEST_SCALE:
                 raise UserError(f"{name}: expected a number from {1 / LARGEST_SCALE} to {LARGEST_SCALE}, got {value}")
-        allowed = self.epsilon if epsilon is None else epsilon
-        curve = self.curve.scaled(weight_scale)
-        negative: Negative = self.settings.negative
+        settings, allowed = self.settings, self.allowed
+        if epsilon is not None:
+            if max_drop is not None:
+                raise UserError("max_drop: epsilon follows from it; give the one or the other")
+            allowed = Allowed.exactly(checked("epsilon", epsilon))
+            settings = dataclasses.replace(settings, epsilon=epsilon, max_drop=None)
+        elif max_drop is not None:
+            settings = dataclasses.replace(settings, epsilon="batch-std", max_drop=max_drop)
+            allowed = self._allowed_at(max_drop)
+        if weight_scale != 1 or curvature_scale != 1:
+            settings = dataclasses.replace(settings, max_drop=None)
+        evidence = self.evidence.scaled(weight_scale, curvature_scale)
+        answer = solve(evidence, settings, allowed, self.profile if weight_scale == 1.0 else None)
+        if answer.profile is None and answer.sparsity == self.sparsity and evidence is self.evidence:
+            return dataclasses.replace(answer, layer_table=self.layer_table)
+        return answer
 
-        def solve(measure: SpectralMeasure) -> float:
-            return isotropic_limit(measure, curve, allowed, negative).sparsity
-
-        def scaled(estimate: Estimate) -> Estimate:
-            return estimate.scaled(curvature_scale).certified(solve)
-
-        hessian = scaled(self.hessian)
-        error = isotropic_limit(hessian.measure, curve, allowed, negative).standard_error
-        sparsity = isotropic(hessian, curve, allowed, negative)
-        ggn = directions = retrained = directional = None
-        if self.ggn is not None and self.directions is not None:
-            ggn, directions = scaled(self.ggn), self.directions.scaled(weight_scale, curvature_scale)
-            retrained, directional = retuned(ggn, directions, curve, allowed)
-        half = hessian.half_width(error)
-        factor = weight_scale**2 * curvature_scale
-        passing = [s for s, rise in self.rises if rise * factor <= allowed]
-        same = factor == 1.0 and epsilon is None
-        lower = self.lower if same else max(passing, default=0.0)
-        sharpness = Sharpness(
-            self.sharpness.trace * curvature_scale,
-            self.sharpness.top_eigenvalue * curvature_scale,
-            self.parameters * (1 - sparsity),
-            self.sharpness.negative_share,
-            self.sharpness.trace_error * curvature_scale,
-        )
-        return dataclasses.replace(
-            self,
-            sparsity=sparsity,
-            lower=lower,
-            upper=upper_bound(directional, lower, self.parameters),
-            retrained=retrained,
-            directional=directional,
-            interval=(max(0.0, sparsity - half), min(1.0, sparsity + half)),
-            achieved=lower if factor == 1.0 and self.achieved is not None else None,
-            epsilon=allowed,
-            sharpness=sharpness,
-            hessian=hessian,
-            ggn=ggn,
-            curve=curve,
-            directions=directions,
-            rises=tuple((s, rise * factor) for s, rise in self.rises),
-            layer_table=() if factor != 1.0 or epsilon is not None else self.layer_table,
-            profile=self.profile if weight_scale == 1.0 else None,
-        )
+    def _allowed_at(self, max_drop: float) -> Allowed:
+        """Return the rise that goes with a fall of the metric; where there is none, that of a batch if it is known."""
+        if not self.evidence.measured:
+            raise UserError("max_drop: nothing was measured under these conditions; ask the limit that was predicted")
+        allowed = from_max_drop(self.evidence.points, max_drop, self.evidence.already_removed)
+        if allowed is None and self.allowed.origin != "batch-std":
+            raise UserError(f"max_drop: no network that was measured has lost {max_drop:g} of the metric; ask for less")
+        return allowed or self.allowed
 
     def epsilon_for(self, sparsity: float) -> float:
         """Return the allowed rise that would make a sparsity the isotropic limit; see ``inverse.epsilon_for``."""
         from scipy.optimize import brentq
 
         from pruning_limits.inverse import epsilon_for
+        from pruning_limits.isotropic import carried_limit
 
-        target, negative = self.hessian.on_samples(sparsity), self.settings.negative
+        target, negative = self.evidence.hessian.on_samples(sparsity), self.settings.negative
         ends, refusals = [], []
-        for measure in self.hessian.measures:
+        for measure in self.evidence.hessian.measures:
             try:
-                ends.append(math.log(epsilon_for(measure, self.curve, target, negative)))
+                ends.append(math.log(epsilon_for(measure, self.evidence.curve, target, negative)))
             except UserError as error:
                 refusals.append(error)
 
         def excess(logarithm: float) -> float:
-            return isotropic(self.hessian, self.curve, math.exp(logarithm), negative) - sparsity
+            return carried_limit(self.evidence.hessian, self.evidence.curve, math.exp(logarithm), negative) - sparsity
 
         if not ends:
             raise refusals[0]
-        if len(self.hessian.measures) == 1:
+        if len(self.evidence.hessian.measures) == 1:
             return math.exp(ends[0])
         low = LEAST_LOGARITHM if refusals else min(ends) - 1e-9
         if refusals and excess(low) > 0:
@@ -236,72 +281,30 @@ class PruningLimit:
         """
         if not 0 <= sparsity < 1:
             raise UserError(f"sparsity: expected a number in [0, 1) (the removed fraction), got {sparsity}")
-        how = "measured" if self.achieved is not None else "by the quadratic model"
-        if sparsity <= self.lower:
-            reason = f"{sparsity:.2%} is at most {self.lower:.2%}, which one-shot pruning reaches ({how})"
-            return Verdict("achievable", reason, self.lower - sparsity)
-        if self.ggn is None or self.directions is None:
-            reason = (
-                f"{sparsity:.2%} is above {self.lower:.2%} (one-shot, {how}), and no upper bound is established: "
-                f"{self.unknown}"
-            )
-            return Verdict("open", reason, sparsity - self.lower)
-        numerical = self.ggn.step_error + self.ggn.sample_error + self.directions.step_error
-        ceiling = min(1.0, self.upper + numerical)
-        bound = f"the upper bound {self.upper:.2%} (with numerical error {ceiling:.2%})"
-        if sparsity > ceiling:
-            reason = f"{sparsity:.2%} is above {bound}"
-            return Verdict("infeasible", reason, sparsity - ceiling)
-        reason = f"{sparsity:.2%} lies between {self.lower:.2%} (one-shot, {how}) and {bound}"
-        return Verdict("open", reason, min(sparsity - self.lower, ceiling - sparsity))
+        return judged(self, sparsity)
 
     def __repr__(self) -> str:
-        low, high = self.interval
-        return (
-            f"PruningLimit(sparsity={self.sparsity:.4f}, interval=({low:.4f}, {high:.4f}), lower={self.lower:.4f}, "
-            f"upper={'unknown' if self.unknown else f'{self.upper:.4f}'}, parameters={self.parameters}, "
-            f"status={self.status!r})"
+        rungs = ", ".join(
+            f"{answer.rung} {'unknown' if answer.sparsity is None else f'{answer.sparsity:.4f}'}"
+            for answer in self.answers
         )
+        return f"PruningLimit({rungs}; parameters={self.parameters}, status={self.status!r})"
 
-    def summary(self) -> str:
-        """Return the answer as a short table."""
-        rows = self._rows()
-        width = max(len(name) for name, _ in rows)
-        return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+    def summary(self, target: float | None = None) -> str:
+        """Return the answer as a short table, rung by rung.
+
+        Args:
+            target: A sparsity to be judged in the last line, in [0, 1); None judges none.
+        """
+        return ladder(self, target)
+
+    def details(self) -> str:
+        """Return what is behind the answer: statuses of all rungs, the spectrum, settings, data and cost."""
+        return details(self)
 
     def _repr_html_(self) -> str:
         """Return the answer as a table for notebooks, in the colours of the page."""
-        cell = 'style="text-align: left; color: inherit; background: transparent"'
-        rows = "".join(
-            f'<tr style="background: transparent"><th scope="row" {cell}>{escape(name)}</th>'
-            f"<td {cell}>{escape(value)}</td></tr>"
-            for name, value in self._rows()
-        )
-        return f"<table><tbody>{rows}</tbody></table>"
-
-    def _rows(self) -> list[tuple[str, str]]:
-        low, high = self.interval
-        missing = "unknown" if self.unknown and self.achieved is not None else "-"
-        return [
-            ("prunable weights", f"{self.parameters:,}"),
-            *([("already removed", f"{self.already_removed:.2%}")] if self.already_removed else []),
-            ("objective, allowed rise", f"{self.objective:.4f}, {self.epsilon:.4f}"),
-            ("predicted one-shot limit", f"{self.sparsity:.2%}  (numerical interval {low:.2%} to {high:.2%})"),
-            ("predicted with re-training", "unknown" if self.retrained is None else f"{self.retrained:.2%}"),
-            ("measured one-shot", "not measured" if self.achieved is None else f"{self.achieved:.2%}"),
-            ("bounds on the limit", f"{self.lower:.2%} to {'unknown' if self.unknown else f'{self.upper:.2%}'}"),
-            *(("note", note) for note in self.notes),
-            ("headroom over one-shot", missing if self.headroom is None else f"{100 * self.headroom:.2f} points"),
-            ("effective dimension", f"{self.sharpness.effective_dimension:,.0f}"),
-            ("trace, top eigenvalue", f"{self._trace()}, {self.sharpness.top_eigenvalue:.4g}"),
-            ("status", self.status),
-            ("cost", f"{self.cost.products} products, {self.cost.seconds:.1f} s"),
-        ]
-
-    def _trace(self) -> str:
-        """Return the trace with its standard error, as far as one is known."""
-        error = f" +- {self.sharpness.trace_error:.2g}" if self.sharpness.trace_error else ""
-        return f"{self.sharpness.trace:.4g}{error}"
+        return html(self)
 
     def to_pandas(self) -> DataFrame:
         """Return the per-layer table as a data frame, one row per layer, its columns the attributes of ``Layer``.
@@ -313,13 +316,13 @@ class PruningLimit:
             import pandas
         except ImportError:
             raise UserError("to_pandas: needs the package pandas; install it with pip install pandas") from None
-        columns = [one.name for one in dataclasses.fields(Layer)]
+        columns = [column.name for column in dataclasses.fields(Layer)]
         return pandas.DataFrame([dataclasses.asdict(layer) for layer in self.layer_table], columns=columns)
 
     def plot(self, path: str | Path | None = None) -> Figure:
-        """Draw the crossing of prediction and network and the measured objective beneath.
+        """Draw what pruning loses and the rungs, and beneath where the formula comes from.
 
-        The panels alone, on axes of your own, are ``plotting.plot_crossing`` and ``plotting.plot_objective``.
+        The panels alone, on axes of your own, are ``plotting.plot_rungs`` and ``plotting.plot_crossing``.
 
         Args:
             path: File to write, with the suffix of any format Matplotlib knows; None only returns the figure.
@@ -335,6 +338,19 @@ class PruningLimit:
         if path is not None:
             save(figure, path)
         return figure
+
+    def report(self, path: str | Path) -> None:
+        """Write the answer as one web page with sliders, see ``report.write_report``.
+
+        Args:
+            path: File to write, ending in ``.html`` or ``.htm``.
+
+        Raises:
+            UserError: The file has another suffix or cannot be written.
+        """
+        from pruning_limits.report import write_report
+
+        write_report(self, path)
 
     def to_json(self, path: str | Path | None = None) -> str:
         """Return the limit as JSON, without weights, and write it to a file if one is named."""
@@ -365,33 +381,12 @@ class PruningLimit:
             raise UserError(f"limit: {path} is damaged ({detail.splitlines()[0][:200]}); predict it again") from None
 
 
-def isotropic(estimate: Estimate, curve: MagnitudeCurve, epsilon: float, negative: Negative) -> float:
-    """Isotropic limit of an estimate, see ``Estimate.limit`` and ``isotropic_limit``."""
-    from pruning_limits.bounds import isotropic_limit
-
-    return estimate.limit(lambda measure: isotropic_limit(measure, curve, epsilon, negative).sparsity)
-
-
-def established(answer: Answer | None) -> Answer:
-    """Return an answer that rests on the GGN.
+def established(value: Value | None) -> Value:
+    """Return a number that rests on the GGN.
 
     Raises:
         UserError: It is unknown.
     """
-    if answer is None:
+    if value is None:
         raise UserError("limit: what rests on the GGN is unknown, as its notes say; expected a limit where it is known")
-    return answer
-
-
-def retuned(ggn: Estimate, directions: Directions, curve: MagnitudeCurve, epsilon: float) -> tuple[float, float]:
-    """Limits when the kept weights change, by the GGN: the isotropic one and the directional one."""
-    directional = ggn.limit(lambda measure: directions.limit(measure, curve, epsilon).sparsity)
-    return isotropic(ggn, curve, epsilon, "clip"), directional
-
-
-def upper_bound(directional: float | None, lower: float, dimension: int) -> float:
-    """Directional limit plus the kinematic window at 5 %, never below what has been achieved; 1 without that limit."""
-    if directional is None:
-        return 1.0
-    window = concentration_width(directional * dimension, dimension) / dimension
-    return min(1.0, max(lower, directional + window))
+    return value

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from estimators import Operator, UserError
 from estimators.vectors import flatten
-from pruning_limits.bounds import largest_passing
+from pruning_limits.crossing import largest_passing
 from pruning_limits.magnitude import MagnitudeProfile
 from pruning_limits.retuned import Retuned, retune
 from pruning_limits.silence import refuse_silence

@@ -4,35 +4,47 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from estimators import SpectralMeasure, UserError
+from pruning_limits.answers import Answer, Basis, Rung
 from pruning_limits.directions import Directions
+from pruning_limits.epsilon import Allowed
+from pruning_limits.evidence import Evidence
 from pruning_limits.magnitude_curve import MagnitudeCurve
-from pruning_limits.parts import Cost, Estimate, Layer, Sharpness
+from pruning_limits.measured import Point
+from pruning_limits.model_points import ModelPoint
+from pruning_limits.parts import Cost, Dense, Estimate, Layer, LayerCurvature, Origin, Sharpness
 from pruning_limits.settings import Settings
 
 MOST_BYTES = 64 << 20
-Row = TypeVar("Row", Sharpness, Cost, Layer)
+INFINITE = math.inf
+ENDS = ("sparsity", "low", "high")
+RUNGS, BASES, ORIGINS = get_args(Rung), get_args(Basis), ("batch-std", "number", "max-drop")
+Row = TypeVar("Row", Sharpness, Cost, Layer, LayerCurvature, Dense, Origin, Point, ModelPoint)
 
 
 def to_plain(value: Any) -> Any:
-    """Turn dataclasses, measures and arrays into what JSON can hold."""
+    """Turn dataclasses, measures and arrays into what JSON can hold; an infinite number becomes None."""
     if isinstance(value, SpectralMeasure):
         rules = [{"nodes": nodes.tolist(), "weights": weights.tolist()} for nodes, weights in value.rules]
         return {"dimension": value.dimension, "exact": value.exact, "rules": rules}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {one.name: to_plain(getattr(value, one.name)) for one in dataclasses.fields(value)}
+        return {column.name: to_plain(getattr(value, column.name)) for column in dataclasses.fields(value)}
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
+    if isinstance(value, float) and math.isinf(value):
+        return None
     if isinstance(value, dict):
-        return {name: to_plain(one) for name, one in value.items()}
+        return {name: to_plain(entry) for name, entry in value.items()}
     if isinstance(value, tuple | list):
-        return [to_plain(one) for one in value]
+        return [to_plain(entry) for entry in value]
     return value
 
 
@@ -74,58 +86,119 @@ def fields_of(plain: dict[str, Any]) -> dict[str, Any]:
         KeyError: A value is missing.
         TypeError: A value has another type.
     """
-    unknown = str(plain.get("unknown", ""))  # limits of an earlier version lack it
-    resting = ("ggn", "directions", "retrained", "directional")
-    if any((plain[name] is None) is not bool(unknown) for name in resting) or (unknown and plain["upper"] != 1):
-        raise ValueError("unknown is told although the answers are there, or they lack although it is not told")
-    shares = ("sparsity", "lower", "upper", *(("retrained", "directional") if not unknown else ()))
-    numbers = {name: float(plain[name]) for name in shares}
-    numbers["already_removed"] = float(plain.get("already_removed", 0.0))  # likewise
-    for name, value in numbers.items():
-        if not 0 <= value <= 1:
-            raise ValueError(f"{name} is {value}, expected 0 to 1")
-    objective_error = float(plain.get("objective_error", 0.0))  # likewise
-    if not 0 <= objective_error < float("inf"):
-        raise ValueError(f"objective_error is {objective_error}, expected a number >= 0")
-    low, high = (float(value) for value in plain["interval"])
+    evidence, settings = _evidence(plain["evidence"]), Settings.from_plain(plain["settings"])
+    unknown = evidence.ggn is None
+    resting = ("retrained", "directional")
+    if any((plain[name] is None) is not unknown for name in resting) or (unknown and plain["upper"] != 1):
+        raise ValueError("what rests on the GGN is there although it is unknown, or lacks although it is known")
+    low, high = (_number(value) for value in plain["interval"])
+    return {
+        **{name: _share(name, plain[name]) for name in ("sparsity", "lower", "upper")},
+        **{name: _share_or_none(name, plain[name]) for name in ("achieved", *resting)},
+        "interval": (low, high),
+        "answers": _answers(plain["answers"]),
+        "status": str(plain["status"]),
+        "notes": tuple(str(note) for note in plain["notes"]),
+        "sharpness": _row(Sharpness, plain["sharpness"]),
+        "allowed": _allowed(plain["allowed"]),
+        "settings": settings,
+        "evidence": evidence,
+        "layer_table": tuple(_row(Layer, row) for row in plain["layer_table"]),
+    }
+
+
+def _number(value: Any) -> float:
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"expected a finite number, got {value}")
+    return number
+
+
+def _share(name: str, value: Any) -> float:
+    share = _number(value)
+    if not 0 <= share <= 1:
+        raise ValueError(f"{name} is {value}, expected 0 to 1")
+    return share
+
+
+def _share_or_none(name: str, value: Any) -> float | None:
+    return None if value is None else _share(name, value)
+
+
+def _word(value: Any, words: Sequence[str]) -> Any:
+    if not isinstance(value, str) or value not in words:
+        raise ValueError(f"expected one of {', '.join(words)}, got {value!r}")
+    return value
+
+
+def _allowed(plain: dict[str, Any]) -> Allowed:
+    epsilon, low, high = (_number(plain[name]) for name in ("epsilon", "low", "high"))
+    if not (epsilon > 0 and 0 <= low <= epsilon <= high):
+        raise ValueError(f"epsilon is {epsilon} in {low} to {high}, expected a positive number within")
+    return Allowed(epsilon, low, high, _word(plain["origin"], ORIGINS))
+
+
+def _answers(rows: list[dict[str, Any]]) -> tuple[Answer, ...]:
+    answers = []
+    for row in rows:
+        sparsity, low, high = (_share_or_none(name, row[name]) for name in ENDS)
+        rung, basis = _word(row["rung"], RUNGS), _word(row["basis"], BASES)
+        missing = {end is None for end in (sparsity, low, high)}
+        if missing != {basis == "unknown"}:
+            raise ValueError(f"{rung}: an unknown answer has a number, or a known one has none")
+        metric = None if row["metric"] is None else _number(row["metric"])
+        answers.append(Answer(rung, sparsity, low, high, basis, metric, str(row["status"])))
+    if not {"one-shot", "bound", "formula"} <= {answer.rung for answer in answers}:
+        raise ValueError("a rung is missing")
+    return tuple(answers)
+
+
+def _evidence(plain: dict[str, Any]) -> Evidence:
+    unknown = str(plain["unknown"])
+    if any((plain[name] is None) is not bool(unknown) for name in ("ggn", "directions")):
+        raise ValueError("unknown is told although the GGN is there, or it lacks although that is not told")
     curve = MagnitudeCurve(*(_floats(plain["curve"][name]) for name in ("sparsity", "squared")))
     if len(curve.sparsity) != len(curve.squared) or len(curve.sparsity) < 2:
         raise ValueError("curve has knots of different number")
     if curve.squared[0] < 0 or (np.diff(curve.squared) < 0).any() or (np.diff(curve.sparsity) <= 0).any():
         raise ValueError("curve does not rise")
-    epsilon, parameters = float(plain["epsilon"]), int(plain["parameters"])
-    if not 0 < epsilon < float("inf"):
-        raise ValueError(f"epsilon is {epsilon}, expected a positive number")
+    parameters = int(plain["parameters"])
     hessian, ggn = _estimate(plain["hessian"]), None if unknown else _estimate(plain["ggn"])
     estimates = [hessian] if ggn is None else [hessian, ggn]
-    measures = [one for estimate in estimates for one in (*estimate.measures, *(estimate.bracket or ()))]
-    if not 0 < parameters < 2**63 or any(one.dimension != parameters for one in measures):
+    measures = [measure for part in estimates for measure in (*part.measures, *(part.bracket or ()))]
+    if not 0 < parameters < 2**63 or any(measure.dimension != parameters for measure in measures):
         raise ValueError("parameters and the dimensions of hessian and ggn differ")
-    settings = Settings.from_plain(plain["settings"])
-    return (
-        dict.fromkeys(resting)
-        | numbers
-        | {
-            "interval": (low, high),
-            "achieved": None if plain["achieved"] is None else float(plain["achieved"]),
-            "epsilon": epsilon,
-            "objective": float(plain["objective"]),
-            "objective_error": objective_error,
-            "unknown": unknown,
-            "parameters": parameters,
-            "status": str(plain["status"]),
-            "notes": tuple(str(note) for note in plain["notes"]),
-            "sharpness": _row(Sharpness, plain["sharpness"]),
-            "cost": _row(Cost, plain["cost"]),
-            "settings": settings,
-            "hessian": hessian,
-            "ggn": ggn,
-            "curve": curve,
-            "directions": None if unknown else _directions(plain["directions"]),
-            "rises": tuple((float(s), float(rise)) for s, rise in plain["rises"]),
-            "layer_table": tuple(_row(Layer, row) for row in plain["layer_table"]),
-        }
+    dense, measured = _row(Dense, plain["dense"]), plain["measured"]
+    if not isinstance(measured, bool):
+        raise ValueError(f"measured is {measured!r}, expected true or false")
+    infinite = {"rise"} if dense.metric is None or not measured else {"rise", "drop", "drop_error"}
+    points = tuple(
+        _row(Point, row | {name: INFINITE for name in infinite if row[name] is None}) for row in plain["points"]
     )
+    if any(not 0 <= point.sparsity <= 1 for point in points) or list(points) != sorted(points, key=_by_sparsity):
+        raise ValueError("points are not sorted by sparsity, or beyond 0 to 1")
+    return Evidence(
+        parameters=parameters,
+        already_removed=_share("already_removed", plain["already_removed"]),
+        dense=dense,
+        curve=curve,
+        hessian=hessian,
+        ggn=ggn,
+        directions=None if unknown else _directions(plain["directions"]),
+        unknown=unknown,
+        points=points,
+        measured=measured,
+        model_points=tuple(_row(ModelPoint, row) for row in plain["model_points"]),
+        layers=tuple(_row(LayerCurvature, row) for row in plain["layers"]),
+        trace_error=_number(plain["trace_error"]),
+        remarks=tuple(str(remark) for remark in plain["remarks"]),
+        cost=_row(Cost, plain["cost"]),
+        origin=_row(Origin, plain["origin"]),
+    )
+
+
+def _by_sparsity(point: Point) -> float:
+    return point.sparsity
 
 
 def _directions(plain: dict[str, Any]) -> Directions:
@@ -142,13 +215,18 @@ def _floats(values: Any) -> NDArray[np.float64]:
 
 
 def _row(kind: type[Row], plain: dict[str, Any]) -> Row:
-    convert = {"str": str, "int": int, "float": float}
-    columns = [
-        column
-        for column in dataclasses.fields(kind)
-        if column.default is dataclasses.MISSING or column.name in plain  # files of earlier versions lack those
-    ]
-    return kind(**{column.name: convert[str(column.type)](plain[column.name]) for column in columns})
+    """Build a record of numbers and texts; what may be None says so in its type."""
+    columns = {column.name: str(column.type) for column in dataclasses.fields(kind)}
+    if set(plain) != set(columns):
+        raise ValueError(f"{kind.__name__} has other entries than expected")
+    return kind(**{name: _cell(plain[name], text) for name, text in columns.items()})
+
+
+def _cell(value: Any, kind: str) -> Any:
+    if value is None and kind.endswith("| None"):
+        return None
+    convert: dict[str, Callable[[Any], Any]] = {"str": str, "int": int, "float": float}
+    return convert[kind.removesuffix(" | None")](value)
 
 
 def _estimate(plain: dict[str, Any]) -> Estimate:

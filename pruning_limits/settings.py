@@ -12,7 +12,6 @@ from typing import Any, Literal
 from estimators.errors import UserError
 
 LARGEST_SEED = 1 << 62
-YOUNG = ("criterion", "precision", "max_batches")  # files of limits that were written before have none
 
 
 @dataclass(frozen=True)
@@ -40,11 +39,11 @@ def count(expected: str = "at least 1 or None") -> Constraint:
     return Constraint(expected, lambda value: value is None or (_whole(value) and value >= 1), (0, -1, 1.5, "2"))
 
 
-def positive(expected: str, *words: str) -> Constraint:
-    """A positive number, or one of some words."""
+def positive(expected: str, *words: str | None) -> Constraint:
+    """A positive number, or one of some words, or None where it is among them."""
 
     def accepts(value: Any) -> bool:
-        if isinstance(value, str):
+        if value is None or isinstance(value, str):
             return value in words
         return isinstance(value, Real) and not isinstance(value, bool) and 0 < float(value) < math.inf
 
@@ -58,6 +57,7 @@ def _whole(value: Any) -> bool:
 CONSTRAINTS: Mapping[str, Constraint] = {
     "criterion": choice("loss", "objective"),
     "epsilon": positive("'batch-std' or a positive number", "batch-std"),
+    "max_drop": positive("a positive number (allowed fall of the mean metric) or None", None),
     "curvature": choice("hessian", "ggn"),
     "negative": choice("abs", "clip"),
     "precision": choice("full", "bfloat16"),
@@ -101,7 +101,11 @@ class Settings:
     Attributes:
         criterion: ``"loss"`` or ``"objective"``.
         epsilon: ``"batch-std"`` or the allowed rise of the criterion.
+        metric: Name of the metric, or None.
+        max_drop: Allowed fall of the mean metric, or None.
+        held_out: Whether the metric was measured on held-out data.
         penalty: The penalty in words, or None.
+        measure: Whether one-shot pruning is measured.
         curvature: ``"hessian"`` or ``"ggn"``.
         negative: ``"abs"`` or ``"clip"``.
         parameters: Names of the prunable parameters.
@@ -117,9 +121,13 @@ class Settings:
         UserError: A value is not what the argument may be.
     """
 
-    criterion: Literal["loss", "objective"] = "objective"
+    criterion: Literal["loss", "objective"] = "loss"
     epsilon: float | Literal["batch-std"] = "batch-std"
+    metric: str | None = None
+    max_drop: float | None = None
+    held_out: bool = False
     penalty: str | None = None
+    measure: bool = True
     curvature: Literal["hessian", "ggn"] = "hessian"
     negative: Literal["abs", "clip"] = "abs"
     parameters: tuple[str, ...] = ()
@@ -136,8 +144,18 @@ class Settings:
             value = checked(name, getattr(self, name))
             if isinstance(value, Real):  # of NumPy, say
                 object.__setattr__(self, name, int(value) if isinstance(value, Integral) else float(value))
-        if not all(isinstance(text, str) for text in (self.penalty or "", *self.parameters)):
-            raise UserError(f"settings: expected names as text, got {self.penalty!r} and {self.parameters}")
+        texts = (self.penalty, self.metric, *self.parameters)
+        if not all(text is None or isinstance(text, str) for text in texts):
+            raise UserError(f"settings: expected names as text, got {texts}")
+        for name in ("held_out", "measure"):
+            if not isinstance(getattr(self, name), bool):
+                raise UserError(f"{name}: expected True or False, got {getattr(self, name)!r}")
+        if self.max_drop is not None and self.metric is None:
+            raise UserError("max_drop: is a fall of the metric; name it with metric=, for instance metric='accuracy'")
+        if self.max_drop is not None and self.epsilon != "batch-std":
+            raise UserError(f"max_drop: epsilon follows from it; leave out epsilon={self.epsilon}")
+        if self.max_drop is not None and not self.measure:
+            raise UserError("max_drop: the fall of the metric has to be measured; leave out measure=False")
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> Settings:
@@ -147,7 +165,7 @@ class Settings:
             ValueError: A name is missing or unknown, or a value is out of range.
         """
         names = {field.name for field in dataclasses.fields(cls)}
-        wrong = sorted(set(plain) - names | names - set(plain) - set(YOUNG))
+        wrong = sorted(set(plain) ^ names)
         if wrong:
             raise ValueError(f"settings: {wrong[0]!r} is not what predict_limit writes, or missing")
         if not isinstance(plain.get("parameters"), list | tuple):

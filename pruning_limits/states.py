@@ -18,6 +18,7 @@ from estimators.files import load_tensors, save_tensors
 from pruning_limits.settings import Settings
 
 WRITING_SHARE = 0.05
+DIFFERENT_RANKS = "distributed: the ranks were given different weights, losses or arguments; start all alike"
 Known = list[tuple[float, float]]
 
 
@@ -46,10 +47,9 @@ class States:
         return states
 
     def _equal_on_all_ranks(self) -> dict[str, str]:
-        different = "distributed: the ranks were given different weights, losses or arguments; start all alike"
         elsewhere = f"checkpoint: the ranks read different states (here {self.path}); name one file that all can read"
         states = self.path is None, [(key, one["steps"]) for key, one in self.states.items()]
-        return {different: self.fingerprint, elsewhere: repr(states)}
+        return {DIFFERENT_RANKS: self.fingerprint, elsewhere: repr(states)}
 
     def restore(self, key: str, run: Lanczos) -> None:
         """Let a run continue from its state, if there is one."""

@@ -18,7 +18,7 @@ from torch import nn
 from estimators import GGN, L1, L2, Hessian, Objective, Shard, UserError, distributed
 from estimators.derivatives import untrue_derivatives
 from pruning_limits import losses, predict_limit
-from pruning_limits.stopping import STOPPING
+from pruning_limits.dense_network import CHANCE_SAMPLES
 
 NAMES = ("ragged", "scalar mean", "dict", "batch norm")
 FIVE = classification(4, sizes=(5, 3, 1, 4, 2))()
@@ -77,7 +77,7 @@ def limits() -> dict[str, str]:
     own = many if distributed.world() == 1 else many[middle:] if distributed.rank() else many[:middle]
     with mock.patch.object(losses, "DRAWN_SAMPLES", 2100):
         drawn = predict_limit(model, Shard(own), **LIMIT, measure=False)
-    assert drawn.cost.forward_samples == 2100 + STOPPING.pool_samples
+    assert drawn.cost.forward_samples == 2 * 2100 + 4 * CHANCE_SAMPLES
     return {
         "drawn": drawn.to_json(),
         "shards": predict_limit(model, Shard(own), **LIMIT).to_json(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -81,6 +83,17 @@ def schur_complement(
     b = torch.linalg.pinv(block, hermitian=True, rtol=1e-11) @ (matrix @ d - g)[kept]
     x[kept] += b
     return float(g @ x + 0.5 * x @ matrix @ x), b
+
+
+def isotonic(values: Sequence[float], weights: Sequence[float]) -> list[float]:
+    """Weighted isotonic fit by its min-max formula: the largest over beginnings of the least mean over ends."""
+
+    def mean(first: int, last: int) -> float:
+        part = slice(first, last + 1)
+        return float(np.average(values[part], weights=weights[part]))
+
+    n = len(values)
+    return [max(min(mean(first, last) for last in range(k, n)) for first in range(k + 1)) for k in range(n)]
 
 
 def masked_problem(seed: int, rank: int = MASKED, kept: float = 0.4) -> tuple[Tensor, Tensor, Tensor]:
@@ -392,3 +405,30 @@ def shrinking(batches: Sequence[Any]) -> Any:
             return iter(batches if self.passes == 1 else batches[:-1])
 
     return Shrinking()
+
+
+def with_bounds(limit: PruningLimit, lower: float, upper: float | None, numerical: float = 0.0) -> PruningLimit:
+    """Return a limit whose verdicts rest on other bounds: what pruning alone reaches, the bound, and its error.
+
+    Without an upper bound none is established.
+    """
+    ends: dict[str, Any] = {"sparsity": None, "low": None, "high": None, "basis": "unknown", "status": "no reason"}
+    if upper is not None:
+        ends = {"sparsity": upper, "low": max(lower, upper - numerical), "high": upper + numerical, "basis": "bound"}
+    answers = tuple(
+        dataclasses.replace(answer, sparsity=lower, low=lower, high=lower)
+        if answer.rung == "one-shot"
+        else dataclasses.replace(answer, **ends)
+        if answer.rung == "bound"
+        else answer
+        for answer in limit.answers
+    )
+    achieved = None if limit.achieved is None else lower
+    upper = 1.0 if upper is None else upper
+    return dataclasses.replace(limit, lower=lower, achieved=achieved, upper=upper, answers=answers)
+
+
+def without_cost(limit):
+    """Return a limit as if its computation had taken nothing, so that two runs can be compared."""
+    nothing = type(limit.cost)(0, 0, 0, 0.0, 0)
+    return dataclasses.replace(limit, evidence=dataclasses.replace(limit.evidence, cost=nothing))

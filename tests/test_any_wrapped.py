@@ -1,6 +1,5 @@
 """Limits of networks that are pruned already, wrapped, compiled, frozen, parametrised, and of those that are unfit."""
 
-import json
 import warnings
 
 import pytest
@@ -14,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from estimators import GGN, L1, L2, Hessian, Objective, UserError
 from pruning_limits import PruningLimit, predict_limit
+from pruning_limits.ladder import percent
 
 WIDE, NARROW = 6, 4
 
@@ -73,12 +73,12 @@ def both_data():
 @pytest.mark.parametrize("how", ["mask", "zeros"])
 def test_the_limit_is_that_of_what_is_left_counted_from_the_dense_size(how, penalty):
     few, many = both_data()
-    left = predict_limit(narrow(), few, penalty=penalty)
-    limit = predict_limit(wide(how), many, penalty=penalty)
+    left = predict_limit(narrow(), few, penalty=penalty, criterion="objective")
+    limit = predict_limit(wide(how), many, penalty=penalty, criterion="objective")
     gone = 7 * (WIDE - NARROW)
-    assert left.already_removed == 0
+    assert left.evidence.already_removed == 0
     assert limit.parameters == 7 * WIDE + 21 == left.parameters + gone
-    assert limit.already_removed == gone / limit.parameters
+    assert limit.evidence.already_removed == gone / limit.parameters
 
     def carried(sparsity):
         return (gone + sparsity * left.parameters) / limit.parameters
@@ -97,14 +97,10 @@ def test_the_limit_is_that_of_what_is_left_counted_from_the_dense_size(how, pena
 def test_what_is_gone_is_told_and_kept_in_a_file(tmp_path):
     limit = predict_limit(wide("mask"), both_data()[1])
     share = 7 * (WIDE - NARROW) / limit.parameters
-    assert f"already removed             {share:.2%}" in limit.summary()
+    assert f"{percent(share)} of them removed already" in limit.summary()
     limit.to_json(tmp_path / "limit.json")
-    assert PruningLimit.from_json(tmp_path / "limit.json").already_removed == share
-    older = json.loads((tmp_path / "limit.json").read_text())
-    del older["already_removed"]
-    (tmp_path / "older.json").write_text(json.dumps(older))
-    assert PruningLimit.from_json(tmp_path / "older.json").already_removed == 0
-    assert "already removed" not in predict_limit(narrow(), both_data()[0], measure=False).summary()
+    assert PruningLimit.from_json(tmp_path / "limit.json").evidence.already_removed == share
+    assert "removed already" not in predict_limit(narrow(), both_data()[0], measure=False).summary()
     with pytest.raises(UserError, match="below the limit under any condition"):
         limit.epsilon_for(share / 2)
 
@@ -112,7 +108,7 @@ def test_what_is_gone_is_told_and_kept_in_a_file(tmp_path):
 def test_masks_remove_first_what_is_gone():
     model = wide("mask")
     limit = predict_limit(model, both_data()[1], measure=False)
-    found = limit.mask(limit.already_removed)
+    found = limit.mask(limit.evidence.already_removed)
     assert torch.equal(found["0.weight_orig"], model[0].weight_mask.bool())
     assert found["2.weight"].all()
     more = limit.mask(0.8)

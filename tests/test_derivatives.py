@@ -247,7 +247,9 @@ def test_what_is_left_has_the_curvature_of_the_dense_computation():
     found = Hessian(Objective(model, [batch], entropies, parameters="head.weight")) @ torch.eye(18, dtype=torch.float64)
     assert_close(found, matrix)
     assert limit.parameters == 18
-    assert_close(limit.hessian.measure.nodes @ limit.hessian.measure.weights * 18, torch.trace(matrix))
+    assert_close(
+        limit.evidence.hessian.measure.nodes @ limit.evidence.hessian.measure.weights * 18, torch.trace(matrix)
+    )
 
 
 def test_nothing_left_is_refused():

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from scipy.optimize import brentq, minimize_scalar
 
 from estimators import SpectralMeasure, UserError, gauss, gauss_radau, lanczos, measure_of, sphere_probes
-from pruning_limits.bounds import isotropic_limit, removable_fraction
 from pruning_limits.cones import EllipsoidCone, monte_carlo_dimension
 from pruning_limits.directional import Direction, directional_dimension, directional_limit, polarised
+from pruning_limits.isotropic import isotropic_limit, removable_fraction
 from pruning_limits.kinematics import crossing_window, subspace_crossing
 from pruning_limits.kinematics_monte_carlo import half_point, sublevel_crossings
 from pruning_limits.magnitude import MagnitudeProfile

@@ -8,8 +8,8 @@ from test_predict import wide_problem
 from torch import nn
 
 from estimators import Objective, SpectralMeasure
-from pruning_limits.bounds import isotropic_limit
 from pruning_limits.estimates import Estimates
+from pruning_limits.isotropic import isotropic_limit
 from pruning_limits.losses import all_losses
 from pruning_limits.magnitude import MagnitudeProfile
 from pruning_limits.settings import Settings

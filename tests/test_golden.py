@@ -12,7 +12,12 @@ FILE = json.loads(STORED.read_text())
 EXACT, LIMIT, ROUNDING = 1e-10, 1e-3, {"float32": 1e-4, "float64": 1e-9}
 # Numbers that are shares or factors near one; all others are compared relative to the largest of their list.
 SHARES = ["limit.sparsity", "limit.lower", "limit.upper", "limit.retrained", "limit.directional", "limit.achieved"]
-SHARES += ["limit.interval", "limit.already_removed", "limit.sharpness.negative_share", "limit.layers.sparsity"]
+SHARES += [
+    "limit.interval",
+    "limit.evidence.already_removed",
+    "limit.sharpness.negative_share",
+    "limit.layers.sparsity",
+]
 SHARES += ["limit.*.step_error", "limit.*.sample_error", "limit.*.growth", "limit.*.resolvents", "limit.rises"]
 # Sums over the data, which rounding changes in their last digits only.
 SUMS = ["limit.epsilon", "limit.objective", "limit.layers.norm", "objective.*", "gradient.*", "hessian.*", "ggn.*"]

@@ -10,7 +10,7 @@ from torch.nn.utils import prune
 from estimators import GGN, L1, L2, Hessian, Objective
 from estimators.input_subspace import InputSubspace, input_weights
 from pruning_limits import MagnitudeProfile, predict_limit
-from pruning_limits.bounds import QuadraticRise
+from pruning_limits.quadratic import QuadraticRise
 
 INPUTS, SAMPLES = 20, 6
 kinds = pytest.mark.parametrize("kind", [Hessian, GGN])
@@ -152,10 +152,11 @@ def test_the_predicted_limit_is_that_of_the_dense_matrix(penalty):
     batches = [(torch.randn(12, 120, generator=generator, dtype=torch.float64), torch.arange(12) % 3)]
 
     def limit(steps):
-        return predict_limit(model, batches, penalty=penalty, epsilon=0.05, steps=steps, probes=8, measure=False)
+        options = {"penalty": penalty, "criterion": "objective", "epsilon": 0.05, "probes": 8, "measure": False}
+        return predict_limit(model, batches, steps=steps, **options)
 
     exact, estimated = limit(steps=1000), limit(steps=60)
-    assert exact.hessian.measure.exact
+    assert exact.evidence.hessian.measure.exact
     assert estimated.sparsity == pytest.approx(exact.sparsity, abs=0.01)
     assert estimated.retrained == pytest.approx(exact.retrained, abs=0.01)
     assert estimated.directional == pytest.approx(exact.directional, abs=0.01)
@@ -194,7 +195,8 @@ def test_the_traces_of_layers_are_those_of_all_their_weights(penalty):
     first, second = (float(matrix.diagonal()[part].sum()) for part in (slice(0, 720), slice(720, 738)))
     found = []
     for seed in range(20):
-        limit = predict_limit(model, batches, penalty=penalty, epsilon=0.05, steps=2, measure=False, seed=seed)
+        options = {"penalty": penalty, "criterion": "objective", "epsilon": 0.05, "steps": 2, "measure": False}
+        limit = predict_limit(model, batches, **options, seed=seed)
         found.append([(layer.weights, layer.trace) for layer in limit.layers()])
     assert [weights for weights, _ in found[0]] == [720, 18]
     for number, exact in enumerate((first, second)):

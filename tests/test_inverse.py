@@ -12,8 +12,8 @@ from torch import nn
 
 from estimators import SpectralMeasure, UserError
 from pruning_limits import MagnitudeProfile, PruningLimit, predict_limit
-from pruning_limits.bounds import isotropic_limit, removable_fraction
 from pruning_limits.inverse import epsilon_for, scale_for
+from pruning_limits.isotropic import isotropic_limit, removable_fraction
 
 
 @pytest.fixture(scope="module", params=["abs", "clip"])
@@ -25,7 +25,7 @@ def limit(request: pytest.FixtureRequest) -> PruningLimit:
 
 
 def flat_share(limit: PruningLimit) -> float:
-    measure = limit.hessian.measure
+    measure = limit.evidence.hessian.measure
     nodes = np.abs(measure.nodes) if limit.settings.negative == "abs" else np.maximum(measure.nodes, 0.0)
     return float(measure.weights[nodes == 0].sum())
 
@@ -104,13 +104,13 @@ def test_targets_between_the_flat_shares_of_two_measures_have_an_epsilon() -> No
     model = seeded(lambda: nn.Sequential(nn.Linear(12, 40), nn.Tanh(), nn.Linear(40, 8)))
     x = random(60, 12, seed=1)
     limit = predict_limit(model, [(x, model(x).argmax(1))], epsilon=0.02, samples=20, steps=4, curvature="ggn")
-    ((nodes, _),) = limit.hessian.above.rules
+    ((nodes, _),) = limit.evidence.hessian.above.rules
     assert nodes[0] == 0
     assert nodes[1] > 1e-12
-    flat = [float(one.weights[one.nodes <= 0].sum()) for one in limit.hessian.measures]
+    flat = [float(one.weights[one.nodes <= 0].sum()) for one in limit.evidence.hessian.measures]
     reached = [limit.what_if(epsilon=epsilon).sparsity for epsilon in np.geomspace(1e-12, 1e-7, 5)]
     assert flat[0] == 0
-    assert limit.hessian.on_samples(reached[0]) < flat[1]
+    assert limit.evidence.hessian.on_samples(reached[0]) < flat[1]
     for target in reached:
         assert limit.what_if(epsilon=limit.epsilon_for(target)).sparsity == pytest.approx(target, abs=1e-8)
     with pytest.raises(UserError, match="is below the limit under any condition"):

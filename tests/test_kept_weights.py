@@ -34,7 +34,7 @@ def test_the_spectrum_is_that_of_the_kept_block_of_the_hessian() -> None:
     module = KeptWeights(model, masks)
     limit = predict_limit(module, [(x, y)], parameters=module.chosen, epsilon=0.01, progress=False)
     assert limit.parameters == int(kept.sum())
-    assert_close(limit.hessian.measure.nodes, torch.linalg.eigvalsh(hessian).detach())
+    assert_close(limit.evidence.hessian.measure.nodes, torch.linalg.eigvalsh(hessian).detach())
     assert_close(module(x), model(x))
     assert [name for name, _ in module.named_modules()] == [""]
 

@@ -1,6 +1,5 @@
 """A prediction killed at any moment goes on where its checkpoint was and ends in the same bits."""
 
-import json
 import os
 import signal
 import threading
@@ -12,7 +11,7 @@ import torch
 from torch import nn
 
 from pruning_limits import predict_limit
-from tests.helpers import random, seeded
+from tests.helpers import random, seeded, without_cost
 
 KILLS = 20
 STAGES = 5  # two sub-samples of either curvature, and the directions
@@ -29,8 +28,7 @@ def problem():
 def predicted(checkpoint, told=None):
     torch.set_num_threads(1)
     options = {"epsilon": 0.02, "samples": 48, "steps": STEPS, "probes": 2, "measure": False}
-    plain = json.loads(predict_limit(*problem(), **options, checkpoint=checkpoint, progress=told).to_json())
-    return {key: value for key, value in plain.items() if key != "cost"}
+    return without_cost(predict_limit(*problem(), **options, checkpoint=checkpoint, progress=told)).to_json()
 
 
 def die_at_call(checkpoint, number):

@@ -144,6 +144,10 @@ def test_the_window_covers_the_monte_carlo_transition(angle: float) -> None:
     assert abs(found.std() - math.sqrt(cone.variance())) <= 0.1 * found.std() + 0.2
 
 
+def test_the_window_of_theorem_one_by_hand() -> None:
+    assert transition_width(100, 0.5) == pytest.approx(math.sqrt(8 * math.log(8)) * 10)
+
+
 @given(st.integers(1, 10**7), st.floats(0, 1), st.floats(1e-6, 1, exclude_max=True))
 def test_the_refined_window_is_never_wider_than_that_of_theorem_one(dimension: int, share: float, eta: float) -> None:
     width = concentration_width(share * dimension, dimension, eta)
@@ -160,6 +164,7 @@ def test_the_refined_window_is_never_wider_than_that_of_theorem_one(dimension: i
         (lambda: transition_width(0), "dimension: expected at least 1"),
         (lambda: transition_width(10, 0.0), "eta: expected a probability"),
         (lambda: transition_width(10, 1.0), "eta: expected a probability"),
+        (lambda: transition_width(10, -1.0), "eta: expected a probability"),
         (lambda: concentration_width(1, 10, math.nan), "eta: expected a probability"),
         (lambda: concentration_width(11, 10), "delta: expected a statistical dimension"),
         (lambda: concentration_width(1, 0), "dimension: expected at least 1"),

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from estimators import L1, L2, Objective, SpectralMeasure, UserError
 from pruning_limits import MagnitudeProfile
-from pruning_limits.bounds import isotropic_limit, largest_passing
+from pruning_limits.crossing import first_crossing
+from pruning_limits.isotropic import isotropic_limit
 from pruning_limits.layerwise import layer_block, layer_limits
 from validation.data import ImageData
 
@@ -47,7 +48,9 @@ def test_limits_of_small_layers_are_those_of_dense_blocks(tiny: Tiny, kind: str)
             vector = torch.cat([part.reshape(-1) for part in pruned.values()])
             return objective.value(vector) - objective.value()
 
-        assert one.achieved == largest_passing(rise, 0.01, expected, profile.dimension)
+        rises = [rise(count / profile.dimension) for count in range(profile.dimension + 1)]
+        low, _ = first_crossing(lambda count, _, rises=rises: rises[count] <= 0.01, profile.dimension)
+        assert one.achieved == low / profile.dimension
 
 
 def test_limits_of_larger_layers_agree_with_dense_ones_within_their_error(

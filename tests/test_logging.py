@@ -19,7 +19,7 @@ def predict(**options):
 
 def test_nothing_is_printed(capfd):
     limit = predict(steps=4)
-    assert limit.status != "converged"
+    assert limit.answer("formula").status != "converged"
     assert capfd.readouterr() == ("", "")
 
 
@@ -28,9 +28,9 @@ def test_the_logger_tells_objective_spectra_and_status(caplog):
         limit = predict(steps=4)
     assert {record.name for record in caplog.records} == {"pruning_limits"}
     messages = [record.getMessage() for record in caplog.records]
-    assert messages[0] == f"900 weights, objective {limit.objective:.6g}, epsilon 0.02"
+    assert messages[0] == f"900 weights, loss {limit.objective:.6g}, epsilon 0.02"
     assert any(message.startswith("ggn-8: step error ") for message in messages)
-    assert messages[-1] == f"limit {limit.sparsity:.4f}, {limit.status}"
+    assert messages[-1] == f"limit {limit.lower:.4f}, {limit.status}"
     warned = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert warned == [*limit.notes, messages[-1]]
 
@@ -38,7 +38,7 @@ def test_the_logger_tells_objective_spectra_and_status(caplog):
 def test_a_limit_that_converged_is_no_warning(caplog):
     with caplog.at_level(logging.INFO, "pruning_limits"):
         limit = predict(tolerance=1.0)
-    assert limit.status == "converged"
+    assert limit.answer("formula").status == "converged"
     assert caplog.records[-1].levelno == logging.INFO
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from estimators import SpectralMeasure
 from pruning_limits import MagnitudeProfile
-from pruning_limits.bounds import isotropic_limit
+from pruning_limits.isotropic import isotropic_limit
 from pruning_limits.magnitude_curve import MagnitudeCurve
 from validation.masks import Masks, expected_shuffled_overlap, overlap, prunable, sparsity_of
 from validation.pruners import Problem, pruner

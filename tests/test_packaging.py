@@ -20,7 +20,7 @@ from pruning_limits import PruningLimit, UserError, predict_limit
 
 model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
 limit = predict_limit(model, [(torch.randn(64, 4), torch.randint(0, 2, (64,)))])
-assert limit.check(0.0).status == "achievable"
+assert limit.check(0.999).status in ("open", "infeasible")
 limit.to_json("limit.json")
 loaded = PruningLimit.from_json("limit.json")
 assert loaded == limit and loaded.what_if(epsilon=1.0).epsilon == 1.0

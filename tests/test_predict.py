@@ -13,7 +13,8 @@ from torch import nn
 
 from estimators import GGN, L1, L2, Hessian, Objective, SpectralMeasure, UserError
 from pruning_limits import MagnitudeProfile, predict_limit
-from pruning_limits.bounds import QuadraticRise, isotropic_limit, quadratic_limit
+from pruning_limits.isotropic import isotropic_limit
+from pruning_limits.quadratic import QuadraticRise, quadratic_limit
 
 QUICK = {"steps": 8, "probes": 2, "measure": False, "epsilon": 0.02}
 
@@ -42,7 +43,7 @@ def wide():
 def plain(limit):
     """The JSON form without what the computation took."""
     fields = json.loads(limit.to_json())
-    del fields["cost"]
+    del fields["evidence"]["cost"]
     return fields
 
 
@@ -188,10 +189,20 @@ def test_with_the_loss_as_criterion_every_number_is_that_of_the_loss_alone(tiny,
     options = {"epsilon": 0.02, "probes": 2}
     alone = predict_limit(model, loader, **options)
     limit = predict_limit(model, loader, penalty=penalty, criterion="loss", **options)
-    for name in ("sparsity", "interval", "lower", "upper", "retrained", "directional", "objective", "rises", "status"):
+    for name in (
+        "sparsity",
+        "interval",
+        "lower",
+        "upper",
+        "retrained",
+        "directional",
+        "objective",
+        "answers",
+        "status",
+    ):
         assert getattr(limit, name) == getattr(alone, name), name
     assert (limit.settings.criterion, limit.settings.penalty) == ("loss", repr(penalty))
-    assert predict_limit(model, loader, penalty=penalty, **options).objective > limit.objective
+    assert predict_limit(model, loader, penalty=penalty, criterion="objective", **options).objective > limit.objective
 
 
 def test_the_penalty_tells_whether_the_weights_are_stationary_where_the_loss_is_the_criterion():
@@ -199,7 +210,7 @@ def test_the_penalty_tells_whether_the_weights_are_stationary_where_the_loss_is_
     nn.init.ones_(model.weight)
     data = [(torch.eye(4).double(), torch.full((4, 1), 1.5).double())]  # every weight has the slope -1/4
     squared = lambda model, batch: (model(batch[0]) - batch[1]).square().sum(1)  # noqa: E731
-    options = {"loss_fn": squared, "epsilon": 0.2, "criterion": "loss"}
+    options = {"loss_fn": squared, "epsilon": 0.2}
     moving = predict_limit(model, data, **options)
     resting = predict_limit(model, data, penalty=L1(0.25), **options)
     assert any("not stationary" in note for note in moving.notes)
@@ -210,7 +221,7 @@ def test_default_epsilon_is_the_deviation_of_a_batch_of_128(tiny):
     model, loader = tiny
     x, y = torch.cat([x for x, _ in loader]), torch.cat([y for _, y in loader])
     losses = nn.functional.cross_entropy(model(x), y, reduction="none").detach()
-    limit = predict_limit(model, loader, penalty=L2(0.01))
+    limit = predict_limit(model, loader, penalty=L2(0.01), criterion="objective")
     assert limit.epsilon == pytest.approx(float(losses.std()) / math.sqrt(128), rel=1e-12)
     penalty = sum(0.005 * float(p.detach().square().sum()) for p in model.parameters())
     assert limit.objective == pytest.approx(float(losses.mean()) + penalty, rel=1e-12)
@@ -239,17 +250,18 @@ def test_default_epsilon_from_scalar_losses_is_that_of_samples_on_average():
 
 def test_an_l2_penalty_shifts_the_spectrum_and_lowers_the_limit(tiny):
     without = predict_limit(*tiny, epsilon=0.02, parameters="*")
-    shifted = predict_limit(*tiny, epsilon=0.02, parameters="*", penalty=L2(0.1))
-    expected = without.hessian.measure.nodes + 0.1
-    np.testing.assert_allclose(shifted.hessian.measure.nodes, expected, atol=1e-10)
+    shifted = predict_limit(*tiny, epsilon=0.02, parameters="*", penalty=L2(0.1), criterion="objective")
+    expected = without.evidence.hessian.measure.nodes + 0.1
+    np.testing.assert_allclose(shifted.evidence.hessian.measure.nodes, expected, atol=1e-10)
     assert shifted.sharpness.top_eigenvalue == pytest.approx(without.sharpness.top_eigenvalue + 0.1)
     assert shifted.retrained < without.retrained
-    clipped = [predict_limit(*tiny, epsilon=0.02, penalty=one, negative="clip").sparsity for one in (None, L2(0.1))]
+    options = {"epsilon": 0.02, "negative": "clip", "criterion": "objective"}
+    clipped = [predict_limit(*tiny, penalty=penalty, **options).sparsity for penalty in (None, L2(0.1))]
     assert clipped[1] < clipped[0]
 
 
 def test_an_l1_penalty_has_no_curvature_but_counts_in_the_objective(wide):
-    options = QUICK | {"measure": True}
+    options = QUICK | {"measure": True, "criterion": "objective"}
     without, penalised = (predict_limit(*wide, **options, penalty=one) for one in (None, L1(0.01)))
     assert penalised.sparsity == without.sparsity
     assert penalised.objective > without.objective
@@ -266,28 +278,34 @@ def test_patterns_restrict_the_parameters(tiny):
 
 
 def test_without_measurement_lower_is_that_of_the_quadratic_model(tiny):
-    limit = predict_limit(*tiny, epsilon=0.02, measure=False, penalty=L2(0.01))
+    limit = predict_limit(*tiny, epsilon=0.02, measure=False, penalty=L2(0.01), criterion="objective")
     objective = Objective(*tiny, penalty=L2(0.01))
     rise = QuadraticRise(Hessian(objective), objective.gradient(), MagnitudeProfile(objective.chosen))
     expected = quadratic_limit(rise, 0.02, limit.sparsity)
     assert limit.achieved is None
     assert limit.headroom is None
-    assert limit.rises == ()
+    assert limit.evidence.points == ()
+    assert limit.answer("one-shot").basis == "formula"
     assert limit.lower == expected
     assert 0 < limit.lower <= limit.upper
 
 
-def test_measured_rises_are_those_of_the_masked_model(tiny):
-    model, loader = tiny
-    limit = predict_limit(model, loader, epsilon=0.02)
+def test_measured_rises_are_those_of_the_masked_model(wide):
+    model, loader = wide
+    limit = predict_limit(model, loader, **(QUICK | {"measure": True}))
     assert limit.lower == limit.achieved
-    for sparsity, rise in limit.rises:
+    points = limit.evidence.points
+    for point in points:
         pruned = copy.deepcopy(model)
         with torch.no_grad():
-            for name, mask in limit.mask(sparsity).items():
+            for name, mask in limit.mask(point.sparsity).items():
                 pruned.get_parameter(name).mul_(mask)
-        assert Objective(pruned, loader).value() - limit.objective == pytest.approx(rise, abs=1e-12)
-    assert dict(limit.rises)[limit.achieved] <= 0.02
+        assert Objective(pruned, loader).value() - limit.objective == pytest.approx(point.rise, abs=1e-12)
+    assert all(point.rise <= 0.02 for point in points if point.sparsity <= limit.achieved)
+    one_shot = limit.answer("one-shot")
+    (first,) = (point.rise for point in points if point.sparsity == one_shot.high)
+    assert first > 0.02
+    assert one_shot.low == limit.achieved == max(point.sparsity for point in points if point.sparsity < one_shot.high)
 
 
 def test_curvature_ggn(tiny):
@@ -309,11 +327,12 @@ def test_clipping_allows_at_least_as_much(tiny):
 def test_cost(wide):
     limit = predict_limit(*wide, **(QUICK | {"measure": True}))
     cost = limit.cost
-    knots = len(limit.directions.sparsities)
-    # both spectra; steps and the rise of every direction; four products for traces, one for notes
-    assert cost.products == 2 * 8 * 2 + (4 + 1) * knots + 5
+    knots = len(limit.evidence.directions.sparsities)
+    # both spectra; steps and the rise of every direction; four products for traces, five of the quadratic model
+    assert cost.products == 2 * 8 * 2 + (4 + 1) * knots + 9
     assert cost.samples == 96 * cost.products
-    assert cost.forward_samples == 96 * (2 + len(limit.rises) - 1)
+    # losses, gradient, four for constant outputs and strangers, the pruned networks
+    assert cost.forward_samples == 96 * (6 + len(limit.evidence.points))
     assert 0 < cost.seconds < 600
     assert 10e6 < cost.peak_memory < 1e12
 
@@ -347,7 +366,8 @@ def test_what_if_nothing_changes(asked):
 def test_what_if_weights_were_scaled(asked, factor):
     answer = asked.what_if(weight_scale=factor)
     curve = MagnitudeProfile({"w": factor * asked.profile.vector}).curve()
-    for found, estimate, negative in ((answer.sparsity, asked.hessian, "abs"), (answer.retrained, asked.ggn, "clip")):
+    hessian, ggn = asked.evidence.hessian, asked.evidence.ggn
+    for found, estimate, negative in ((answer.sparsity, hessian, "abs"), (answer.retrained, ggn, "clip")):
         measures = [estimate.measure] if estimate.above is None else [estimate.measure, estimate.above]
         kept = [1 - isotropic_limit(measure, curve, 0.02, negative).sparsity for measure in measures]
         assert found == pytest.approx(1 - math.prod(kept) ** (1 / len(kept)), abs=1e-9)
@@ -414,7 +434,7 @@ def test_as_many_steps_as_weights_are_exact(wide, exact):
     limit = predict_limit(*wide, epsilon=0.02, steps=540, measure=False)
     assert [limit.sparsity, limit.retrained] == pytest.approx(exact, abs=1e-9)
     assert limit.interval == (limit.sparsity, limit.sparsity)
-    assert limit.status == "converged"
+    assert limit.answer("formula").status == "converged"
 
 
 @pytest.mark.parametrize(
@@ -430,10 +450,10 @@ def test_the_interval_holds_the_dense_answer(wide, exact, options):
         assert low < limit.sparsity < high < low + 0.4
         errors.append(abs(limit.sparsity - exact[0]) / ((high - low) / 2))
         assert abs(limit.retrained - exact[1]) < 0.15
-        assert limit.hessian.steps == options["steps"]
-        assert limit.hessian.measure.probes == options["probes"]
-        assert limit.hessian.samples == options.get("samples", 96)
-        assert (limit.hessian.sample_error > 0) == ("samples" in options)
+        assert limit.evidence.hessian.steps == options["steps"]
+        assert limit.evidence.hessian.measure.probes == options["probes"]
+        assert limit.evidence.hessian.samples == options.get("samples", 96)
+        assert (limit.evidence.hessian.sample_error > 0) == ("samples" in options)
     assert sum(error <= 1 for error in errors) >= 2
     assert max(errors) < 2
 
@@ -448,8 +468,8 @@ def test_weights_of_dead_units_are_taken_out_exactly(penalty, masked):
             model[0].weight[:10] = 0.0
     x = random(96, 12, seed=1)
     options = {"epsilon": 0.02, "steps": 10, "probes": 1, "measure": False}
-    limit = predict_limit(model, [(x, model(x).argmax(1))], penalty=penalty, **options)
-    for one in (limit.hessian, limit.ggn):
+    limit = predict_limit(model, [(x, model(x).argmax(1))], penalty=penalty, criterion="objective", **options)
+    for one in (limit.evidence.hessian, limit.evidence.ggn):
         shares = {value: one.measure.weights[one.measure.nodes == value].sum() for value in (0.0, 0.01)}
         removed, idle = (120, 20 * 12 + 30 * 8) if masked else (0, 30 * 20)
         assert shares[0.0] == pytest.approx((removed + (0 if penalty else idle)) / 800, abs=1e-12)
@@ -458,23 +478,27 @@ def test_weights_of_dead_units_are_taken_out_exactly(penalty, masked):
 
 def test_an_unresolved_limit_says_why(wide):
     limit = predict_limit(*wide, **QUICK, tolerance=1e-4)
-    assert limit.status.startswith("unresolved: half-width ")
-    assert "exceeds tolerance 0.0001" in limit.status
-    assert predict_limit(*wide, **QUICK, tolerance=10.0).status == "converged"
+    status = limit.answer("formula").status
+    assert status.startswith("unresolved: half-width ")
+    assert "exceeds tolerance 0.0001" in status
+    assert "formula (+- " in limit.status
+    settled = predict_limit(*wide, **QUICK, tolerance=10.0)
+    assert settled.answer("formula").status == "converged"
+    assert settled.status.startswith("settled: one-shot, re-trained, ")
 
 
 def test_automatic_steps_stop_when_the_limit_settles(wide):
     limit = predict_limit(*wide, epsilon=0.02, probes=2, tolerance=0.2, measure=False)
-    assert 24 <= limit.hessian.steps < 96
-    assert limit.hessian.step_error <= 0.05
-    assert limit.status == "converged"
+    assert 24 <= limit.evidence.hessian.steps < 96
+    assert limit.evidence.hessian.step_error <= 0.05
+    assert limit.answer("formula").status == "converged"
 
 
 @pytest.mark.parametrize(("tolerance", "expected"), [(1e-4, 8), (0.1, 1)])
 def test_probes_follow_where_their_error_counts(wide, tolerance, expected):
     options = {"epsilon": 0.02, "steps": 100, "measure": False, "tolerance": tolerance}
     limit = predict_limit(*wide, **options)
-    assert limit.hessian.measure.probes == expected
+    assert limit.evidence.hessian.measure.probes == expected
     drawn_at_once = predict_limit(*wide, **options, probes=expected)
     assert limit.interval == pytest.approx(drawn_at_once.interval, abs=1e-9)
     assert limit.cost.products == drawn_at_once.cost.products
@@ -482,9 +506,9 @@ def test_probes_follow_where_their_error_counts(wide, tolerance, expected):
 
 def test_probes_do_not_follow_where_steps_are_the_larger_error(wide):
     limit = predict_limit(*wide, epsilon=0.02, steps=8, measure=False, tolerance=1e-4)
-    _, error = limit.hessian.measure.integrate(lambda x: 1 / (1 + abs(x)))
-    assert limit.hessian.measure.probes == 1
-    assert 0 < 2 * error < limit.hessian.step_error
+    _, error = limit.evidence.hessian.measure.integrate(lambda x: 1 / (1 + abs(x)))
+    assert limit.evidence.hessian.measure.probes == 1
+    assert 0 < 2 * error < limit.evidence.hessian.step_error
 
 
 # ------------------------------------------------------------------------------------ progress, checkpoint
@@ -546,7 +570,7 @@ def test_a_stopped_run_continues_to_the_same_bits(wide, tmp_path, stop, steps, p
 def test_a_run_stopped_among_further_probes_continues_to_the_same_bits(wide, tmp_path):
     options = {"epsilon": 0.02, "steps": 60, "tolerance": 0.001, "samples": 60, "measure": False}
     reference, begun = predict_limit(*wide, **options), []
-    assert reference.hessian.measure.probes > 1
+    assert reference.evidence.hessian.measure.probes > 1
 
     def stop(stage, done, total):
         if stage == "hessian spectrum, 60 samples":
@@ -573,8 +597,8 @@ def test_a_run_whose_krylov_space_is_exhausted_resumes(tmp_path):
 
     options = {"epsilon": 0.1, "probes": 2, "measure": False, "checkpoint": tmp_path / "run.pt"}
     limit = predict_limit(model, loader, square, **options)
-    assert limit.hessian.steps <= 8  # five samples and the null space, and rounding
-    assert limit.hessian.step_error == 0
+    assert limit.evidence.hessian.steps <= 8  # five samples and the null space, and rounding
+    assert limit.evidence.hessian.step_error == 0
     assert plain(predict_limit(model, loader, square, **options)) == plain(limit)
 
 
@@ -755,12 +779,12 @@ def test_the_ggn_of_a_sub_sample_is_extrapolated_towards_all_data(trained, digit
     batches = digits.batches("train")
     options = {"penalty": L1(1e-3), "steps": 48, "probes": 2, "measure": False}
     part, whole = (predict_limit(trained, batches, samples=samples, **options) for samples in (350, 1400))
-    raw = part.ggn.on_samples(part.retrained)
-    assert part.ggn.growth > 1 == whole.ggn.growth
+    raw = part.evidence.ggn.on_samples(part.retrained)
+    assert part.evidence.ggn.growth > 1 == whole.evidence.ggn.growth
     assert raw > part.retrained
     assert abs(part.retrained - whole.retrained) < abs(raw - whole.retrained) / 2
-    assert part.hessian.growth <= 1 == whole.hessian.growth
-    assert abs(part.retrained - whole.retrained) <= part.ggn.sample_error + part.ggn.step_error
+    assert part.evidence.hessian.growth <= 1 == whole.evidence.hessian.growth
+    assert abs(part.retrained - whole.retrained) <= part.evidence.ggn.sample_error + part.evidence.ggn.step_error
 
 
 def test_a_limit_that_was_extrapolated_answers_inverse_questions(trained, digits):

@@ -7,7 +7,7 @@ import torch
 from helpers import CASES, Dense, assert_close, random, with_spectrum
 
 from estimators import Lanczos, Objective, SpectralMeasure
-from pruning_limits.bounds import isotropic_limit
+from pruning_limits.isotropic import isotropic_limit
 from pruning_limits.losses import all_losses
 from pruning_limits.magnitude import MagnitudeProfile
 from pruning_limits.recurrences import Plan, Reader, Recurrences, estimate_of

@@ -9,8 +9,8 @@ from helpers import random
 from torch import nn
 
 from estimators import Objective
-from pruning_limits.bounds import isotropic_limit
 from pruning_limits.estimates import Estimates
+from pruning_limits.isotropic import isotropic_limit
 from pruning_limits.losses import all_losses
 from pruning_limits.magnitude import MagnitudeProfile
 from pruning_limits.removed_directions import removed_directions

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from estimators import UserError
 from estimators.vectors import flatten
 from pruning_limits import MagnitudeProfile
-from pruning_limits.bounds import QuadraticRise, quadratic_limit
+from pruning_limits.quadratic import QuadraticRise, quadratic_limit
 from pruning_limits.retuned import retune
 from pruning_limits.retuned_limit import retuned_limit
 

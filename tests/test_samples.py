@@ -248,7 +248,7 @@ def test_two_thousand_texts_of_different_lengths():
     limit = predict_limit(model, batches, epsilon=0.01, progress=False)
     assert 0 < limit.sparsity <= 1
     assert limit.cost.samples > 0
-    assert limit.hessian.samples < 2001
+    assert limit.evidence.hessian.samples < 2001
     each, _ = dense(model, entropies, batches)
     assert_close(Objective(model, batches).value(), each.mean())
 

@@ -20,8 +20,13 @@ class Inner:
 
 
 @pytest.fixture(scope="module")
-def plain():
-    return json.loads(small_limit().to_json())
+def limit():
+    return small_limit()
+
+
+@pytest.fixture(scope="module")
+def plain(limit):
+    return json.loads(limit.to_json())
 
 
 def test_nested_values_become_plain():
@@ -39,42 +44,85 @@ def test_nested_values_become_plain():
     }
 
 
-def test_fields_come_back_bit_for_bit(plain):
-    limit = small_limit()
+def test_fields_come_back_bit_for_bit(limit, plain):
     fields = fields_of(plain)
-    for name in ("sparsity", "lower", "upper", "retrained", "interval", "achieved", "epsilon", "rises", "layer_table"):
-        assert fields[name] == getattr(limit, name), name
-    assert to_plain(fields["hessian"]) == to_plain(limit.hessian)
-    assert to_plain(fields["ggn"]) == to_plain(limit.ggn)
-    assert to_plain(fields["directions"]) == to_plain(limit.directions)
     assert set(fields) == {field.name for field in dataclasses.fields(limit)} - {"profile"}
+    for name in sorted(set(fields) - {"evidence"}):
+        assert fields[name] == getattr(limit, name), name
+    for field in dataclasses.fields(limit.evidence):
+        mine, other = (to_plain(getattr(evidence, field.name)) for evidence in (limit.evidence, fields["evidence"]))
+        assert mine == other, field.name
 
 
-@pytest.mark.parametrize("name", ["sparsity", "lower", "upper", "retrained", "directional", "already_removed"])
+@pytest.mark.parametrize("name", ["sparsity", "lower", "upper", "retrained", "directional"])
 @pytest.mark.parametrize("value", [-1e-9, 1 + 1e-9, math.nan, math.inf])
 def test_sparsities_out_of_range_are_refused(plain, name, value):
-    with pytest.raises(ValueError, match=f"^{name} is .*, expected 0 to 1$"):
+    message = "expected 0 to 1$" if math.isfinite(value) else "^expected a finite number"
+    with pytest.raises(ValueError, match=message):
         fields_of(plain | {name: value})
+
+
+def changed(plain, path, value):
+    """Return a deep copy with one value exchanged."""
+    copy = json.loads(json.dumps(plain))
+    place = copy
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("evidence already_removed", 1.5, "already_removed is 1.5, expected 0 to 1"),
+        ("evidence curve", {"sparsity": [0.0, 1.0], "squared": [0.0]}, "knots of different number"),
+        ("evidence curve", {"sparsity": [0.0, 1.0], "squared": [1.0, 0.5]}, "curve does not rise"),
+        ("evidence curve", {"sparsity": [0.0, math.nan], "squared": [0.0, 1.0]}, "list of finite numbers"),
+        ("evidence dense", {}, "Dense has other entries than expected"),
+        ("evidence points", [{}], "rise"),
+        ("evidence measured", "yes", "measured is 'yes'"),
+        ("allowed origin", "a guess", "expected one of batch-std, number, max-drop, got 'a guess'"),
+        ("allowed epsilon", 0.0, "expected a positive number"),
+        ("allowed low", 1e9, "expected a positive number within"),
+        ("answers", [], "a rung is missing"),
+        ("settings tolerance", -1.0, "tolerance: expected a positive number"),
+        ("settings max_drop", 0.1, "max_drop: is a fall of the metric"),
+    ],
+)
+def test_values_that_contradict_each_other_are_refused(plain, path, value, message):
+    with pytest.raises((ValueError, KeyError, UserError), match=message):
+        fields_of(changed(plain, path.split(), value))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"objective_error": -1.0}, "objective_error is -1.0"),
-        ({"curve": {"sparsity": [0.0, 1.0], "squared": [0.0]}}, "knots of different number"),
-        ({"curve": {"sparsity": [0.0, 1.0], "squared": [1.0, 0.5]}}, "curve does not rise"),
-        ({"curve": {"sparsity": [0.0, math.nan], "squared": [0.0, 1.0]}}, "list of finite numbers"),
+        ({"basis": "unknown"}, "one-shot: an unknown answer has a number"),
+        ({"low": None}, "one-shot: an unknown answer has a number"),
+        ({"rung": "second"}, "expected one of one-shot, .*, got 'second'"),
+        ({"high": 1.1}, "high is 1.1, expected 0 to 1"),
     ],
 )
-def test_values_that_contradict_each_other_are_refused(plain, change, message):
+def test_answers_that_contradict_themselves_are_refused(plain, change, message):
+    first, *others = plain["answers"]
     with pytest.raises(ValueError, match=message):
-        fields_of(plain | change)
+        fields_of(plain | {"answers": [first | change, *others]})
 
 
-def test_what_earlier_versions_lack_has_a_default(plain):
-    older = {key: value for key, value in plain.items() if key not in ("already_removed", "objective_error")}
-    fields = fields_of(older)
-    assert (fields["already_removed"], fields["objective_error"]) == (0.0, 0.0)
+def test_an_infinite_rise_is_kept(plain):
+    points = plain["evidence"]["points"]
+    broken = changed(plain, ["evidence", "points"], [*points[:-1], points[-1] | {"rise": None}])
+    loaded = fields_of(broken)["evidence"]
+    assert loaded.points[-1].rise == math.inf
+    assert to_plain(loaded)["points"] == broken["evidence"]["points"]
+
+
+def test_an_infinite_fall_is_kept_where_a_metric_was_measured():
+    plain = json.loads(small_limit(metric="accuracy").to_json())
+    points = plain["evidence"]["points"]
+    broken = changed(plain, ["evidence", "points"], [*points[:-1], points[-1] | {"drop": None}])
+    assert fields_of(broken)["evidence"].points[-1].drop == math.inf
 
 
 @pytest.mark.parametrize("content", ["", "{", '{"a": NaN}', '{"a": -Infinity}', '{"a": 1, "a": 2}', "[" * 100_000])

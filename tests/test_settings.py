@@ -64,7 +64,24 @@ def test_settings_of_a_damaged_file_are_refused(change):
         Settings.from_plain({**dataclasses.asdict(Settings(parameters=("a",))), **change})
 
 
-def test_settings_of_files_without_a_criterion_speak_of_the_objective():
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Settings)])
+def test_settings_that_lack_a_name_are_refused(name):
     plain = dataclasses.asdict(Settings(parameters=("a",)))
-    del plain["criterion"]
-    assert Settings.from_plain(plain).criterion == "objective"
+    del plain[name]
+    with pytest.raises(ValueError, match=f"'{name}' is not what predict_limit writes, or missing"):
+        Settings.from_plain(plain)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"metric": []}, "expected names as text"),
+        ({"held_out": 1}, "held_out: expected True or False, got 1"),
+        ({"max_drop": 0.01}, "max_drop: is a fall of the metric; name it"),
+        ({"max_drop": 0.01, "metric": "accuracy", "measure": False}, "max_drop: the fall of the metric has to be meas"),
+        ({"max_drop": 0.01, "metric": "accuracy", "epsilon": 0.1}, "max_drop: epsilon follows from it"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(change, message):
+    with pytest.raises(UserError, match=f"^(settings: )?{message}"):
+        Settings(**change)

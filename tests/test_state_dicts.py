@@ -6,9 +6,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torch.nn.utils import prune
 
 from estimators import UserError
-from pruning_limits.state_dicts import load_weights, matching_state
+from pruning_limits.state_dicts import load_weights, matching_state, without_masks
 
 
 class Tied(nn.Module):
@@ -150,3 +151,26 @@ def test_a_prefix_of_the_model_itself_stays():
     match = matching_state(other_numbers(model).state_dict(), model)
     assert match.remarks == ()
     assert list(match.state) == list(model.state_dict())
+
+
+# ------------------------------------------------------------------------------------------------------ masks
+
+
+def test_masks_of_torch_are_applied():
+    model = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Conv1d(4, 2, 1))
+    prune.l1_unstructured(model[0], "weight", 0.5)
+    prune.random_unstructured(model[0], "bias", 0.5)
+    prune.ln_structured(model[2], "weight", 0.5, n=2, dim=0)
+    state = without_masks(model.state_dict())
+    for module, name in ((model[0], "weight"), (model[0], "bias"), (model[2], "weight")):
+        prune.remove(module, name)
+    expected = model.state_dict()
+    assert set(state) == set(expected)
+    assert all(torch.equal(state[name], expected[name]) for name in expected)
+
+
+def test_what_is_no_pair_stays():
+    state = {"a_orig": torch.ones(2), "b_mask": torch.ones(2), "c_orig": 1, "c_mask": 2, 3: "x", "_orig": torch.ones(1)}
+    assert without_masks(state) == state
+    with pytest.raises(UserError, match=r"weight_mask has shape \(2,\), its weight \(3,\)"):
+        without_masks({"weight_orig": torch.ones(3), "weight_mask": torch.ones(2)})

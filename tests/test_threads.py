@@ -1,6 +1,5 @@
 """Predictions in several threads beside one that trains: nobody sees what the others do."""
 
-import dataclasses
 import random as python_random
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -8,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from helpers import random
+from helpers import random, without_cost
 from torch import nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -62,8 +61,7 @@ def problem(kind):
 
 
 def limits(model, batches, loss=None):
-    limit = predict_limit(model, batches, loss, **OPTIONS)
-    return dataclasses.replace(limit, cost=None)
+    return without_cost(predict_limit(model, batches, loss, **OPTIONS))
 
 
 def state():

@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 import pytest
 import torch
 from click.testing import CliRunner
-from helpers import assert_close, random, same, seeded, snapshot
+from helpers import assert_close, random, same, seeded, snapshot, without_cost
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
@@ -28,8 +28,7 @@ def rows(dtype=torch.float32, samples=60, size=20, inputs=4):
 
 def numbers(limit):
     """All of a limit but what the clock and the memory say."""
-    read = json.loads(limit.to_json())
-    return {key: value for key, value in read.items() if key != "cost"}
+    return json.loads(without_cost(limit).to_json())
 
 
 def entropies(model, batch):

@@ -96,7 +96,11 @@ def l1_mlp() -> Network:
         x = low_rank(400, 36, 14, generator)
         batches = batched(x, labels(x, 4, 0.2, generator), 64)
         train(model, batches, 10, 0.2, l1=1e-3)
-    return Network(model, batches, {"penalty": L1(1e-3), "epsilon": 0.02, "steps": 20, "samples": 200, "probes": 2})
+    return Network(
+        model,
+        batches,
+        {"criterion": "objective", "penalty": L1(1e-3), "epsilon": 0.02, "steps": 20, "samples": 200, "probes": 2},
+    )
 
 
 def batch_norm() -> Network:
@@ -109,7 +113,7 @@ def batch_norm() -> Network:
         x = torch.randn(160, 1, 8, 8, generator=generator)
         batches = batched(x, labels(x.flatten(1), 4, 0.2, generator), 32)
         train(model, batches, 8, 0.1)
-    return Network(model, batches, {"penalty": L2(1e-4), "steps": 16, "probes": 2})
+    return Network(model, batches, {"criterion": "objective", "penalty": L2(1e-4), "steps": 16, "probes": 2})
 
 
 class Recurrent(nn.Module):
@@ -168,7 +172,11 @@ def tied() -> Network:
         x = torch.randn(200, 24, generator=generator, dtype=torch.float64)
         batches = batched(x, labels(x, 4, 0.2, generator), 50)
         train(model, batches, 15, 0.5)
-    return Network(model, batches, {"penalty": L2(1e-3), "tolerance": 0.04, "probes": 2, "measure": False})
+    return Network(
+        model,
+        batches,
+        {"criterion": "objective", "penalty": L2(1e-3), "tolerance": 0.04, "probes": 2, "measure": False},
+    )
 
 
 def pruned() -> Network:
@@ -219,7 +227,9 @@ def two_ranks() -> Network:
         x = low_rank(240, 24, 12, generator)
         batches = batched(x, labels(x, 8, 0.2, generator), 20)
         train(model, batches, 6, 0.3)
-    return Network(model, batches, {"penalty": L2(1e-4), "steps": 12, "probes": 2, "samples": 100})
+    return Network(
+        model, batches, {"criterion": "objective", "penalty": L2(1e-4), "steps": 12, "probes": 2, "samples": 100}
+    )
 
 
 NETWORKS: dict[str, Callable[[], Network]] = {

@@ -46,14 +46,15 @@ def processor() -> str:
 def numbers_of(network: Network) -> Numbers:
     """Predict the limit of a network and take products with its curvature."""
     limit = predict_limit(network.model, network.batches, progress=False, **network.options)
-    names = ("sparsity", "lower", "upper", "retrained", "directional", "achieved", "already_removed")
+    names = ("sparsity", "lower", "upper", "retrained", "directional", "achieved")
     numbers: Numbers = {f"limit.{name}": getattr(limit, name) for name in (*names, "epsilon", "objective")}
+    numbers["limit.already_removed"] = limit.evidence.already_removed
     numbers["limit.interval"] = list(limit.interval)
-    numbers["limit.rises"] = [value for pair in limit.rises for value in pair]
+    numbers["limit.rises"] = [value for point in limit.evidence.points for value in (point.sparsity, point.rise)]
     numbers["limit.sharpness.top_eigenvalue"] = limit.sharpness.top_eigenvalue
     numbers["limit.sharpness.negative_share"] = limit.sharpness.negative_share
     numbers["limit.cost.products"] = limit.cost.products
-    for name, estimate in (("limit.hessian", limit.hessian), ("limit.ggn", limit.ggn)):
+    for name, estimate in (("limit.hessian", limit.evidence.hessian), ("limit.ggn", limit.evidence.ggn)):
         for error in ("step_error", "sample_error", "growth", "samples", "steps"):
             numbers[f"{name}.{error}"] = getattr(estimate, error)
         low, high = estimate.bracket or (None, None)

@@ -44,8 +44,8 @@ def run(cell: Cell, bench: Bench) -> Row:
         "gap": 100 * (limit.upper - limit.lower),
         "kept_ratio": (1 - limit.lower) / max(1 - limit.upper, 1 / limit.parameters),
         "inside": "yes" if limit.lower <= limit.sparsity <= limit.upper else "no",
-        "status": limit.status.partition(":")[0],
-        "status_reason": limit.status,
+        "status": limit.answer("formula").status.partition(":")[0],
+        "status_reason": limit.answer("formula").status,
     }
 
 

@@ -80,7 +80,7 @@ def _point(cell: Cell, bench: Bench, model: nn.Module, masks: Masks) -> Row:
     return {
         "sparsity": sparsity_of(masks),
         "accuracy": accuracy(model, bench.data),
-        "norm": limit.curve.squared_norm(1.0) ** 0.5,
+        "norm": limit.evidence.curve.squared_norm(1.0) ** 0.5,
         "trace": limit.sharpness.trace,
         "isotropic": limit.sparsity,
         "retrained": limit.retrained,

@@ -12,8 +12,8 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from estimators import SpectralMeasure
-from pruning_limits.bounds import removable_fraction
 from pruning_limits.directional import Direction, DirectionalDimension, directional_dimension
+from pruning_limits.isotropic import removable_fraction
 from pruning_limits.kinematics import subspace_crossing
 from pruning_limits.kinematics_monte_carlo import half_point, sublevel_crossings
 from pruning_limits.plotting import BLUE, GREEN, GREY, ORANGE, new_figure, save

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from pruning_limits import MagnitudeProfile, PruningLimit, predict_limit
+from pruning_limits.isotropic import carried_limit
 from pruning_limits.plotting import BLUE, GREEN, GREY, ORANGE, new_figure, save, sparsity_axis
-from pruning_limits.result import established, isotropic
+from pruning_limits.result import established
 from validation.experiments.claims import averaged, judged, kinds_of, recording_notes
 from validation.experiments.claims import settings as recorded_settings
 from validation.experiments.recording import Recorded, recording
@@ -80,16 +81,16 @@ def run(cell: Cell, bench: Bench) -> Row:
 
 def _point(point: Recorded, limit: PruningLimit, final: PruningLimit, known: MagnitudeProfile) -> Row:
     curves = {
-        "raw": limit.curve,
+        "raw": limit.evidence.curve,
         "fixed": MagnitudeProfile(sizes(point.fixed, point.model)).curve(),
         "known": known.curve(),
     }
     row: Row = {"label": point.label, "epsilon": limit.epsilon}
     for source, curve in curves.items():
         for suffix, epsilon in (("", limit.epsilon), ("_same", final.epsilon)):
-            one_shot = isotropic(limit.hessian, curve, epsilon, limit.settings.negative)
+            one_shot = carried_limit(limit.evidence.hessian, curve, epsilon, limit.settings.negative)
             row[f"{source}_one_shot{suffix}"] = one_shot
-            row[f"{source}_retrained{suffix}"] = isotropic(established(limit.ggn), curve, epsilon, "clip")
+            row[f"{source}_retrained{suffix}"] = carried_limit(established(limit.evidence.ggn), curve, epsilon, "clip")
             row[f"{source}_off{suffix}"] = 100 * (one_shot - final.sparsity)
             row[f"{source}_size{suffix}"] = abs(row[f"{source}_off{suffix}"])
     return row | {"final_one_shot": final.sparsity, "final_retrained": final.retrained, "measured": final.lower}

@@ -84,7 +84,7 @@ def _point(sparsity: float, limit: PruningLimit) -> Row:
         "top": sharpness.top_eigenvalue,
         "trace": sharpness.trace,
         "mean": sharpness.trace / kept,
-        "smallest": float(limit.hessian.measure.nodes.min()),
+        "smallest": float(limit.evidence.hessian.measure.nodes.min()),
         "negative": sharpness.negative_share,
         "effective": sharpness.effective_dimension,
         "left": limit.sparsity,

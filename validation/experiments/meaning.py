@@ -75,7 +75,7 @@ def run(cell: Cell, bench: Bench) -> Row:
             "objective": limit.objective,
             "fall": (dense["objective"] - limit.objective) / limit.epsilon,
             "above": "yes" if established(limit.directional) >= max(truths.values()) else "no",
-            "status": limit.status.partition(":")[0],
+            "status": limit.answer("formula").status.partition(":")[0],
             "trials": [dense, *trials, *more],
         }
     )

@@ -57,13 +57,14 @@ def run(cell: Cell, bench: Bench) -> Row:
         **cell.part,
     )
     return network_row(cell.network) | {
-        "samples": limit.hessian.samples,
-        "steps": limit.hessian.steps,
-        "probes": len(limit.hessian.measure.rules),
+        "samples": limit.evidence.hessian.samples,
+        "steps": limit.evidence.hessian.steps,
+        "probes": len(limit.evidence.hessian.measure.rules),
         "sparsity": limit.sparsity,
         "half_width": 50 * (limit.interval[1] - limit.interval[0]),
         "retrained": limit.retrained,
-        "ggn_half_width": 100 * (established(limit.ggn).step_error + established(limit.ggn).sample_error),
+        "ggn_half_width": 100
+        * (established(limit.evidence.ggn).step_error + established(limit.evidence.ggn).sample_error),
         "products": limit.cost.products,
         "seconds": limit.cost.seconds,
     }

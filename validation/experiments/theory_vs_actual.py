@@ -65,7 +65,7 @@ def run(cell: Cell, bench: Bench) -> Row:
     actual_c, trials = retrained_limit(partial(bench.retrained, network), level, start, bench.suite.retrain.evaluations)
     return _row(network, data, limit, dense, curve, actual_c) | {
         "trials": trials,
-        "rises": [list(point) for point in limit.rises],
+        "rises": [[0.0, 0.0], *([point.sparsity, point.rise] for point in limit.evidence.points)],
         "accuracies": [list(point) for point in curve],
         "predict_seconds": limit.cost.seconds,
         "seconds": limit.cost.seconds + time.perf_counter() - started,
@@ -104,12 +104,12 @@ def _row(
         "factor_a": kept_factor(limit.sparsity, actual_a),
         "difference_c": 100 * (established(limit.retrained) - actual_c),
         "factor_c": kept_factor(established(limit.retrained), actual_c),
-        "status": limit.status.partition(":")[0],
-        "status_reason": limit.status,
-        "step_error": limit.hessian.step_error,
-        "sample_error": limit.hessian.sample_error,
-        "ggn_step_error": established(limit.ggn).step_error,
-        "ggn_sample_error": established(limit.ggn).sample_error,
+        "status": limit.answer("formula").status.partition(":")[0],
+        "status_reason": limit.answer("formula").status,
+        "step_error": limit.evidence.hessian.step_error,
+        "sample_error": limit.evidence.hessian.sample_error,
+        "ggn_step_error": established(limit.evidence.ggn).step_error,
+        "ggn_sample_error": established(limit.evidence.ggn).sample_error,
     }
 
 

@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 
 from estimators import GGN, L1, Hessian, Objective
 from pruning_limits import MagnitudeProfile
-from pruning_limits.bounds import isotropic_limit, largest_passing, measured_limit
+from pruning_limits.crossing import largest_passing
 from pruning_limits.directional import directional_limit
+from pruning_limits.isotropic import isotropic_limit
 from pruning_limits.losses import all_losses
 from pruning_limits.magnitude import removed_count
+from pruning_limits.one_shot import one_shot_limit
 from validation.experiments.masked_optimum import Optimum, masked_optimum
 from validation.experiments.subspaces import Quadratic
 from validation.tables import Row
@@ -150,7 +152,7 @@ def limits_and_truths(objective: Objective) -> Row:
         "schur_hessian": lambda s: hessian.lowest(removed(s), kept(s)),
     }
     row |= {key: last(rise) for key, rise in rises.items()}
-    row["one_shot"] = measured_limit(objective, profile, epsilon, row["isotropic_hessian"], dense).sparsity
+    row["one_shot"] = one_shot_limit(objective, profile, epsilon)
     grid = [removed_count(1 - share, profile.dimension) / profile.dimension for share in KEPT]
     points: list[Row] = [{"sparsity": s} | {key: rise(s) for key, rise in rises.items()} for s in grid]
     for point in points:

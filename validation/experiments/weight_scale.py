@@ -48,7 +48,7 @@ def run(cell: Cell, bench: Bench) -> Row:
     limit = bench.limit(cell.network)
     return (
         network_row(cell.network)
-        | {"norm": limit.curve.squared_norm(1.0) ** 0.5, "trace": limit.sharpness.trace}
+        | {"norm": limit.evidence.curve.squared_norm(1.0) ** 0.5, "trace": limit.sharpness.trace}
         | {f"weights_{factor}": limit.what_if(weight_scale=factor).sparsity for factor in FACTORS}
         | {f"curvature_{factor}": limit.what_if(curvature_scale=factor).sparsity for factor in FACTORS}
     )

@@ -1,0 +1,218 @@
+"""The rungs of an answer: what each says about the reachable sparsity, how it is known, and how well."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from pruning_limits.isotropic import carried_limit, isotropic_limit
+from pruning_limits.kinematics import concentration_width
+from pruning_limits.measured import ERRORS, Bar, Crossing, Point, at_sparsity, crossing, level
+from pruning_limits.stopping import STOPPING
+
+if TYPE_CHECKING:
+    from pruning_limits.epsilon import Allowed
+    from pruning_limits.evidence import Evidence
+    from pruning_limits.parts import Estimate
+    from pruning_limits.settings import Settings
+
+Basis = Literal["measured", "forecast", "bound", "formula", "unknown"]
+Rung = Literal["one-shot", "re-tuned", "re-trained", "bound", "formula"]
+MOST_TIMES, MOST_COUNTED = 1e6, 1 << 62
+REFUTED = "the quadratic model's bound is refuted"
+NO_COVERAGE = "the paper's formula with the GGN; nothing is claimed about how often the truth lies within"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One rung: a sparsity, its interval, and how it is known.
+
+    Attributes:
+        rung: ``"one-shot"``, ``"re-tuned"``, ``"re-trained"``, ``"bound"`` or ``"formula"``.
+        sparsity: Removed fraction in [0, 1]; None where the basis is ``"unknown"``.
+        low: Lower end of the interval, whose meaning ``status`` tells; None where nothing is known.
+        high: Upper end, likewise.
+        basis: How it is known: ``"measured"``, ``"forecast"``, ``"bound"``, ``"formula"``, or ``"unknown"``.
+        metric: Mean metric of the pruned network there, or None where it was not measured.
+        status: One sentence: what the interval means and what is missing.
+    """
+
+    rung: Rung
+    sparsity: float | None
+    low: float | None
+    high: float | None
+    basis: Basis
+    metric: float | None
+    status: str
+
+    def settled(self, tolerance: float) -> bool:
+        """Tell whether the interval is no wider than to both sides the tolerance, in sparsity."""
+        if self.sparsity is None or self.low is None or self.high is None:
+            return False
+        return self.high - self.low <= 2 * tolerance + 1e-12
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Answer to the question whether a sparsity can be reached.
+
+    Attributes:
+        status: ``"achievable"`` where pruning alone was measured, or said by the quadratic model, to reach it;
+            ``"infeasible"`` above the bound and its numerical error; ``"open"`` in between.
+        reason: One sentence with the numbers.
+        margin: Distance in sparsity to the nearest bound that would change the status.
+        metric: Mean metric of the network pruned in one shot to this sparsity, read off what was measured; or None.
+    """
+
+    status: Literal["achievable", "open", "infeasible"]
+    reason: str
+    margin: float
+    metric: float | None = None
+
+
+def points_of(evidence: Evidence) -> tuple[Point, ...]:
+    """Return what one-shot pruning does: measured, or by the quadratic model where nothing was measured."""
+    if evidence.points:
+        return evidence.points
+    return tuple(Point(point.sparsity, point.rise) for point in evidence.model_points)
+
+
+def bar_of(settings: Settings, epsilon: float) -> Bar:
+    """Return what a network pruned in one shot may lose."""
+    return Bar(epsilon) if settings.max_drop is None else Bar(settings.max_drop, of_metric=True)
+
+
+def crossed(evidence: Evidence, settings: Settings, epsilon: float) -> Crossing:
+    """Return where one-shot pruning first loses more than is allowed."""
+    return crossing(points_of(evidence), bar_of(settings, epsilon), evidence.already_removed)
+
+
+def one_shot(evidence: Evidence, settings: Settings, allowed: Allowed) -> Answer:
+    """Answer what pruning reaches alone."""
+    where = crossed(evidence, settings, allowed.epsilon)
+    low, high = where.low, where.high
+    if not evidence.measured:
+        status = "not measured: the quadratic model along the removed weights; the interval is that of its evaluation"
+        return Answer("one-shot", where.low, low, high, "formula", None, status)
+    metric = metric_at(evidence, where.low)
+    between = f"the first point of the grid that fails is {where.high:.2%}"
+    if where.high >= 1 and where.low >= 1:
+        between = "no point of the grid fails"
+    if settings.max_drop is None:
+        return Answer("one-shot", where.low, low, high, "measured", metric, f"measured on all data; {between}")
+    start = evidence.already_removed
+    ends = [level(evidence.points, settings.max_drop, sign * ERRORS, start) for sign in (1, -1)]
+    low, high = min(low, max(start, ends[0])), max(high, ends[1])
+    held = f"{evidence.dense.metric_samples:,} {'held-out' if settings.held_out else 'training'} samples"
+    status = f"measured on {held}; {between}; the interval holds two standard errors of the metric's fall"
+    return Answer("one-shot", where.low, low, high, "measured", metric, status)
+
+
+def metric_at(evidence: Evidence, sparsity: float) -> float | None:
+    """Return the mean metric of the network pruned in one shot to a sparsity, read off what was measured."""
+    drop = at_sparsity(evidence.points, sparsity, "drop", evidence.already_removed)
+    if drop is None or evidence.dense.metric is None:
+        return None
+    return evidence.dense.metric - drop
+
+
+def retrained(evidence: Evidence, allowed: Allowed) -> Answer:
+    """Answer what the formula says of re-training the kept weights."""
+    if evidence.ggn is None:
+        return Answer("re-trained", None, None, None, "unknown", None, evidence.unknown)
+    sparsity = carried_limit(evidence.ggn, evidence.curve, allowed.epsilon, "clip")
+    error = isotropic_limit(evidence.ggn.measure, evidence.curve, allowed.epsilon, "clip").standard_error
+    half = evidence.ggn.half_width(error)
+    low, high = max(0.0, sparsity - half), min(1.0, sparsity + half)
+    status = f"{NO_COVERAGE}; the interval is its numerical error"
+    return Answer("re-trained", sparsity, low, high, "formula", None, status)
+
+
+def formula(evidence: Evidence, settings: Settings, allowed: Allowed) -> Answer:
+    """Answer what the paper's isotropic formula says, with its numerical interval."""
+    epsilon, estimate = allowed.epsilon, evidence.hessian
+    sparsity = carried_limit(estimate, evidence.curve, epsilon, settings.negative)
+    error = isotropic_limit(estimate.measure, evidence.curve, epsilon, settings.negative).standard_error
+    half = estimate.half_width(error)
+    low, high = max(0.0, sparsity - half), min(1.0, sparsity + half)
+    status = _numerical_status(estimate, error, settings, evidence.dense.samples)
+    return Answer("formula", sparsity, low, high, "formula", None, status)
+
+
+def _numerical_status(estimate: Estimate, standard_error: float, settings: Settings, total: int) -> str:
+    half = estimate.half_width(standard_error)
+    if half <= settings.tolerance:
+        return "converged"
+    samples = min(total, _needed(estimate.samples, estimate.sample_error, settings.tolerance / 2))
+    probes = _needed(estimate.measure.probes, 2 * standard_error, settings.tolerance / 2)
+    bulk = f"{estimate.steps} steps do not resolve the bulk of the spectrum; "
+    if settings.steps is None and estimate.steps < STOPPING.fewest_at_most:
+        accepted = math.ceil(1000 * min(half, 1.0)) / 1000
+        bulk += f"more would hardly help: accept tolerance={accepted}, or take curvature='ggn'"
+    else:
+        bulk += f"try steps={2 * estimate.steps}"
+    causes = {
+        bulk: estimate.step_error,
+        f"{estimate.samples} of {total} samples are too few; try samples={samples}": estimate.sample_error,
+        f"the probes disagree; try probes={probes}": 2 * standard_error,
+    }
+    cause = max(causes, key=lambda text: causes[text])
+    return f"unresolved: half-width {half:.4f} exceeds tolerance {settings.tolerance}; {cause}"
+
+
+def _needed(count: int, error: float, wanted: float) -> int:
+    """Return the number for which an error that goes with its root is as small as wanted."""
+    ratio = error / wanted if wanted > error / MOST_TIMES else MOST_TIMES
+    return math.ceil(min(count, MOST_COUNTED) * ratio**2)
+
+
+def directional(evidence: Evidence, allowed: Allowed) -> float | None:
+    """Return the directional limit with the GGN, or None where the GGN says nothing."""
+    ggn, directions = evidence.ggn, evidence.directions
+    if ggn is None or directions is None:
+        return None
+    return ggn.limit(lambda measure: directions.limit(measure, evidence.curve, allowed.epsilon).sparsity)
+
+
+def bound(evidence: Evidence, at: float | None, lower: float) -> Answer:
+    """Answer beyond which sparsity re-tuning fails in the quadratic model.
+
+    Args:
+        evidence: What was computed.
+        at: The directional limit.
+        lower: What one-shot pruning reaches.
+    """
+    if at is None or evidence.ggn is None or evidence.directions is None:
+        return Answer("bound", None, None, None, "unknown", None, evidence.unknown)
+    upper = with_window(at, evidence.parameters)
+    error = evidence.ggn.step_error + evidence.ggn.sample_error + evidence.directions.step_error
+    high = upper + error
+    if lower > high:
+        reason = f"{REFUTED}: it is {upper:.2%}, and pruning alone reaches {lower:.2%}"
+        return Answer("bound", None, None, None, "unknown", None, reason)
+    if high >= 1:
+        reason = f"the quadratic model's bound, {upper:.2%}, has a numerical error of {100 * error:.1f} points"
+        return Answer("bound", None, None, None, "unknown", None, reason)
+    low = max(lower, upper - error)
+    status = "the directional limit of the quadratic model and the kinematic window; the interval is numerical error"
+    return Answer("bound", max(lower, upper), low, high, "bound", None, status)
+
+
+def with_window(at: float, dimension: int) -> float:
+    """Return a directional limit plus the kinematic window at 5 %, at most 1."""
+    return min(1.0, at + concentration_width(at * dimension, dimension) / dimension)
+
+
+def settled_text(answers: tuple[Answer, ...], tolerance: float) -> str:
+    """Say in one sentence which rungs are settled, their intervals within the tolerance to both sides."""
+    settled = [answer.rung for answer in answers if answer.settled(tolerance)]
+    rest = [answer for answer in answers if not answer.settled(tolerance)]
+    left = [
+        f"{answer.rung} (unknown)"
+        if answer.sparsity is None or answer.low is None or answer.high is None
+        else f"{answer.rung} (+- {50 * (answer.high - answer.low):.1f} points)"
+        for answer in rest
+    ]
+    parts = [f"settled: {', '.join(settled)}"] if settled else []
+    return "; ".join([*parts, f"not settled: {', '.join(left)}"] if left else parts)

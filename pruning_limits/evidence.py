@@ -1,0 +1,162 @@
+"""What was computed about a network, whatever it may lose, and the one solver that turns it into an answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pruning_limits.answers import bound, directional, formula, one_shot, retrained, settled_text, with_window
+from pruning_limits.isotropic import isotropic_limit
+from pruning_limits.parts import Cost, Dense, Estimate, Layer, LayerCurvature, Origin, Sharpness
+
+if TYPE_CHECKING:
+    from pruning_limits.directions import Directions
+    from pruning_limits.epsilon import Allowed
+    from pruning_limits.magnitude import MagnitudeProfile
+    from pruning_limits.magnitude_curve import MagnitudeCurve
+    from pruning_limits.measured import Point
+    from pruning_limits.model_points import ModelPoint
+    from pruning_limits.result import PruningLimit
+    from pruning_limits.settings import Settings
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What was computed about a network; nothing of it depends on what is allowed but how precise it is.
+
+    Attributes:
+        parameters: Number D of prunable weights.
+        already_removed: Share of them that are zero or masked; every sparsity counts them as removed.
+        dense: The network before pruning.
+        curve: R(s)^2 of the weights.
+        hessian: Estimate of the spectrum that the formula is solved with.
+        ggn: That of the GGN, or None where it says nothing of this loss.
+        directions: Where the removed weights point, as seen by the GGN, or None likewise.
+        unknown: Why the GGN says nothing; empty where it does.
+        points: Networks pruned in one shot, by rising sparsity; empty where nothing was measured.
+        measured: Whether these points were measured under the present conditions, not scaled.
+        model_points: The quadratic model along the removed weights, by rising sparsity.
+        layers: Weights and curvature per layer, in the model's order.
+        trace_error: Standard error of the sum of the layers' traces.
+        remarks: What is to be said whatever is allowed.
+        cost: What it took.
+        origin: Of what, by what and when.
+    """
+
+    parameters: int
+    already_removed: float
+    dense: Dense
+    curve: MagnitudeCurve
+    hessian: Estimate
+    ggn: Estimate | None
+    directions: Directions | None
+    unknown: str
+    points: tuple[Point, ...]
+    measured: bool
+    model_points: tuple[ModelPoint, ...]
+    layers: tuple[LayerCurvature, ...]
+    trace_error: float
+    remarks: tuple[str, ...]
+    cost: Cost
+    origin: Origin
+
+    def scaled(self, weight_scale: float, curvature_scale: float) -> Evidence:
+        """Return the evidence of scaled weights and a scaled curvature; a gradient is taken to scale with both."""
+        if weight_scale == curvature_scale == 1.0:
+            return self
+        factor = weight_scale**2 * curvature_scale
+        return replace(
+            self,
+            curve=self.curve.scaled(weight_scale),
+            hessian=self.hessian.scaled(curvature_scale),
+            ggn=None if self.ggn is None else self.ggn.scaled(curvature_scale),
+            directions=None if self.directions is None else self.directions.scaled(weight_scale, curvature_scale),
+            points=tuple(point.scaled(factor) for point in self.points),
+            measured=False,
+            model_points=tuple(point.scaled(factor) for point in self.model_points),
+            layers=tuple(
+                replace(
+                    layer,
+                    norm=layer.norm * weight_scale,
+                    trace=layer.trace * curvature_scale,
+                    trace_error=layer.trace_error * curvature_scale,
+                )
+                for layer in self.layers
+            ),
+            trace_error=self.trace_error * curvature_scale,
+        )
+
+    def certified(self, epsilon: float, settings: Settings) -> Evidence:
+        """Return the evidence with the step errors of the limits at an allowed rise."""
+
+        def at(estimate: Estimate) -> Estimate:
+            return estimate.certified(
+                lambda measure: isotropic_limit(measure, self.curve, epsilon, settings.negative).sparsity
+            )
+
+        return replace(self, hessian=at(self.hessian), ggn=None if self.ggn is None else at(self.ggn))
+
+
+def solve(
+    evidence: Evidence, settings: Settings, allowed: Allowed, profile: MagnitudeProfile | None = None
+) -> PruningLimit:
+    """Turn what was computed into the answer for what is allowed: numbers and their texts.
+
+    Args:
+        evidence: What was computed.
+        settings: What was asked for.
+        allowed: The allowed rise of the criterion.
+        profile: The weights by magnitude, for masks and the layers' shares; None where they are not at hand.
+
+    Returns:
+        The limit.
+    """
+    from pruning_limits.notes import notes_of
+    from pruning_limits.result import PruningLimit
+
+    evidence = evidence.certified(allowed.epsilon, settings)
+    alone = one_shot(evidence, settings, allowed)
+    paper = formula(evidence, settings, allowed)
+    assert alone.sparsity is not None
+    assert paper.sparsity is not None
+    assert paper.low is not None
+    assert paper.high is not None
+    along = directional(evidence, allowed)
+    again = retrained(evidence, allowed)
+    answers = (alone, again, bound(evidence, along, alone.sparsity), paper)
+    nodes, weights = evidence.hessian.measure.nodes, evidence.hessian.measure.weights
+    masses = np.abs(nodes) * weights
+    return PruningLimit(
+        sparsity=paper.sparsity,
+        interval=(paper.low, paper.high),
+        lower=alone.sparsity,
+        achieved=alone.sparsity if evidence.measured else None,
+        retrained=again.sparsity,
+        directional=along,
+        upper=1.0 if along is None else max(alone.sparsity, with_window(along, evidence.parameters)),
+        answers=answers,
+        status=settled_text(answers, settings.tolerance),
+        notes=notes_of(evidence, settings, allowed, answers),
+        sharpness=Sharpness(
+            trace=sum(layer.trace for layer in evidence.layers),
+            top_eigenvalue=evidence.hessian.measure.largest,
+            effective_dimension=evidence.parameters * (1 - paper.sparsity),
+            negative_share=float(masses[nodes < 0].sum() / max(masses.sum(), 1e-300)),
+            trace_error=evidence.trace_error,
+        ),
+        allowed=allowed,
+        settings=settings,
+        evidence=evidence,
+        layer_table=() if profile is None else _layer_table(evidence, profile, paper.sparsity),
+        profile=profile,
+    )
+
+
+def _layer_table(evidence: Evidence, profile: MagnitudeProfile, sparsity: float) -> tuple[Layer, ...]:
+    removed = {name: 1 - int(mask.sum()) / mask.numel() for name, mask in profile.masks(sparsity).items()}
+    return tuple(
+        Layer(row.name, row.weights, row.norm, row.trace, row.trace_error, sparsity=removed[row.name])
+        for row in evidence.layers
+    )

@@ -1,0 +1,216 @@
+"""Everything that a prediction computes: the dense network, one-shot pruning, spectra, layers."""
+
+from __future__ import annotations
+
+import logging
+import resource
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from datetime import date
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from estimators import L1, UserError
+from estimators.distributed import gathered, together
+from estimators.trace import traces_of_blocks
+from pruning_limits.dense_network import DenseNetwork, Subject
+from pruning_limits.epsilon import Allowed, from_max_drop
+from pruning_limits.estimates import Estimates
+from pruning_limits.evidence import Evidence
+from pruning_limits.isotropic import carried_limit
+from pruning_limits.losses import Losses
+from pruning_limits.magnitude import MagnitudeProfile
+from pruning_limits.measured import Bar, Point
+from pruning_limits.metrics import metric_errors
+from pruning_limits.model_points import ModelPoint
+from pruning_limits.one_shot import PairedDifferences, measured_points
+from pruning_limits.parts import Cost, LayerCurvature, Origin
+from pruning_limits.progress import Progress
+from pruning_limits.quadratic import QuadraticRise, quadratic_limit
+from pruning_limits.removed_directions import removed_directions
+from pruning_limits.settings import Settings
+from pruning_limits.states import DIFFERENT_RANKS, fingerprint
+from pruning_limits.stopping import STOPPING
+from pruning_limits.subsamples import Curvature, Subsamples
+
+RESOLUTION_SHARE = 0.05  # of the tolerance: the width of the last bracket of measured one-shot pruning
+MODEL_KEPT = (1 / 2, 1 / 4, 1 / 16, 1 / 64, 1 / 256)  # of what is there: where the quadratic model is evaluated
+LOGGER = logging.getLogger("pruning_limits")
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """What was computed, what is allowed, and the weights by magnitude."""
+
+    evidence: Evidence
+    allowed: Allowed
+    settings: Settings
+    profile: MagnitudeProfile
+
+
+def gather(subject: Subject, asked: Settings, progress: Progress, checkpoint: str | Path | None) -> Gathered:
+    """Compute everything that a prediction needs; the model is evaluated by substitution of weights.
+
+    Args:
+        subject: Network and data.
+        asked: What is asked for, without the names of the parameters.
+        progress: See ``predict_limit``.
+        checkpoint: See ``predict_limit``.
+    """
+    started = time.perf_counter()
+    dense = DenseNetwork(subject, asked)
+    with together(lambda: {DIFFERENT_RANKS: fingerprint(dense.losses.objective, dense.losses.values, dense.settings)}):
+        pass  # before anything is evaluated at weights that depend on the arguments
+    drop = None if subject.metric is None else dense.metric(subject, asked)
+    rise = PairedDifferences(dense.draws, dense.profile, (dense.losses.values, dense.losses.sizes))
+    network = dense.described(drop)
+    points = _points(dense, rise, drop, asked, progress)
+    allowed = _allowed(dense.losses, asked, points, dense.profile)
+    weights = f"{dense.profile.dimension:,}"
+    LOGGER.info("%s weights, %s %.6g, epsilon %.4g", weights, asked.criterion, network.objective, allowed.epsilon)
+    curved = _Curved(dense, asked, allowed.epsilon, progress, checkpoint)
+    seen = dense.seen + rise.samples + (0 if drop is None else drop.samples)
+    evidence = Evidence(
+        parameters=dense.profile.dimension,
+        already_removed=dense.profile.zeros / dense.profile.dimension,
+        dense=network,
+        curve=curved.curve,
+        hessian=curved.hessian,
+        ggn=curved.ggn,
+        directions=curved.directions,
+        unknown=curved.unknown,
+        points=points,
+        measured=bool(points),
+        model_points=curved.model_points(),
+        layers=curved.layers(),
+        trace_error=curved.traces.whole.standard_error,
+        remarks=(*curved.remarks, *dense.remarks),
+        cost=_cost(curved.subsamples, seen, started),
+        origin=Origin(
+            type(subject.model).__name__, f"{network.samples:,} samples", _version(), date.today().isoformat()
+        ),
+    )
+    return Gathered(evidence, allowed, dense.settings, dense.profile)
+
+
+def _points(
+    dense: DenseNetwork, rise: PairedDifferences, drop: PairedDifferences | None, asked: Settings, progress: Progress
+) -> tuple[Point, ...]:
+    """Measure one-shot pruning, where it is asked for."""
+    if not asked.measure:
+        return ()
+    bar = Bar(_epsilon(dense.losses, asked)) if asked.max_drop is None else Bar(asked.max_drop, of_metric=True)
+    with metric_errors("held_out" if asked.held_out else "loader") if drop else nullcontext():
+        return measured_points(rise, drop, bar, RESOLUTION_SHARE * asked.tolerance, progress)
+
+
+def _epsilon(losses: Losses, asked: Settings) -> float:
+    return losses.epsilon() if asked.epsilon == "batch-std" else asked.epsilon
+
+
+def _allowed(losses: Losses, asked: Settings, points: Sequence[Point], profile: MagnitudeProfile) -> Allowed:
+    """Return the allowed rise; where no rise goes with the allowed fall of the metric, the fluctuation of a batch."""
+    if asked.max_drop is not None:
+        allowed = from_max_drop(points, asked.max_drop, profile.zeros / profile.dimension)
+        if allowed is not None:
+            return allowed
+    origin: Literal["batch-std", "number"] = "batch-std" if asked.epsilon == "batch-std" else "number"
+    return Allowed.exactly(_epsilon(losses, asked), origin)
+
+
+class _Curved:
+    """The curvature of a network: spectra, directions, the quadratic model along the removed weights, traces.
+
+    Attributes:
+        subsamples: Sub-samples and curvatures on them.
+        curve: R(s)^2 of the weights.
+        hessian: Estimate with the curvature that was asked for.
+        ggn: That of the GGN, or None where it says nothing.
+        unknown: Why it says nothing.
+        directions: Where the removed weights point, or None likewise.
+        remarks: What is to be said about the curvature.
+        traces: Traces of the layers' blocks.
+    """
+
+    def __init__(
+        self, dense: DenseNetwork, asked: Settings, epsilon: float, progress: Progress, checkpoint: str | Path | None
+    ) -> None:
+        profile = dense.profile
+        kept = profile.vector != 0 if profile.zeros else None
+        self.subsamples = Subsamples(dense.losses, dense.settings, kept)
+        estimates = Estimates(self.subsamples, profile.curve(), epsilon, progress, checkpoint)
+        self.dense, self.asked, self.epsilon, self.curve = dense, asked, epsilon, estimates.curve
+        self.hessian = estimates.estimate(asked.curvature)
+        flat = self.subsamples.silence(asked.curvature, self.hessian.samples)
+        if flat and asked.curvature == "ggn":
+            raise UserError(f"curvature: {flat}; take curvature='hessian'")
+        self.ggn, self.unknown = (self.hessian, "") if asked.curvature == "ggn" else estimates.retuning()
+        slope = None if isinstance(dense.counted, L1) else dense.gradient
+        self.directions = None if self.ggn is None else removed_directions(estimates, self.ggn, profile, slope)
+        remarks = [f"the formula takes weights for free that are not: {flat}"] if flat else []
+        if self.unknown:
+            remarks.append(f"what re-training reaches and the bound are unknown: {self.unknown}")
+        self.remarks = tuple(remarks)
+        self.few = min(self.hessian.samples, STOPPING.diagnostic_samples)
+        self.traces = traces_of_blocks(self._operator(self.few), self._operator(self.few).blocks, seed=asked.seed)
+
+    def _operator(self, samples: int) -> Curvature:
+        return self.subsamples.operator(self.asked.curvature, samples, narrow=True)
+
+    def model_points(self) -> tuple[ModelPoint, ...]:
+        """Evaluate the quadratic model on a grid, and where nothing is measured until it crosses epsilon."""
+        dense, profile = self.dense, self.dense.profile
+        operator = self._operator(self.few if self.asked.measure else self.hessian.samples)
+        rise = QuadraticRise(operator, dense.gradient, profile, dense.pull())
+        limit = carried_limit(self.hessian, self.curve, self.epsilon, self.asked.negative)
+        if not self.asked.measure:
+            quadratic_limit(rise, self.epsilon, limit)
+        kept = 1 - profile.zeros / profile.dimension
+        rise.evaluate([1 - share * kept for share in MODEL_KEPT if share * kept * profile.dimension >= 1])
+        return rise.points()
+
+    def layers(self) -> tuple[LayerCurvature, ...]:
+        """Describe the layers; the operator of the traces may leave weights out which only a penalty curves."""
+        operator, traces = self._operator(self.few), self.traces
+        weights = self.dense.profile.weights.items()
+        return tuple(
+            LayerCurvature(
+                name=name,
+                weights=weight.numel(),
+                norm=float(torch.linalg.vector_norm(weight, dtype=torch.float64)),
+                trace=float(trace) + operator.outside * (weight.numel() - size),
+                trace_error=float(error),
+            )
+            for (name, weight), size, trace, error in zip(
+                weights, operator.blocks, traces.values, traces.errors, strict=True
+            )
+        )
+
+
+def _cost(subsamples: Subsamples, seen: int, started: float) -> Cost:
+    spent = gathered((time.perf_counter() - started, _peak_memory(subsamples.objective.device)))
+    return Cost(
+        products=subsamples.products,
+        samples=subsamples.samples_seen,
+        forward_samples=seen,
+        seconds=max(seconds for seconds, _ in spent),
+        peak_memory=max(memory for _, memory in spent),
+    )
+
+
+def _peak_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _version() -> str:
+    try:
+        return version("pruning-limits")
+    except PackageNotFoundError:  # a checkout on the path
+        return "unknown"

@@ -1,0 +1,116 @@
+"""The rungs: each with its own interval, basis and status, and what settles it."""
+
+import dataclasses
+
+import pytest
+from helpers import small_limit, unknown_limit
+
+from pruning_limits import answers
+from pruning_limits.answers import Answer, bound, crossed, one_shot, settled_text, with_window
+from pruning_limits.epsilon import Allowed
+from pruning_limits.kinematics import concentration_width
+
+
+@pytest.fixture(scope="module")
+def limit():
+    return small_limit(metric="accuracy", max_drop=0.05, epsilon="batch-std")
+
+
+@pytest.fixture(scope="module")
+def by_loss():
+    return small_limit()
+
+
+def with_error(evidence, error):
+    """Return evidence whose bound has a numerical error."""
+    ggn = dataclasses.replace(evidence.ggn, step_error=error, sample_error=0.0, above=None, bracket=None)
+    return dataclasses.replace(evidence, ggn=ggn, directions=dataclasses.replace(evidence.directions, step_error=0.0))
+
+
+def test_pruning_alone_lies_between_the_last_that_holds_and_the_first_that_fails(by_loss):
+    answer = by_loss.answer("one-shot")
+    rises = {point.sparsity: point.rise for point in by_loss.evidence.points}
+    assert rises[answer.low] <= by_loss.epsilon < rises[answer.high]
+    assert all(rise <= by_loss.epsilon for sparsity, rise in rises.items() if sparsity <= answer.low)
+    assert answer.sparsity == answer.low
+    assert answer.basis == "measured"
+    assert f"{answer.high:.2%}" in answer.status
+
+
+def test_the_metric_decides_where_a_fall_is_allowed(limit):
+    answer = limit.answer("one-shot")
+    points = limit.evidence.points
+    assert all(point.drop <= 0.05 for point in points if point.sparsity <= answer.sparsity)
+    first = next(point for point in points if point.sparsity > answer.sparsity)
+    assert first.drop > 0.05
+    assert answer.low <= answer.sparsity < first.sparsity <= answer.high
+    assert answer.metric == pytest.approx(limit.dense_metric - max(0.0, _drop_at(points, answer.sparsity)))
+    assert "60 training samples" in answer.status
+
+
+def _drop_at(points, sparsity):
+    return next(point.drop for point in points if point.sparsity == sparsity)
+
+
+def test_without_a_measurement_pruning_alone_is_a_formula():
+    answer = small_limit(measure=False).answer("one-shot")
+    assert (answer.basis, answer.metric) == ("formula", None)
+    assert answer.status.startswith("not measured")
+    assert answer.low <= answer.sparsity <= answer.high
+
+
+@pytest.mark.parametrize("error", [0.0, 0.01])
+def test_the_bound_is_the_directional_limit_and_the_window(by_loss, error):
+    at = 0.8
+    answer = bound(with_error(by_loss.evidence, error), at, 0.5)
+    expected = at + concentration_width(at * 108, 108) / 108
+    if expected + error >= 1:
+        pytest.skip("the window alone reaches 100 %")
+    assert answer.sparsity == pytest.approx(expected) == with_window(at, 108)
+    assert (answer.low, answer.high) == pytest.approx((expected - error, expected + error))
+    assert answer.basis == "bound"
+
+
+def test_a_bound_is_unknown_where_it_says_nothing(by_loss):
+    evidence = by_loss.evidence
+    wide = bound(with_error(evidence, 0.99), 0.5, 0.1)
+    refuted = bound(with_error(evidence, 0.0), 0.3, 0.99)
+    silent = bound(unknown_limit().evidence, None, 0.1)
+    for answer in (wide, refuted, silent):
+        assert answer.basis == "unknown"
+        assert answer.sparsity is answer.low is answer.high is None
+    assert "numerical error of 99.0 points" in wide.status
+    assert refuted.status.startswith(answers.REFUTED)
+    assert "99.00%" in refuted.status
+    assert silent.status.startswith("the GGN is zero")
+
+
+def test_nothing_is_claimed_of_re_training(by_loss):
+    answer = by_loss.answer("re-trained")
+    assert answer.basis == "formula"
+    assert "nothing is claimed" in answer.status
+    assert answer.low <= answer.sparsity <= answer.high
+
+
+@pytest.mark.parametrize(("ends", "settled"), [((0.5, 0.5), True), ((0.49, 0.51), True), ((0.48, 0.51), False)])
+def test_an_answer_is_settled_within_the_tolerance_to_both_sides(ends, settled):
+    answer = Answer("formula", 0.5, *ends, "formula", None, "")
+    assert answer.settled(0.01) is settled
+    assert not dataclasses.replace(answer, sparsity=None, low=None, high=None, basis="unknown").settled(1.0)
+
+
+def test_the_status_names_what_is_settled():
+    answer = Answer("formula", 0.5, 0.5, 0.5, "formula", None, "")
+    wide = dataclasses.replace(answer, rung="re-trained", low=0.4, high=0.6)
+    unknown = Answer("bound", None, None, None, "unknown", None, "why")
+    assert settled_text((answer,), 0.01) == "settled: formula"
+    assert settled_text((unknown,), 0.01) == "not settled: bound (unknown)"
+    text = settled_text((answer, wide, unknown), 0.01)
+    assert text == "settled: formula; not settled: re-trained (+- 10.0 points), bound (unknown)"
+
+
+def test_a_crossing_at_another_epsilon_is_read_off_the_same_points(by_loss):
+    for factor in (0.1, 0.5, 2.0):
+        where = crossed(by_loss.evidence, by_loss.settings, factor * by_loss.epsilon)
+        answer = one_shot(by_loss.evidence, by_loss.settings, Allowed.exactly(factor * by_loss.epsilon))
+        assert (answer.low, answer.high) == (where.low, where.high)
