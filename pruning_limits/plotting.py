@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,17 +15,28 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullForma
 from numpy.typing import NDArray
 
 from estimators import SpectralMeasure, UserError
-from pruning_limits.bounds import Negative, removable_fraction
+from pruning_limits.answers import Answer, Rung, points_of
+from pruning_limits.isotropic import Negative, removable_fraction
+from pruning_limits.ladder import NAMES, drop_text, metric_text, percent
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
 
     from pruning_limits.parts import Estimate
     from pruning_limits.result import PruningLimit
 
-BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#666666"
+BLUE, ORANGE, GREEN, GREY, BLACK, PURPLE = "#0072b2", "#d55e00", "#009e73", "#666666", "#000000", "#a2467c"
 SPARSITY = "sparsity (removed fraction)"
 RETRAINED_UNKNOWN = "re-trained: unknown, see the notes"
+FALLS = 20  # allowed falls of the metric that the axis shows at most
+MARKS: Mapping[Rung, tuple[str, str]] = {
+    "one-shot": (BLUE, "^"),
+    "re-tuned": (PURPLE, "s"),
+    "re-trained": (GREEN, "D"),
+    "bound": (BLACK, "|"),
+    "formula": (ORANGE, "o"),
+}
 
 
 def figure_suffixes() -> list[str]:
@@ -76,7 +89,7 @@ def _fraction(measure: SpectralMeasure, scale: float, negative: Negative) -> flo
 
 
 def limit_figure(limit: PruningLimit) -> Figure:
-    """Draw ``plot_crossing`` above ``plot_objective``.
+    """Draw ``plot_rungs`` above ``plot_crossing``.
 
     Args:
         limit: A predicted limit.
@@ -84,11 +97,119 @@ def limit_figure(limit: PruningLimit) -> Figure:
     Returns:
         A Matplotlib figure with two panels that share the sparsity axis.
     """
-    figure, (top, bottom) = new_figure(2, sharex=True, size=(7.0, 7.0))
-    plot_crossing(limit, top)
-    plot_objective(limit, bottom)
+    figure, (top, bottom) = new_figure(2, sharex=True, size=(8.0, 9.5))
+    plot_rungs(limit, top)
+    plot_crossing(limit, bottom)
     top.set_xlabel("")
+    top.xaxis.set_tick_params(labelbottom=True)
     return figure
+
+
+def plot_rungs(limit: PruningLimit, ax: Axes | None = None) -> Axes:
+    """Draw what pruning loses against sparsity, and the rungs with their intervals where it is what is allowed.
+
+    It is the mean metric where it was measured, with two standard errors, or else the rise of the criterion.
+
+    Args:
+        limit: A predicted limit; without a measurement the quadratic model is drawn.
+        ax: Where to draw; None draws on a figure of its own, ``.figure`` of the axes.
+
+    Returns:
+        The axes.
+    """
+    ax = _axes(ax, (8.0, 5.0))
+    ax.grid(alpha=0.25)
+    has_metric = limit.evidence.measured and limit.dense_metric is not None
+    level = _draw_metric(limit, ax) if has_metric else _draw_rises(limit, ax)
+    for answer in limit.answers:
+        _draw_rung(limit, answer, ax, level)
+    ax.set_xlabel(SPARSITY)
+    ax.set_title(_in_words(limit), loc="left", fontsize=10)
+    sparsity_axis(ax.xaxis, _least(limit))
+    ax.legend(fontsize=8, loc="upper left", bbox_to_anchor=(-0.1, -0.11), ncols=2, frameon=False)
+    return ax
+
+
+def _draw_metric(limit: PruningLimit, ax: Axes) -> float:
+    """Draw the metric of pruned networks; return the height of the rungs."""
+    assert limit.dense_metric is not None
+    scale = 100.0 if limit.metric == "accuracy" else 1.0
+    rows = [(row.sparsity, row.drop, row.drop_error or 0.0) for row in limit.evidence.points if row.drop is not None]
+    start = (limit.evidence.already_removed, 0.0, 0.0)
+    sparsities, drops, errors = (np.array(column) for column in zip(start, *rows, strict=True))
+    metrics = scale * (limit.dense_metric - drops)
+    drawn = sparsities < 1
+    label = "measured, bars of two standard errors"
+    ax.errorbar(
+        1 - sparsities[drawn],
+        metrics[drawn],
+        2 * scale * errors[drawn],
+        fmt="o-",
+        color=BLUE,
+        markersize=4,
+        label=label,
+    )
+    ax.set_ylabel(f"{limit.metric}{' in %' if scale == 100 else ''} of the pruned network")
+    if limit.max_drop is None:
+        ax.axhline(metrics[0], color=GREY, linestyle=":", label=f"dense, {metric_text(limit, limit.dense_metric)}")
+        return float(metrics[0])
+    level = scale * (limit.dense_metric - limit.max_drop)
+    ax.axhline(level, color=GREY, linestyle=":", label=f"allowed, {drop_text(limit, limit.max_drop)} lower")
+    lowest = max(metrics.min(), metrics[0] - FALLS * scale * limit.max_drop)
+    ax.set_ylim(bottom=lowest - 0.08 * (metrics[0] - lowest))
+    return level
+
+
+def _draw_rises(limit: PruningLimit, ax: Axes) -> float:
+    """Draw the rise of the criterion; return the height of the rungs."""
+    rows = [(1 - row.sparsity, row.rise) for row in points_of(limit.evidence) if row.sparsity < 1 and row.rise > 0]
+    rows = [row for row in rows if math.isfinite(row[1])]
+    if rows:
+        label = "measured" if limit.evidence.measured else "quadratic model, not measured"
+        if not limit.evidence.measured and limit.evidence.points:
+            label = "measured rises, scaled as those of the quadratic model"
+        ax.plot(
+            *zip(*rows, strict=True), "o-" if limit.evidence.measured else "o--", color=BLUE, markersize=4, label=label
+        )
+        ax.set_ylim(min(limit.epsilon / 30, 1.0), None)
+    ax.axhline(limit.epsilon, color=GREY, linestyle=":", label=f"allowed, {limit.epsilon:.3g}")
+    ax.set(ylabel=f"rise of the {limit.criterion}", yscale="log")
+    return limit.epsilon
+
+
+def _draw_rung(limit: PruningLimit, answer: Answer, ax: Axes, level: float) -> None:
+    """Draw a rung at a height, its interval as a whisker whose meaning the legend tells."""
+    name = NAMES[answer.rung]
+    if answer.sparsity is None or answer.low is None or answer.high is None:
+        ax.errorbar([], [], fmt=" ", label=f"{name}: unknown, see the notes")
+        return
+    colour, marker = MARKS[answer.rung]
+    least = _least(limit) / 2
+    low, kept, high = (max(1 - end, least) for end in (answer.low, answer.sparsity, answer.high))
+    meaning = "measured" if answer.basis == "measured" else "numerical error"
+    interval = f"{percent(answer.low).removesuffix(' %')} to {percent(answer.high)}"
+    label = f"{name} {percent(answer.sparsity)} ({meaning} {interval})"
+    ax.errorbar(
+        [kept],
+        [level],
+        xerr=[[kept - high], [low - kept]],
+        fmt=marker,
+        color=colour,
+        markersize=11 if marker == "|" else 8,
+        markeredgecolor=colour if marker == "|" else "white",
+        markeredgewidth=2.5 if marker == "|" else 1,
+        capsize=4,
+        zorder=3,
+        label=label,
+    )
+
+
+def _in_words(limit: PruningLimit) -> str:
+    """Say the answer in a line."""
+    how = "" if limit.achieved is not None else ", by the quadratic model"
+    bound = limit.answer("bound").high
+    beyond = "no bound is established" if bound is None else f"no hope beyond {percent(bound)}"
+    return f"Pruning alone removes {percent(limit.lower)} of {limit.parameters:,} weights{how}; {beyond}"
 
 
 def plot_crossing(limit: PruningLimit, ax: Axes | None = None) -> Axes:
@@ -102,62 +223,40 @@ def plot_crossing(limit: PruningLimit, ax: Axes | None = None) -> Axes:
         The axes.
     """
     ax = _axes(ax)
-    kept = 1 - limit.curve.sparsity
-    inner = (limit.curve.squared > 0) & (kept > 0)
-    kept, norms = kept[inner], np.sqrt(limit.curve.squared[inner])
+    ax.grid(alpha=0.25)
+    kept = 1 - limit.evidence.curve.sparsity
+    inner = (limit.evidence.curve.squared > 0) & (kept > 0)
+    kept, norms = kept[inner], np.sqrt(limit.evidence.curve.squared[inner])
     scales = 2 * limit.epsilon / norms**2
     negative: Negative = limit.settings.negative
     curves: list[tuple[Estimate, Negative, str, str]] = [
-        (limit.hessian, negative, ORANGE, f"largest R that {_name(limit)} allows (isotropic)"),
+        (limit.evidence.hessian, negative, ORANGE, f"largest R that {_name(limit)} allows (the paper's formula)"),
     ]
-    if limit.ggn is not None:
-        curves.append((limit.ggn, "clip", GREEN, "largest R that the GGN allows (re-trained)"))
+    if limit.evidence.ggn is not None:
+        curves.append((limit.evidence.ggn, "clip", GREEN, "largest R that the GGN allows (re-trained)"))
     stride = slice(None, None, max(1, len(norms) // 400))
-    lines = ax.plot(kept, norms, color=BLUE, label="this network: norm R of the removed weights")
+    lines: list[Artist] = [*ax.plot(kept, norms, color=BLUE, label="this network: norm R of the removed weights")]
     for estimate, mode, colour, label in curves:
         fractions = [estimate.limit(partial(_fraction, scale=scale, negative=mode)) for scale in scales[stride]]
         lines += ax.plot(1 - np.array(fractions), norms[stride], color=colour, label=label)
-    _lines(ax, limit)
-    r_limit = np.sqrt(limit.curve.squared_norm(limit.sparsity))
+    low, high = limit.interval
+    lines.append(ax.axvspan(1 - high, 1 - low, color=ORANGE, alpha=0.15, label="numerical error of the formula"))
+    r_limit = np.sqrt(limit.evidence.curve.squared_norm(limit.sparsity))
     dots = ax.plot([1 - limit.sparsity], [r_limit], "o", color=ORANGE, markersize=8, label="limit, carried to all data")
-    if limit.hessian.growth != 1:
+    if limit.evidence.hessian.growth != 1:
         lines += dots
     if limit.retrained is None:
         lines += ax.plot([], [], " ", label=RETRAINED_UNKNOWN)
     ax.set(xlabel=SPARSITY, ylabel="R, norm of the removed weights", yscale="log")
-    seen = norms[(kept >= _least(limit)) & (kept < 0.97)]
-    if len(seen):
-        ax.set_ylim(max(seen.min(), 1e-3 * norms.max()), 2 * norms.max())
-    ax.set_title(f"Pruning limit {limit.sparsity:.2%} of {limit.parameters:,} weights", loc="left")
+    drawn = norms[(kept >= _least(limit)) & (kept < 0.97)]
+    if len(drawn):
+        ax.set_ylim(max(drawn.min(), 1e-3 * norms.max()), 2 * norms.max())
+    title = (
+        f"The paper's formula: what is removed becomes longer than {_name(limit)} allows at {percent(limit.sparsity)}"
+    )
+    ax.set_title(title, loc="left", fontsize=10)
     sparsity_axis(ax.xaxis, _least(limit))
     ax.legend(handles=lines, fontsize=8)
-    return ax
-
-
-def plot_objective(limit: PruningLimit, ax: Axes | None = None) -> Axes:
-    """Draw the measured rise of the objective under one-shot pruning against sparsity.
-
-    Args:
-        limit: A predicted limit; without a measurement only epsilon and the predictions are drawn.
-        ax: Where to draw; None draws on a figure of its own, ``.figure`` of the axes.
-
-    Returns:
-        The axes.
-    """
-    ax = _axes(ax)
-    before = len(ax.get_lines())
-    _lines(ax, limit)
-    points = [(1 - s, rise) for s, rise in limit.rises if s < 1 and rise > 0]
-    if points:
-        kept, rises = zip(*points, strict=True)
-        ax.plot(kept, rises, "o-", color=BLUE, label="measured, one-shot magnitude pruning")
-        ax.set_ylim(min(limit.epsilon / 30, 1.0), None)
-    if limit.retrained is None:
-        ax.plot([], [], " ", label=RETRAINED_UNKNOWN)
-    ax.axhline(limit.epsilon, color=GREY, linestyle=":", label=f"allowed rise {limit.epsilon:.3g}")
-    ax.set(xlabel=SPARSITY, ylabel="rise of the training objective", yscale="log")
-    sparsity_axis(ax.xaxis, _least(limit))
-    ax.legend(handles=ax.get_lines()[before:], fontsize=8)
     return ax
 
 
@@ -172,17 +271,20 @@ def plot_layers(limit: PruningLimit, ax: Axes | None = None) -> Axes:
         The axes: one bar per layer in the model's order, the first one on top.
 
     Raises:
-        UserError: The limit has no per-layer table, because it answers a what-if question.
+        UserError: The limit has no per-layer table, because it is that of scaled weights.
     """
     layers = limit.layers()
     if not layers:
-        raise UserError("limit: has no per-layer table, as after what_if; plot the predicted limit")
+        raise UserError("limit: has no per-layer table, as for scaled weights; plot the predicted limit")
     ax = _axes(ax, (7.0, 1.5 + 0.25 * len(layers)))
     ax.barh(range(len(layers)), [100 * (1 - layer.sparsity) for layer in layers], color=BLUE)
     ax.set_yticks(range(len(layers)), [f"{layer.name} ({layer.weights:,})" for layer in layers], fontsize=8)
     ax.invert_yaxis()
     ax.axvline(100 * (1 - limit.sparsity), color=ORANGE, linestyle="--", label=f"all layers, {1 - limit.sparsity:.2%}")
-    ax.set(xlabel="share of the layer's weights that is kept, in %", title="What is kept at the predicted limit")
+    ax.set(
+        xlabel="share of the layer's weights that is kept, in %",
+        title=f"What magnitude pruning keeps at {percent(limit.sparsity)}, the paper's formula",
+    )
     ax.grid(axis="x", alpha=0.25)
     ax.legend(fontsize=8)
     return ax
@@ -220,24 +322,12 @@ def _axes(ax: Axes | None, size: tuple[float, float] = (7.0, 4.5)) -> Axes:
 
 def _least(limit: PruningLimit) -> float:
     """Smallest kept fraction that is drawn."""
-    return max(0.2 / limit.parameters, 0.2 * (1 - max(limit.retrained or 0.0, limit.sparsity, limit.lower)))
+    known = [answer.sparsity for answer in limit.answers if answer.sparsity is not None and answer.sparsity < 1]
+    return max(0.2 / limit.parameters, 0.4 * min(0.25, 1 - max(known, default=0.75)))
 
 
 def _name(limit: PruningLimit) -> str:
     return "the Hessian" if limit.settings.curvature == "hessian" else "the GGN"
-
-
-def _lines(axes: Any, limit: PruningLimit) -> None:
-    axes.grid(alpha=0.25)
-    low, high = limit.interval
-    axes.axvspan(1 - high, 1 - low, color=ORANGE, alpha=0.15, linewidth=0)
-    marks = [(limit.sparsity, ORANGE, "--", "predicted one-shot")]
-    if limit.retrained is not None:
-        marks.append((limit.retrained, GREEN, "--", "predicted re-trained"))
-    if limit.achieved is not None:
-        marks.append((limit.achieved, BLUE, "-.", "measured one-shot"))
-    for sparsity, colour, style, label in marks:
-        axes.axvline(1 - sparsity, color=colour, linewidth=1, linestyle=style, label=f"{label} {sparsity:.2%}")
 
 
 def spectrum_figure(measure: SpectralMeasure, title: str) -> Figure:

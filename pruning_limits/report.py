@@ -6,7 +6,7 @@ import base64
 import hashlib
 import html
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict, astuple, replace
 from importlib.resources import files
 from pathlib import Path
 from string import Template
@@ -17,19 +17,24 @@ import numpy as np
 from estimators import SpectralMeasure
 from estimators.files import refuse_unwritable, write_bytes
 from estimators.measure import Rule
+from pruning_limits import ladder
 from pruning_limits.parts import Estimate
 from pruning_limits.result import PruningLimit
 
 LARGEST = 1_000_000
 FEWEST_NODES = 16
 SUFFIXES = (".html", ".htm")
-NAMES = {
-    "epsilon": "allowed rise",
+SETTINGS = {
+    "epsilon": "allowed rise of the criterion",
+    "max_drop": "allowed fall of the metric",
+    "held_out": "metric on held-out data",
+    "measure": "one-shot pruning is measured",
     "negative": "negative eigenvalues",
     "parameters": "prunable parameters",
     "tolerance": "wanted half-width, in sparsity",
     "max_batches": "batches read at most",
 }
+_FILES = ("template.html", "report.css", "text.js", "limit.js", "measured.js", "ladder.js", "charts.js", "report.js")
 
 
 def write_report(limit: PruningLimit, path: str | Path) -> None:
@@ -49,9 +54,9 @@ def write_report(limit: PruningLimit, path: str | Path) -> None:
 def report_html(limit: PruningLimit) -> str:
     """Build the page of a limit: one HTML document without links to anything outside.
 
-    It holds the JSON form of the limit and the formulas of ``PruningLimit.what_if`` and ``PruningLimit.check`` in
-    JavaScript. Quadrature nodes are merged only where the page would exceed ``LARGEST`` bytes, and the page then says
-    by how much this moves the answers.
+    It holds the JSON form of the limit, and the formulas and words of ``PruningLimit.what_if``, ``check`` and
+    ``summary`` in JavaScript. Quadrature nodes are merged only where the page would exceed ``LARGEST`` bytes, and the
+    page then says by how much this moves the answers.
 
     Args:
         limit: A predicted limit, also one loaded from a file.
@@ -85,11 +90,12 @@ def thinned(limit: PruningLimit, count: int) -> PruningLimit:
     Returns:
         The limit with fewer nodes; its numbers are not computed anew.
     """
-    ggn, directions = limit.ggn, limit.directions
+    ggn, directions = limit.evidence.ggn, limit.evidence.directions
     if ggn is not None and directions is not None:
         ggn = _thin_estimate(ggn, count)
         directions = replace(directions, rules=tuple(_merged(rule, count) for rule in directions.rules))
-    return replace(limit, hessian=_thin_estimate(limit.hessian, count), ggn=ggn, directions=directions)
+    hessian = _thin_estimate(limit.evidence.hessian, count)
+    return replace(limit, evidence=replace(limit.evidence, hessian=hessian, ggn=ggn, directions=directions))
 
 
 def _merged(rule: Rule, count: int) -> Rule:
@@ -119,15 +125,15 @@ def _thin_estimate(estimate: Estimate, count: int) -> Estimate:
 
 
 def _most_nodes(limit: PruningLimit) -> int:
-    rules = [*limit.hessian.measure.rules]
-    if limit.ggn is not None and limit.directions is not None:
-        rules += [*limit.ggn.measure.rules, *limit.directions.rules]
+    rules = [*limit.evidence.hessian.measure.rules]
+    if limit.evidence.ggn is not None and limit.evidence.directions is not None:
+        rules += [*limit.evidence.ggn.measure.rules, *limit.evidence.directions.rules]
     return max(len(nodes) for nodes, _ in rules)
 
 
 def _thinning_note(limit: PruningLimit, thin: PruningLimit, count: int) -> str:
     exact, merged = limit.what_if(), thin.what_if()
-    names = ("sparsity",) if limit.unknown else ("sparsity", "retrained", "directional")
+    names = ("sparsity",) if limit.evidence.unknown else ("sparsity", "retrained", "directional")
     change = max(abs(getattr(exact, name) - getattr(merged, name)) for name in names)
     return (
         f"To keep this page small, neighbouring nodes of the spectra were merged, {count} to a rule. Unchanged "
@@ -143,12 +149,10 @@ def _page(limit: PruningLimit, thinning: str) -> str:
         style_hash=_hash(parts["report.css"]),
         script=script,
         script_hash=_hash(script),
+        name=html.escape(limit.evidence.origin.model),
         summary=html.escape(limit.summary()),
         data=_data(limit, thinning),
     )
-
-
-_FILES = ("template.html", "report.css", "limit.js", "charts.js", "report.js")
 
 
 def _hash(text: str) -> str:
@@ -157,22 +161,35 @@ def _hash(text: str) -> str:
 
 def _data(limit: PruningLimit, thinning: str) -> str:
     """Return what the page shows as JSON that cannot end a script element; numbers that are not finite become null."""
-    plain = json.loads(limit.to_json(), parse_constant=lambda _: None)
-    plain["rises"] = [pair for pair in plain["rises"] if None not in pair]
-    data = {"limit": plain, "assumptions": _assumptions(limit), "thinning": thinning}
+    data = {
+        "limit": json.loads(limit.to_json(), parse_constant=lambda _: None),
+        "title": ladder.title(limit),
+        "allowed": ladder.allowed(limit),
+        "rows": [astuple(row) for row in ladder.rows(limit)],
+        "behind": _behind(limit),
+        "thinning": thinning,
+    }
     return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
 
 
-def _assumptions(limit: PruningLimit) -> dict[str, list[tuple[str, str]]]:
-    cost = limit.cost
+def _behind(limit: PruningLimit) -> dict[str, list[tuple[str, str]]]:
+    """Return what is behind the answer: lists of names and texts under titles."""
+    cost, origin, dense = limit.cost, limit.evidence.origin, limit.evidence.dense
     return {
-        "Settings": [(NAMES.get(name, name), _text(value)) for name, value in asdict(limit.settings).items()],
-        "Data": [
-            ("objective at the trained weights", f"{limit.objective:.6g}"),
-            ("allowed rise of the objective", f"{limit.epsilon:.6g}"),
-            ("spectrum behind the limit", _origin(limit.hessian)),
-            ("spectrum behind re-training", "unknown" if limit.ggn is None else _origin(limit.ggn)),
+        "How each rung is known": [(ladder.NAMES[answer.rung], answer.status) for answer in limit.answers],
+        "Network and data": [
+            ("network", origin.model),
+            ("data", origin.data),
+            ("prunable weights", f"{limit.parameters:,}"),
+            ("removed already", ladder.percent(limit.evidence.already_removed)),
+            (f"{limit.criterion} of the dense network", f"{limit.objective:.6g}"),
+            *_metric(limit),
+            ("spectrum behind the formula", _origin(limit.evidence.hessian)),
+            ("spectrum behind re-training", "unknown" if limit.evidence.ggn is None else _origin(limit.evidence.ggn)),
+            ("training samples", f"{dense.samples:,}"),
+            ("predicted", f"{origin.date}, version {origin.version}"),
         ],
+        "Settings": [(SETTINGS.get(name, name), _text(value)) for name, value in asdict(limit.settings).items()],
         "Cost": [
             ("curvature-vector products", f"{cost.products:,}"),
             ("samples seen by products", f"{cost.samples:,}"),
@@ -183,9 +200,20 @@ def _assumptions(limit: PruningLimit) -> dict[str, list[tuple[str, str]]]:
     }
 
 
+def _metric(limit: PruningLimit) -> list[tuple[str, str]]:
+    dense = limit.evidence.dense
+    if dense.metric is None:
+        return []
+    error = "" if dense.metric_error is None else f" +- {ladder.drop_text(limit, dense.metric_error)}"
+    samples = f", {dense.metric_samples:,} samples"
+    return [(f"{limit.metric} of the dense network", f"{ladder.metric_text(limit, dense.metric)}{error}{samples}")]
+
+
 def _text(value: Any) -> str:
     if value is None:
         return "left open"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 

@@ -4,12 +4,13 @@ import dataclasses
 
 import numpy as np
 import pytest
-from helpers import small_limit
+from helpers import small_limit, unknown_limit
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from estimators import UserError
-from pruning_limits.plotting import plot_crossing, plot_layers, plot_objective, plot_spectrum
+from pruning_limits.ladder import NAMES, percent
+from pruning_limits.plotting import plot_crossing, plot_layers, plot_rungs, plot_spectrum
 
 
 @pytest.fixture(scope="module")
@@ -35,17 +36,76 @@ def test_figures_in_other_formats(limit, tmp_path, suffix, start):
     assert (tmp_path / f"limit.{suffix}").read_bytes().startswith(start)
 
 
-def test_a_figure_without_file_names_its_curves(limit, unmeasured):
-    for one, name in ((limit, "the Hessian"), (unmeasured, "the GGN")):
-        top, bottom = one.plot().axes
-        labels = [text.get_text() for text in top.get_legend().get_texts()]
-        assert labels[0].startswith("this network")
-        assert labels[1] == f"largest R that {name} allows (isotropic)"
-        assert len(labels) == 3
-        labels = [text.get_text() for text in bottom.get_legend().get_texts()]
-        assert f"predicted one-shot {one.sparsity:.2%}" in labels
-        measured = [f"measured one-shot {one.achieved:.2%}"] if one.achieved is not None else []
-        assert [label for label in labels if label.startswith("measured one-shot ")] == measured
+def labels_of(axes):
+    return [text.get_text() for text in axes.get_legend().get_texts()]
+
+
+def test_legends_name_every_curve_mark_and_band(limit, unmeasured):
+    for case, name in ((limit, "the Hessian"), (unmeasured, "the GGN")):
+        top, bottom = case.plot().axes
+        assert labels_of(bottom)[:4] == [
+            "this network: norm R of the removed weights",
+            f"largest R that {name} allows (the paper's formula)",
+            "largest R that the GGN allows (re-trained)",
+            "numerical error of the formula",
+        ]
+        measured = case.achieved is not None
+        assert ("measured" if measured else "quadratic model, not measured") in labels_of(top)
+        for answer in case.answers:
+            (label,) = [label for label in labels_of(top) if label.startswith(NAMES[answer.rung])]
+            meaning = "measured" if answer.basis == "measured" else "numerical error"
+            low, high = percent(answer.low).removesuffix(" %"), percent(answer.high)
+            assert label == f"{NAMES[answer.rung]} {percent(answer.sparsity)} ({meaning} {low} to {high})"
+
+
+def test_titles_say_the_answer(limit, unmeasured):
+    top, bottom = limit.plot().axes
+    bound = percent(limit.answer("bound").high)
+    alone = f"Pruning alone removes {percent(limit.lower)} of 108 weights"
+    assert top.get_title(loc="left") == f"{alone}; no hope beyond {bound}"
+    assert bottom.get_title(loc="left").endswith(f"longer than the Hessian allows at {percent(limit.sparsity)}")
+    assert "weights, by the quadratic model; no hope" in plot_rungs(unmeasured).get_title(loc="left")
+    unknown = plot_rungs(unknown_limit())
+    assert unknown.get_title(loc="left").endswith("; no bound is established")
+    assert "re-trained: unknown, see the notes" in labels_of(unknown)
+
+
+def whiskers(axes):
+    """Return kept fractions and heights of marks and intervals, by the name in the legend."""
+    places = {}
+    for container in axes.containers:
+        line, _, (bars, *_) = container.lines
+        ((start, end),) = bars.get_segments() if len(bars.get_segments()) == 1 else [(None, None)]
+        places[container.get_label().split(" (")[0]] = (line.get_xydata(), start, end)
+    return places
+
+
+def test_rungs_lie_where_the_allowed_loss_is(limit):
+    dropping = small_limit(metric="accuracy", epsilon="batch-std", max_drop=0.05)
+    for case, level in ((limit, limit.epsilon), (dropping, 100 * (dropping.dense_metric - 0.05))):
+        axes = plot_rungs(case)
+        places = whiskers(axes)
+        for answer in case.answers:
+            marks, start, end = places[f"{NAMES[answer.rung]} {percent(answer.sparsity)}"]
+            np.testing.assert_allclose(marks, [[1 - answer.sparsity, level]], rtol=1e-12)
+            np.testing.assert_allclose([start[0], end[0]], [1 - answer.high, 1 - answer.low], rtol=1e-12)
+        assert any(label.startswith("allowed, ") for label in labels_of(axes))
+
+
+def test_the_metric_is_drawn_with_two_standard_errors():
+    dropping = small_limit(metric="accuracy", epsilon="batch-std", max_drop=0.05)
+    axes = plot_rungs(dropping)
+    (container,) = [one for one in axes.containers if one.get_label() == "measured, bars of two standard errors"]
+    line, _, (bars,) = container.lines
+    points = dropping.evidence.points
+    metrics = [dropping.dense_metric, *(dropping.dense_metric - point.drop for point in points)]
+    np.testing.assert_allclose(line.get_ydata(), 100 * np.array(metrics), rtol=1e-12)
+    np.testing.assert_allclose(line.get_xdata(), [1, *(1 - point.sparsity for point in points)], rtol=1e-12)
+    lengths = [end[1] - start[1] for start, end in bars.get_segments()]
+    np.testing.assert_allclose(lengths, [0, *(400 * point.drop_error for point in points)], atol=1e-9)
+    assert axes.get_ylabel() == "accuracy in % of the pruned network"
+    plain = plot_rungs(small_limit(metric="accuracy"))
+    assert f"dense, {100 * dropping.dense_metric:.2f} %" in labels_of(plain)
 
 
 @pytest.mark.parametrize("epsilon", [1e-7, 1e6])
@@ -62,10 +122,15 @@ def test_figures_that_cannot_be_written(limit, tmp_path):
         assert "\n" not in str(caught.value)
 
 
-PLOTS = [plot_crossing, plot_objective, plot_layers, lambda limit, ax=None: plot_spectrum(limit.hessian.measure, ax)]
+PLOTS = [
+    plot_crossing,
+    plot_rungs,
+    plot_layers,
+    lambda limit, ax=None: plot_spectrum(limit.evidence.hessian.measure, ax),
+]
 
 
-@pytest.mark.parametrize("plot", PLOTS, ids=["crossing", "objective", "layers", "spectrum"])
+@pytest.mark.parametrize("plot", PLOTS, ids=["crossing", "rungs", "layers", "spectrum"])
 def test_plots_take_and_return_axes(limit, tmp_path, plot):
     own = plot(limit)
     assert isinstance(own, Axes)
@@ -82,7 +147,7 @@ def test_plots_take_and_return_axes(limit, tmp_path, plot):
 
 def test_the_figure_is_made_of_the_two_plots(limit):
     top, bottom = limit.plot().axes
-    for panel, plot in ((top, plot_crossing), (bottom, plot_objective)):
+    for panel, plot in ((top, plot_rungs), (bottom, plot_crossing)):
         alone = plot(limit)
         assert [line.get_label() for line in panel.get_lines()] == [line.get_label() for line in alone.get_lines()]
         for mine, other in zip(panel.get_lines(), alone.get_lines(), strict=True):
@@ -92,9 +157,9 @@ def test_the_figure_is_made_of_the_two_plots(limit):
 
 @pytest.mark.parametrize("growth", [1.0, 0.8])
 def test_the_legend_says_that_the_limit_is_carried_to_all_data(limit, growth):
-    carried = dataclasses.replace(limit, hessian=dataclasses.replace(limit.hessian, growth=growth))
-    labels = [text.get_text() for text in plot_crossing(carried).get_legend().get_texts()]
-    assert ("limit, carried to all data" in labels) == (growth != 1)
+    hessian = dataclasses.replace(limit.evidence.hessian, growth=growth)
+    carried = dataclasses.replace(limit, evidence=dataclasses.replace(limit.evidence, hessian=hessian))
+    assert ("limit, carried to all data" in labels_of(plot_crossing(carried))) == (growth != 1)
 
 
 def test_bars_show_what_is_kept(limit):
@@ -105,4 +170,4 @@ def test_bars_show_what_is_kept(limit):
     assert labels == [f"{layer.name} ({layer.weights:,})" for layer in limit.layers()]
     assert axes.yaxis_inverted()
     with pytest.raises(UserError, match="no per-layer table"):
-        plot_layers(limit.what_if(epsilon=1.0))
+        plot_layers(limit.what_if(weight_scale=2.0))

@@ -13,7 +13,8 @@ from helpers import small_limit
 
 from estimators import SpectralMeasure, UserError
 from pruning_limits import PruningLimit
-from pruning_limits.parts import Layer
+from pruning_limits.measured import Point
+from pruning_limits.parts import Layer, Origin
 from pruning_limits.report import LARGEST, report_html, thinned, write_report
 from validation.cli import main
 
@@ -28,8 +29,9 @@ def limit():
 def hostile(limit):
     layer = dataclasses.replace(limit.layer_table[0], name=HOSTILE)
     settings = dataclasses.replace(limit.settings, penalty=HOSTILE, parameters=(HOSTILE,))
+    evidence = dataclasses.replace(limit.evidence, origin=Origin(HOSTILE, HOSTILE, HOSTILE, HOSTILE))
     changes = {"status": HOSTILE, "notes": (HOSTILE,), "layer_table": (layer,), "settings": settings}
-    return dataclasses.replace(limit, **changes)
+    return dataclasses.replace(limit, evidence=evidence, **changes)
 
 
 def embedded(page):
@@ -41,10 +43,32 @@ def test_the_page_holds_the_limit(limit):
     data = embedded(report_html(limit))
     assert data["limit"] == json.loads(limit.to_json())
     assert data["thinning"] == ""
-    names = dict(data["assumptions"]["Settings"])
-    assert names["allowed rise"] == "0.02"
+    names = dict(data["behind"]["Settings"])
+    assert names["allowed rise of the criterion"] == "0.02"
     assert names["prunable parameters"] == "0.weight, 2.weight"
-    assert dict(data["assumptions"]["Data"])["spectrum behind the limit"] == "all eigenvalues, 60 samples"
+    assert names["metric on held-out data"] == "no"
+    network = dict(data["behind"]["Network and data"])
+    assert network["spectrum behind the formula"] == "all eigenvalues, 60 samples"
+    assert (network["network"], network["data"], network["prunable weights"]) == ("Sequential", "60 samples", "108")
+    assert network["predicted"] == f"{limit.evidence.origin.date}, version {limit.evidence.origin.version}"
+
+
+def test_the_page_opens_with_the_ladder_in_the_words_of_the_summary(limit):
+    data = embedded(report_html(limit))
+    lines = limit.summary().splitlines()
+    assert [data["title"], data["allowed"]] == lines[:2]
+    for row, line in zip(data["rows"], lines[4:], strict=False):
+        assert " ".join(" ".join(cell for cell in row if cell != "-").split()) == " ".join(line.split())
+    assert len(data["rows"]) == 1 + len(limit.answers)
+    statuses = dict(data["behind"]["How each rung is known"])
+    assert list(statuses.values()) == [answer.status for answer in limit.answers]
+
+
+def test_the_page_tells_the_metric():
+    data = embedded(report_html(small_limit(metric="accuracy", epsilon="batch-std", max_drop=0.05)))
+    network = dict(data["behind"]["Network and data"])
+    assert re.fullmatch(r"91\.67 % \+- 3\.\d+ points, 60 samples", network["accuracy of the dense network"])
+    assert data["rows"][0] == ["dense", "0 %", "", "91.67 %", "measured"]
 
 
 def test_the_page_refers_to_nothing_outside(limit):
@@ -72,13 +96,15 @@ def test_hostile_text_stays_text(limit, tmp_path):
 
 
 def test_numbers_that_are_not_finite_leave_valid_json(limit):
-    rises = (*limit.rises, (0.99, float("nan")), (1.0, float("inf")))
-    layer = Layer("w", 3, 0.5, 1.0, float("nan"), float("inf"))
-    odd = dataclasses.replace(limit, rises=rises, objective=float("inf"), layer_table=(layer,))
-    data = embedded(report_html(odd))
-    assert data["limit"]["rises"] == [list(pair) for pair in limit.rises]
-    assert data["limit"]["objective"] is None
-    assert (data["limit"]["layer_table"][0]["trace"], data["limit"]["layer_table"][0]["trace_error"]) == (None, None)
+    points = (*limit.evidence.points, Point(0.99, float("nan")), Point(1.0, float("inf")))
+    dense = dataclasses.replace(limit.evidence.dense, objective=float("inf"))
+    layer = Layer("w", 3, 0.5, float("nan"), float("inf"), 1.0)
+    evidence = dataclasses.replace(limit.evidence, points=points, dense=dense)
+    odd = dataclasses.replace(limit, evidence=evidence, layer_table=(layer,))
+    data = embedded(report_html(odd))["limit"]
+    assert [point["rise"] for point in data["evidence"]["points"][-2:]] == [None, None]
+    assert data["evidence"]["dense"]["objective"] is None
+    assert (data["layer_table"][0]["trace"], data["layer_table"][0]["trace_error"]) == (None, None)
 
 
 def with_nodes(limit, count):
@@ -92,10 +118,10 @@ def with_nodes(limit, count):
 
     parts = {}
     for name in ("hessian", "ggn"):
-        one = getattr(limit, name)
-        bracket = None if one.bracket is None else (measure(0), measure(0))
-        parts[name] = dataclasses.replace(one, measure=measure(0), above=measure(0), bracket=bracket)
-    return dataclasses.replace(limit, **parts)
+        estimate = getattr(limit.evidence, name)
+        bracket = None if estimate.bracket is None else (measure(0), measure(0))
+        parts[name] = dataclasses.replace(estimate, measure=measure(0), above=measure(0), bracket=bracket)
+    return dataclasses.replace(limit, evidence=dataclasses.replace(limit.evidence, **parts))
 
 
 def test_a_page_that_would_be_too_large_is_thinned_and_says_by_how_much(limit):
@@ -106,7 +132,7 @@ def test_a_page_that_would_be_too_large_is_thinned_and_says_by_how_much(limit):
     data = embedded(page)
     stated = float(re.search(r"off by about (\S+) in sparsity", data["thinning"])[1])
     count = int(re.search(r"(\d+) to a rule", data["thinning"])[1])
-    assert max(len(rule["nodes"]) for rule in data["limit"]["ggn"]["above"]["rules"]) == count
+    assert max(len(rule["nodes"]) for rule in data["limit"]["evidence"]["ggn"]["above"]["rules"]) == count
     merged = thinned(large, count).what_if()
     for name in ("sparsity", "retrained", "directional"):
         assert getattr(merged, name) == pytest.approx(getattr(large.what_if(), name), abs=1.1 * stated + 1e-12)
@@ -117,7 +143,9 @@ def test_a_page_that_would_be_too_large_is_thinned_and_says_by_how_much(limit):
 def test_thinning_keeps_the_mass_and_the_mean_of_a_rule(limit):
     large = with_nodes(limit, 100)
     few = thinned(large, 7)
-    for (nodes, weights), (kept, mass) in zip(large.hessian.measure.rules, few.hessian.measure.rules, strict=True):
+    for (nodes, weights), (kept, mass) in zip(
+        large.evidence.hessian.measure.rules, few.evidence.hessian.measure.rules, strict=True
+    ):
         assert len(kept) == 7
         assert mass.sum() == pytest.approx(weights.sum(), rel=1e-12)
         assert kept @ mass == pytest.approx(nodes @ weights, rel=1e-12)
@@ -157,7 +185,7 @@ def test_the_command_writes_the_page(limit, tmp_path, monkeypatch):
     [
         (["none.json"], 1, "limit: cannot read none.json: No such file or directory"),
         (["text.json"], 1, "limit: text.json is not valid JSON"),
-        (["other.json"], 1, "limit: other.json is not a pruning limit of format pruning-limit/3; predict it again"),
+        (["other.json"], 1, "limit: other.json is not a pruning limit of format pruning-limit/4; predict it again"),
         (["limit.json", "-o", "page.pdf"], 1, "cannot write page.pdf: expected a name that ends in .html, .htm"),
         (
             ["limit.json", "-o", "text.json/page.html"],

@@ -1,4 +1,4 @@
-// The answers of PruningLimit.what_if and PruningLimit.check, from the JSON form of a limit.
+// The numbers of PruningLimit.what_if, from the JSON form of a limit.
 
 const CERTAIN_SHARE = 0.4;
 const ETA = 0.05;
@@ -209,83 +209,144 @@ function directionalLimit(measure, directions, curve, epsilon) {
   return excess(high) >= 0 ? high : brent(excess, low, high, 1e-4, 4 * Number.EPSILON);
 }
 
-/** Directional limit plus the kinematic window, never below what has been achieved; 1 without that limit. */
-function upperBound(directional, lower, dimension) {
-  if (directional === null) return 1;
+/** Directional limit plus the kinematic window at 5 %, at most 1. */
+function withWindow(directional, dimension) {
   const log = -Math.log(ETA);
   const delta = directional * dimension;
   const width = (2 / 3) * log + Math.sqrt((4 / 9) * log ** 2 + 4 * log * Math.min(delta, dimension - delta));
-  return Math.min(1, Math.max(lower, directional + width / dimension));
+  return Math.min(1, directional + width / dimension);
 }
 
-/** The limit for another epsilon (null keeps the present one), scaled weights or scaled curvature. */
-function whatIf(limit, { epsilon = null, weightScale = 1, curvatureScale = 1 } = {}) {
-  const allowed = epsilon ?? limit.epsilon;
-  const { negative } = limit.settings;
-  const curve = { ...limit.curve, squared: times(limit.curve.squared, weightScale ** 2) };
-  const solve = (measure) => isotropicLimit(measure, curve, allowed, negative).sparsity;
-  const scaled = (estimate) => certified(scaledEstimate(estimate, curvatureScale), solve);
-  const hessian = scaled(limit.hessian);
-  const sparsity = combined(hessian, solve);
-  const ggn = limit.ggn && scaled(limit.ggn);
-  const directions = limit.directions && scaledDirections(limit.directions, weightScale, curvatureScale);
-  const retuned = (solver) => ggn && combined(ggn, solver);
-  const retrained = retuned((measure) => isotropicLimit(measure, curve, allowed, "clip").sparsity);
-  const directional = retuned((measure) => directionalLimit(measure, directions, curve, allowed));
-  const error = isotropicLimit(hessian.measure, curve, allowed, negative).standardError;
-  const half = 2 * error + hessian.step_error + hessian.sample_error;
+/** The evidence of scaled weights and a scaled curvature, see Evidence.scaled. */
+function scaledEvidence(evidence, weightScale, curvatureScale) {
+  if (weightScale === 1 && curvatureScale === 1) return evidence;
   const factor = weightScale ** 2 * curvatureScale;
-  const rises = limit.rises.map(([s, rise]) => [s, rise * factor]);
-  const passing = rises.filter(([, rise]) => rise <= allowed).map(([s]) => s);
-  const lower = factor === 1 && epsilon === null ? limit.lower : Math.max(0, ...passing);
+  const risen = ({ rise }) => (rise === null ? null : rise * factor);
   return {
-    ...limit,
-    sparsity,
-    lower,
-    upper: upperBound(directional, lower, limit.parameters),
-    retrained,
-    directional,
-    interval: [Math.max(0, sparsity - half), Math.min(1, sparsity + half)],
-    achieved: factor === 1 && limit.achieved !== null ? lower : null,
-    epsilon: allowed,
-    hessian,
-    ggn,
-    curve,
-    directions,
-    rises,
+    ...evidence,
+    curve: { ...evidence.curve, squared: times(evidence.curve.squared, weightScale ** 2) },
+    hessian: scaledEstimate(evidence.hessian, curvatureScale),
+    ggn: evidence.ggn && scaledEstimate(evidence.ggn, curvatureScale),
+    directions: evidence.directions && scaledDirections(evidence.directions, weightScale, curvatureScale),
+    points: evidence.points.map((point) => ({ ...point, rise: risen(point), drop: null, drop_error: null })),
+    measured: false,
+    model_points: evidence.model_points.map((point) => ({
+      ...point,
+      linear: point.linear * factor,
+      quadratic: point.quadratic * factor,
+    })),
   };
 }
 
-const percent = (value) => (value === null ? "unknown" : `${(100 * value).toFixed(2)}%`);
+/** What one-shot pruning does: measured, or by the quadratic model where nothing was measured. */
+const pointsOf = ({ points, model_points: model }) =>
+  points.length ? points : model.map(({ sparsity, linear, quadratic }) => ({ sparsity, rise: linear + quadratic }));
 
-/** Upper bound with its numerical error, beyond which a sparsity is infeasible; 1 where no bound is established. */
-function ceiling({ upper, ggn, directions }) {
-  if (ggn === null) return 1;
-  return Math.min(1, upper + (ggn.step_error + ggn.sample_error + directions.step_error));
+function metricAt({ points, dense, already_removed: start }, sparsity) {
+  const drop = atSparsity(points, sparsity, "drop", start);
+  return drop === null || dense.metric === null ? null : dense.metric - drop;
 }
 
-/** Whether a sparsity can be reached: status, reason and margin. */
-function check(limit, sparsity) {
-  const { lower, upper, achieved, unknown } = limit;
-  const highest = ceiling(limit);
-  const how = achieved !== null ? "measured" : "by the quadratic model";
-  if (sparsity <= lower) {
-    const reason = `${percent(sparsity)} is at most ${percent(lower)}, which one-shot pruning reaches (${how})`;
-    return { status: "achievable", reason, margin: lower - sparsity };
+const unknownAnswer = (rung, status) => ({
+  rung,
+  sparsity: null,
+  low: null,
+  high: null,
+  basis: "unknown",
+  metric: null,
+  status,
+});
+
+const answerWithin = (rung, sparsity, half) => ({
+  rung,
+  sparsity,
+  low: Math.max(0, sparsity - half),
+  high: Math.min(1, sparsity + half),
+  basis: "formula",
+  metric: null,
+});
+
+function oneShot(evidence, { max_drop: maxDrop }, { epsilon }) {
+  const { points, measured, already_removed: start } = evidence;
+  const bar = { allowed: maxDrop ?? epsilon, ofMetric: maxDrop !== null };
+  let { low, high } = crossing(pointsOf(evidence), bar, start);
+  const answer = { rung: "one-shot", sparsity: low, low, high, basis: "formula", metric: null };
+  if (!measured) return answer;
+  if (maxDrop !== null) {
+    const [early, late] = [1, -1].map((sign) => level(points, maxDrop, sign * ERRORS, start));
+    [low, high] = [Math.min(low, Math.max(start, early)), Math.max(high, late)];
   }
-  if (unknown) {
-    const above = `${percent(sparsity)} is above ${percent(lower)} (one-shot, ${how})`;
-    return {
-      status: "open",
-      reason: `${above}, and no upper bound is established: ${unknown}`,
-      margin: sparsity - lower,
-    };
+  return { ...answer, low, high, basis: "measured", metric: metricAt(evidence, answer.sparsity) };
+}
+
+function boundOf({ ggn, directions, unknown, parameters }, at, lower) {
+  if (at === null) return unknownAnswer("bound", unknown);
+  const upper = withWindow(at, parameters);
+  const error = ggn.step_error + ggn.sample_error + directions.step_error;
+  const high = upper + error;
+  if (lower > high) {
+    const reached = `it is ${hundredths(upper)}, and pruning alone reaches ${hundredths(lower)}`;
+    return unknownAnswer("bound", `the quadratic model's bound is refuted: ${reached}`);
   }
-  const bound = `the upper bound ${percent(upper)} (with numerical error ${percent(highest)})`;
-  if (sparsity > highest) {
-    const reason = `${percent(sparsity)} is above ${bound}`;
-    return { status: "infeasible", reason, margin: sparsity - highest };
+  if (high >= 1) {
+    const wide = `has a numerical error of ${fixed(100 * error, 1)} points`;
+    return unknownAnswer("bound", `the quadratic model's bound, ${hundredths(upper)}, ${wide}`);
   }
-  const reason = `${percent(sparsity)} lies between ${percent(lower)} (one-shot, ${how}) and ${bound}`;
-  return { status: "open", reason, margin: Math.min(sparsity - lower, highest - sparsity) };
+  const low = Math.max(lower, upper - error);
+  return { rung: "bound", sparsity: Math.max(lower, upper), low, high, basis: "bound", metric: null };
+}
+
+/** The answers for what is allowed, see evidence.solve; without the texts that tell what an interval means. */
+function solve(evidence, settings, allowed) {
+  const { curve, parameters } = evidence;
+  const { epsilon } = allowed;
+  const isotropic = (negative) => (measure) => isotropicLimit(measure, curve, epsilon, negative).sparsity;
+  const rung = (name, estimate, negative) => {
+    const { standardError } = isotropicLimit(estimate.measure, curve, epsilon, negative);
+    const half = 2 * standardError + estimate.step_error + estimate.sample_error;
+    return answerWithin(name, combined(estimate, isotropic(negative)), half);
+  };
+  const sure = (estimate) => estimate && certified(estimate, isotropic(settings.negative));
+  const known = { ...evidence, hessian: sure(evidence.hessian), ggn: sure(evidence.ggn) };
+  const { ggn, directions } = known;
+  const alone = oneShot(known, settings, allowed);
+  const directional = ggn && combined(ggn, (measure) => directionalLimit(measure, directions, curve, epsilon));
+  const again = ggn ? rung("re-trained", ggn, "clip") : unknownAnswer("re-trained", evidence.unknown);
+  const paper = rung("formula", known.hessian, settings.negative);
+  const lower = alone.sparsity;
+  return {
+    sparsity: paper.sparsity,
+    interval: [paper.low, paper.high],
+    lower,
+    achieved: known.measured ? lower : null,
+    retrained: again.sparsity,
+    directional,
+    upper: directional === null ? 1 : Math.max(lower, withWindow(directional, parameters)),
+    answers: [alone, again, boundOf(known, directional, lower), paper],
+    allowed,
+    settings,
+    evidence: known,
+  };
+}
+
+/** The rise that goes with a fall of the metric; where there is none, that of a batch if it is known. */
+function allowedAt({ evidence, allowed }, maxDrop) {
+  const risen = fromMaxDrop(evidence.points, maxDrop, evidence.already_removed);
+  if (risen === null && allowed.origin !== "batch-std")
+    throw new Error("no network that was measured has lost so much");
+  return risen ?? allowed;
+}
+
+/** The limit where something else is allowed (null keeps it), under scaled weights or a scaled curvature. */
+function whatIf(limit, { epsilon = null, weightScale = 1, curvatureScale = 1, maxDrop = null } = {}) {
+  let { settings, allowed } = limit;
+  if (epsilon !== null) {
+    allowed = { epsilon, low: epsilon, high: epsilon, origin: "number" };
+    settings = { ...settings, epsilon, max_drop: null };
+  } else if (maxDrop !== null) {
+    settings = { ...settings, epsilon: "batch-std", max_drop: maxDrop };
+    allowed = allowedAt(limit, maxDrop);
+  }
+  if (weightScale !== 1 || curvatureScale !== 1) settings = { ...settings, max_drop: null };
+  return solve(scaledEvidence(limit.evidence, weightScale, curvatureScale), settings, allowed);
 }

@@ -1,0 +1,103 @@
+// The answer in words, to the letter as in ladder.py.
+
+const NAMES = {
+  "one-shot": "pruned, nothing else",
+  "re-tuned": "re-tuned",
+  "re-trained": "re-trained",
+  bound: "no hope beyond",
+  formula: "the paper's formula",
+};
+const NONE = "-";
+
+const answerOf = (limit, rung) => limit.answers.find((answer) => answer.rung === rung);
+
+/** A mean metric: an accuracy in per cent, any other as a number. */
+function metricText({ settings }, value) {
+  if (value === null) return NONE;
+  return settings.metric === "accuracy" ? `${fixed(100 * value, 2)} %` : general(value, 4);
+}
+
+/** A fall of the metric: of an accuracy in points. */
+const dropText = ({ settings }, drop) =>
+  settings.metric === "accuracy" ? `${general(100 * drop, 3)} points` : general(drop, 3);
+
+/** What may be lost. */
+function allowedText(limit) {
+  const { allowed, settings, evidence } = limit;
+  const { dense } = evidence;
+  const noise = allowed.low === allowed.high ? "" : ` (${general(allowed.low, 3)} to ${general(allowed.high, 3)})`;
+  let loss = `a rise of the ${settings.criterion} by ${general(allowed.epsilon, 3)}${noise}`;
+  loss += ` from ${dense.objective === null ? "inf" : general(dense.objective, 3)}`;
+  if (allowed.origin === "batch-std") loss += ", the fluctuation of a batch of 128";
+  if (settings.max_drop === null) return `allowed: ${loss}`;
+  const where = settings.held_out ? "held-out" : "training";
+  const resolution = dense.resolution === null ? "" : `, resolution ${dropText(limit, dense.resolution)}`;
+  const fall = `${settings.metric} -${dropText(limit, settings.max_drop)} of ${metricText(limit, dense.metric)}`;
+  return `allowed: ${fall} (${whole(dense.metric_samples)} ${where} samples${resolution}), ${loss}`;
+}
+
+function how(limit, { rung, basis, sparsity }) {
+  if (rung === "one-shot") return basis === "measured" ? "measured" : "quadratic model, not measured";
+  if (rung === "re-trained") return basis === "formula" ? "formula, no claim of coverage" : basis;
+  if (rung === "bound") return "bound of the quadratic model";
+  if (limit.achieved === null || sparsity === null) return "formula";
+  const points = 100 * (sparsity - limit.achieved);
+  return `${fixed(Math.abs(points), 1)} points ${points > 0 ? "above" : "below"} what was measured`;
+}
+
+function row(limit, answer) {
+  const { rung, sparsity, low, high, metric, status } = answer;
+  if (sparsity === null) return [NAMES[rung], "unknown", "", NONE, status];
+  const interval = `${percent(low).replace(/ %$/, "")} to ${percent(high)}`;
+  return [NAMES[rung], percent(sparsity), interval, metricText(limit, metric), how(limit, answer)];
+}
+
+/** The ladder: the dense network, then every rung; name, sparsity, interval, metric, how it is known. */
+const rows = (limit) => [
+  ["dense", "0 %", "", metricText(limit, limit.evidence.dense.metric), "measured"],
+  ...limit.answers.map((answer) => row(limit, answer)),
+];
+
+/** Whether the network is no better than constant outputs, see Dense.at_chance. */
+function isAtChance(dense) {
+  const { constant_gain: gain, constant_error: error, constant_metric: constant, metric } = dense;
+  if (gain === null || error === null || gain > 2 * error) return false;
+  return metric === null || constant === null || metric <= constant + 2 * (dense.metric_error ?? 0);
+}
+
+/** Whether a sparsity can be reached: status, reason, margin and metric. */
+function judged(limit, sparsity) {
+  const { lower, evidence, achieved } = limit;
+  const metric = metricAt(evidence, sparsity);
+  const [target, reached] = [percent(sparsity), percent(lower)];
+  const way = achieved !== null ? "measured" : "by the quadratic model, not measured";
+  const isMeasured = sparsity === 0 || evidence.points.some((point) => point.sparsity === sparsity);
+  const read = isMeasured ? "" : ", by interpolation";
+  const keeps = metric === null ? "" : `; ${limit.settings.metric} at ${target}: ${metricText(limit, metric)}${read}`;
+  if (isAtChance(evidence.dense)) {
+    const nothing = "the network is no better than constant outputs, so that pruning can lose nothing and no sparsity";
+    return { status: "open", reason: `${target}: ${nothing} means anything; train it first`, margin: 0, metric };
+  }
+  if (sparsity <= lower) {
+    const reason = `${target} is in reach by pruning alone, which gets to ${reached} (${way})${keeps}`;
+    return { status: "achievable", reason, margin: lower - sparsity, metric };
+  }
+  const alone = `${target} is out of reach by pruning alone, which gets to ${reached} (${way})${keeps}`;
+  const { high, status } = answerOf(limit, "bound");
+  if (high === null) {
+    const reason = `${alone}; no bound is established beyond ${reached}: ${status}`;
+    return { status: "open", reason, margin: sparsity - lower, metric };
+  }
+  if (sparsity > high) {
+    const reason = `${target} is beyond ${percent(high)}, the bound of the quadratic model and its numerical error`;
+    return { status: "infeasible", reason, margin: sparsity - high, metric };
+  }
+  const reason = `${alone}; training may reach it: the bound of the quadratic model is at ${percent(high)}`;
+  return { status: "open", reason, margin: Math.min(sparsity - lower, high - sparsity), metric };
+}
+
+/** The verdict on a target in two parts: in a word, and why. */
+function targetLine(limit, sparsity) {
+  const { status, reason } = judged(limit, sparsity);
+  return [`your target ${percent(sparsity)}: ${status}.`, `${reason}.`];
+}
