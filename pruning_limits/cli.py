@@ -13,8 +13,8 @@ import click
 from estimators.errors import UserError
 
 if TYPE_CHECKING:
+    from pruning_limits.answers import Verdict
     from pruning_limits.gate import Comparison
-    from pruning_limits.parts import Verdict
 
 PATH = click.Path(path_type=Path, dir_okay=False)
 EXIT_CODES = {"achievable": 0, "open": 3, "infeasible": 4}

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
-from xml.etree import ElementTree
 
 from estimators import UserError
-from pruning_limits.result import PruningLimit
+from pruning_limits.ladder import drop_text, percent
+from pruning_limits.measured import ERRORS
+from pruning_limits.metric_drop import MetricDrop
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from pruning_limits.result import PruningLimit
+
 Status = Literal["achievable", "open", "infeasible"]
+Place = Literal["achieved", "limit", "upper", "beyond", "unbounded"]
 ORDER: tuple[Status, ...] = ("achievable", "open", "infeasible")
 MOST_ZEROS_IN_DENSE = 0.01
 FAR = 10
 SAME_NORM = SAME_OBJECTIVE = 1e-3
 MOST_ERRORS = 4
+DIGITS = range(3, 18)
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,7 @@ class Case:
     """One question of the gate and its answer.
 
     Attributes:
-        name: What was asked about: ``"sparsity"``, ``"objective"`` or ``"layer NAME"``.
+        name: What was asked about: ``"network"``, ``"sparsity"``, the criterion, ``"metric"`` or ``"layer NAME"``.
         status: ``"achievable"`` passes, ``"open"`` is for a person to judge, ``"infeasible"`` fails.
         reason: One sentence with the numbers.
     """
@@ -46,12 +50,15 @@ class Comparison:
         status: The worst status of the cases.
         reason: The reasons of the cases of that status, in one line.
         sparsity: Share of the prunable weights that are zero in the pruned network.
-        rise: Rise of the objective from the dense to the pruned network.
+        rise: Rise of the criterion from the dense to the pruned network.
         epsilon: Rise that the limit allows.
-        place: Where the sparsity lies: at most ``"achieved"``, ``"limit"`` or ``"upper"``, or ``"beyond"`` them all;
-            ``"unbounded"`` beyond the first two where no upper bound is established.
+        drop: What became of the metric, or None where it was not measured.
+        place: Where the sparsity lies: at most what one-shot pruning has ``"achieved"``, at most the formula's
+            ``"limit"``, at most the ``"upper"`` bound and its error, or ``"beyond"`` them all; ``"unbounded"`` past
+            the first two where no bound is established.
         layers: Removed share by parameter name, in the model's order.
-        cases: The questions and answers, ``"sparsity"`` and ``"objective"`` first, then the suspicious layers.
+        cases: The questions and answers: ``"network"`` where it is no better than constant outputs, ``"sparsity"``, the
+            criterion, ``"metric"`` where it was measured, then the suspicious layers.
     """
 
     status: Status
@@ -59,27 +66,38 @@ class Comparison:
     sparsity: float
     rise: float
     epsilon: float
-    place: Literal["achieved", "limit", "upper", "beyond", "unbounded"]
+    drop: MetricDrop | None
+    place: Place
     layers: dict[str, float]
     cases: tuple[Case, ...]
 
 
 def compare(
-    limit: PruningLimit, dense: Mapping[str, Tensor], pruned: Mapping[str, Tensor], dense_value: float, value: float
+    limit: PruningLimit,
+    dense: Mapping[str, Tensor],
+    pruned: Mapping[str, Tensor],
+    dense_value: float,
+    value: float,
+    drop: MetricDrop | None = None,
 ) -> Comparison:
     """Judge a pruned network by its dense parent and the parent's limit.
 
-    The objective decides first: a rise above epsilon is infeasible. A sparsity beyond the upper bound and its numerical
-    error is open while the objective holds; where no upper bound is established, so is one beyond the lower bound. A
-    suspicious layer is open, too: one that is removed altogether, or one that keeps less than a tenth of what global
-    magnitude pruning at the predicted limit keeps of it.
+    Where a fall of the metric is allowed, the metric decides: a larger fall is infeasible, and the criterion is only
+    told. Else the criterion decides: a rise above epsilon is infeasible, and the metric is only told.
+
+    A sparsity beyond the bound and its numerical error is infeasible where what decides fails, and open where it holds.
+    Where no bound is established, one beyond what pruning reaches alone is achievable where what decides holds, for
+    that was measured, and open where it fails. A suspicious layer is open, too: one that is removed altogether, or one
+    that keeps less than a tenth of what global magnitude pruning at the formula's limit keeps of it. A network that was
+    no better than constant outputs before pruning never passes.
 
     Args:
         limit: Limit of the dense network.
         dense: Prunable weights of the dense network by name.
         pruned: The same weights of the pruned network.
-        dense_value: Objective of the dense network, on the data and with the penalty of the limit.
-        value: Objective of the pruned network.
+        dense_value: Criterion of the dense network, on the data and with the penalty of the limit.
+        value: Criterion of the pruned network.
+        drop: What became of the metric, or None where it was not measured.
 
     Returns:
         The comparison.
@@ -99,50 +117,141 @@ def compare(
         'infeasible'
     """
     _check_weights(limit, dense, pruned)
-    _check_objectives(limit, dense_value, value)
-    removed = {name: 1 - int(weight.count_nonzero()) / weight.numel() for name, weight in pruned.items()}
-    sparsity = 1 - sum(int(weight.count_nonzero()) for weight in pruned.values()) / limit.parameters
+    _check_values(limit, dense_value, value, drop)
+    kept = {name: int(weight.count_nonzero()) for name, weight in pruned.items()}
+    removed = {name: 1 - kept[name] / weight.numel() for name, weight in pruned.items()}
+    sparsity = (limit.parameters - sum(kept.values())) / limit.parameters
     rise = value - dense_value
-    holds = rise <= limit.epsilon
-    verdict = limit.check(min(sparsity, 1 - 0.5 / limit.parameters))
-    answers: dict[Status, Status] = {
-        "achievable": "achievable",
-        "open": "open" if limit.unknown else "achievable",
-        "infeasible": "open" if holds else "infeasible",
-    }
+    decides = drop if drop is not None and drop.allowed is not None else None
+    holds = rise <= limit.epsilon if decides is None else decides.holds
     cases = [
-        Case("sparsity", answers[verdict.status], verdict.reason),
-        Case(
-            "objective",
-            "achievable" if holds else "infeasible",
-            f"the objective rises by {rise:.4g}, {limit.epsilon:.4g} is allowed",
-        ),
+        *_network(limit),
+        _sparsity(limit, sparsity, holds, limit.criterion if decides is None else _name(limit, decides)),
+        _criterion(limit, rise, decides),
+        *([] if drop is None else [_metric(limit, drop)]),
     ]
-    kept_at_limit = {layer.name: 1 - layer.sparsity for layer in limit.layers()}
-    for name, share in removed.items():
-        expected = kept_at_limit.get(name, 0.0)
-        if share == 1:
-            cases.append(Case(f"layer {name}", "open", f"{name} is removed altogether"))
-        elif FAR * (1 - share) < expected:
-            reason = f"{name} keeps {1 - share:.3%}, less than a tenth of the {expected:.3%} at the predicted limit"
-            cases.append(Case(f"layer {name}", "open", reason))
+    asked = len(cases)
+    cases += _layers(limit, removed)
     worst = max((case.status for case in cases), key=ORDER.index)
-    telling = cases[:2] if worst == "achievable" else [case for case in cases if case.status == worst]
-    ends: list[tuple[Literal["achieved", "limit", "upper", "unbounded"], float]] = [
-        ("achieved", limit.lower),
-        ("limit", limit.sparsity),
-        ("unbounded" if limit.unknown else "upper", limit.upper),
-    ]
+    telling = cases[:asked] if worst == "achievable" else [case for case in cases if case.status == worst]
     return Comparison(
         status=worst,
         reason="; ".join(case.reason for case in telling),
         sparsity=sparsity,
         rise=rise,
         epsilon=limit.epsilon,
-        place=next((name for name, end in ends if sparsity <= end), "beyond"),
+        drop=drop,
+        place=_place(limit, sparsity),
         layers=removed,
         cases=tuple(cases),
     )
+
+
+def _network(limit: PruningLimit) -> list[Case]:
+    dense = limit.evidence.dense
+    if not dense.at_chance:
+        return []
+    reason = (
+        f"the network is no better than constant outputs: its loss is lower by {dense.constant_gain:.2g} +- "
+        f"{dense.constant_error:.2g} only, so that pruning can lose nothing; train it first"
+    )
+    return [Case("network", "infeasible", reason)]
+
+
+def _sparsity(limit: PruningLimit, sparsity: float, holds: bool, decides: str) -> Case:
+    alone = "pruning alone reaches" if limit.achieved is not None else "pruning alone reaches by the quadratic model"
+    if limit.evidence.dense.at_chance:
+        return Case("sparsity", "open", f"{percent(sparsity)} means nothing before the network is trained")
+    here, reached = _apart(sparsity, limit.lower, _percent)
+    if sparsity <= limit.lower:
+        return Case("sparsity", "achievable", f"{here} is in reach: {alone} {reached}")
+    more, bound = f"{here} is more than the {reached} that {alone}", limit.answer("bound")
+    if bound.high is None:
+        reason = f"{more}; no bound is established ({bound.status})"
+        if holds:
+            return Case("sparsity", "achievable", f"{reason}, and the {decides} was measured to hold")
+        return Case("sparsity", "open", reason)
+    here, end = _apart(sparsity, bound.high, _percent)
+    if sparsity <= bound.high:
+        return Case("sparsity", "achievable", f"{more}, and no more than the bound of the quadratic model, {end}")
+    reason = f"{here} is beyond {end}, the bound of the quadratic model and its numerical error"
+    if holds:
+        return Case("sparsity", "open", f"{reason}, and yet the {decides} holds: look at how it was measured")
+    return Case("sparsity", "infeasible", reason)
+
+
+def _criterion(limit: PruningLimit, rise: float, decides: MetricDrop | None) -> Case:
+    name, holds = limit.criterion, rise <= limit.epsilon
+    amount, allowed = _apart(abs(rise), limit.epsilon, _number)
+    change = f"the {name} {_change(rise, 'rises', 'falls')}" + (f" by {amount}" if rise else "")
+    if decides is None:
+        return Case(name, "achievable" if holds else "infeasible", f"{change}, a rise of {allowed} is allowed")
+    beyond = "" if holds else f", beyond {allowed}"
+    if beyond and limit.max_drop is not None and limit.allowed.origin == "max-drop":
+        of = "" if limit.metric == "accuracy" else f" of {limit.metric}"
+        lost = drop_text(limit, limit.max_drop)
+        beyond = f", beyond the {allowed} at which one-shot pruned networks have lost {lost}{of}"
+    return Case(name, "achievable", f"{change}{beyond}; the {_name(limit, decides)} decides")
+
+
+def _metric(limit: PruningLimit, drop: MetricDrop) -> Case:
+    name, fall = _name(limit, drop), drop.fall
+    of_accuracy = name == "accuracy"
+    scale, unit = (100, " points") if of_accuracy else (1, "")
+    dense, pruned = (f"{100 * mean:.2f} %" if of_accuracy else f"{mean:.4g}" for mean in (drop.dense, drop.pruned))
+    amount, allowed = _apart(scale * abs(fall), scale * (drop.allowed or 0.0), _number)
+    noise = "" if not drop.error else f" +- {scale * ERRORS * drop.error:.2g}"
+    if fall:
+        change = f"the {name} {_change(fall, 'falls', 'rises')} by {amount}{noise}{unit} ({dense} to {pruned})"
+    else:
+        change = f"the {name} does not change{noise and f',{noise}{unit}'} ({dense})"
+    if drop.allowed is None:
+        return Case("metric", "achievable", f"{change}; the {limit.criterion} decides")
+    status: Status = "achievable" if drop.holds else "infeasible"
+    return Case("metric", status, f"{change}, a fall of {allowed}{unit} is allowed")
+
+
+def _layers(limit: PruningLimit, removed: Mapping[str, float]) -> list[Case]:
+    kept_at_limit, cases = {layer.name: 1 - layer.sparsity for layer in limit.layers()}, []
+    for name, share in removed.items():
+        expected = kept_at_limit.get(name, 0.0)
+        if share == 1:
+            cases.append(Case(f"layer {name}", "open", f"{name} is removed altogether"))
+        elif FAR * (1 - share) < expected:
+            reason = f"{name} keeps {1 - share:.3%}, less than a tenth of the {expected:.3%} at the formula's limit"
+            cases.append(Case(f"layer {name}", "open", reason))
+    return cases
+
+
+def _place(limit: PruningLimit, sparsity: float) -> Place:
+    high = limit.answer("bound").high
+    last: tuple[Place, float] = ("unbounded", 1.0) if high is None else ("upper", high)
+    ends: list[tuple[Place, float]] = [("achieved", limit.lower), ("limit", limit.sparsity), last]
+    return next((name for name, end in ends if sparsity <= end), "beyond")
+
+
+def _name(limit: PruningLimit, drop: MetricDrop) -> str:
+    return drop.name or limit.metric or "metric"
+
+
+def _change(amount: float, up: str, down: str) -> str:
+    return up if amount > 0 else down if amount < 0 else "does not change"
+
+
+def _number(value: float, digits: int) -> str:
+    return f"{value:.{digits}g}"
+
+
+def _percent(share: float, digits: int) -> str:
+    return percent(share) if digits == DIGITS[0] else f"{100 * share:.{digits}g} %"
+
+
+def _apart(value: float, other: float, write: Callable[[float, int], str]) -> tuple[str, str]:
+    """Write two numbers with as many digits as tell them apart, three where they are equal."""
+    if value == other:
+        return write(value, DIGITS[0]), write(other, DIGITS[0])
+    texts = ((write(value, digits), write(other, digits)) for digits in DIGITS)
+    return next(pair for pair in texts if pair[0] != pair[1])
 
 
 def _check_weights(limit: PruningLimit, dense: Mapping[str, Tensor], pruned: Mapping[str, Tensor]) -> None:
@@ -172,55 +281,17 @@ def _check_weights(limit: PruningLimit, dense: Mapping[str, Tensor], pruned: Map
         raise UserError("limit: belongs to other weights than dense; predict it from the dense network again")
 
 
-def _check_objectives(limit: PruningLimit, dense_value: float, value: float) -> None:
+def _check_values(limit: PruningLimit, dense_value: float, value: float, drop: MetricDrop | None) -> None:
+    name = limit.criterion
     if not math.isfinite(value):
-        raise UserError(f"pruned: expected a finite objective, got {value}; check its biases, statistics and the data")
-    unlike = SAME_OBJECTIVE * abs(limit.objective) + MOST_ERRORS * limit.objective_error + 1e-6
+        raise UserError(f"pruned: expected a finite {name}, got {value}; check its biases, statistics and the data")
+    unlike = SAME_OBJECTIVE * abs(limit.objective) + MOST_ERRORS * limit.evidence.dense.objective_error + 1e-6
     if not abs(dense_value - limit.objective) <= unlike:
+        given = "the data" if name == "loss" else "the data and the penalty"
         raise UserError(
-            f"limit: the objective of dense was {limit.objective:.6g} there and is {dense_value:.6g} here; "
-            "give the data and the penalty that the limit was predicted with"
+            f"limit: the {name} of dense was {limit.objective:.6g} there and is {dense_value:.6g} here; "
+            f"give {given} that the limit was predicted with"
         )
-
-
-def junit(cases: Sequence[Case], seconds: float = 0.0) -> str:
-    """Return cases as a JUnit report of one test suite.
-
-    An infeasible case is a failure, an open one is skipped, and the exit code of the command tells the two apart from
-    success as well.
-
-    Args:
-        cases: Questions and answers.
-        seconds: Wall time of the whole, >= 0.
-
-    Returns:
-        XML text.
-
-    Example:
-        >>> print(junit([Case("sparsity", "achievable", "50.00% is at most 60.00%")]).splitlines()[2].strip())
-        <testcase classname="pruning-limits" name="sparsity">
-    """
-    counts = {status: str(sum(case.status == status for case in cases)) for status in ORDER}
-    suite = ElementTree.Element(
-        "testsuite",
-        name="pruning-limits",
-        tests=str(len(cases)),
-        failures=counts["infeasible"],
-        errors="0",
-        skipped=counts["open"],
-        time=f"{seconds:.3f}",
-    )
-    for case in cases:
-        entry = ElementTree.SubElement(suite, "testcase", classname="pruning-limits", name=_legal(case.name))
-        kind = {"achievable": None, "open": "skipped", "infeasible": "failure"}[case.status]
-        if kind is not None:
-            ElementTree.SubElement(entry, kind, message=_legal(case.reason))
-        else:
-            ElementTree.SubElement(entry, "system-out").text = _legal(case.reason)
-    ElementTree.indent(suite)
-    return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(suite, encoding="unicode") + "\n"
-
-
-def _legal(text: str) -> str:
-    """Replace what XML cannot hold."""
-    return re.sub("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "?", text)
+    for network, mean in () if drop is None else (("dense", drop.dense), ("pruned", drop.pruned)):
+        if not math.isfinite(mean):
+            raise UserError(f"{network}: expected a finite mean of the metric, got {mean}; check the held-out data")

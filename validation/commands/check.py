@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +13,19 @@ from estimators.errors import UserError
 from estimators.files import refuse_unwritable, write_bytes
 from pruning_limits.cli import PATH, tell
 from pruning_limits.result import PruningLimit
-from validation.commands.options import task_options
+from validation.commands.options import allowance_options, task_options
 from validation.launch import alone
 
 if TYPE_CHECKING:
-    from pruning_limits.gate import Case, Comparison
-    from pruning_limits.parts import Verdict
+    from torch import Tensor
+
+    from pruning_limits.answers import Verdict
+    from pruning_limits.gate import Comparison
+    from pruning_limits.metrics import Metric
+    from validation.commands.task import Task
+
+HELD_OUT = ("held_out_function", "held_out_arguments")
+ALLOWANCE = ("criterion", "metric", "max_drop", *HELD_OUT)
 
 
 @click.command()
@@ -27,7 +35,9 @@ if TYPE_CHECKING:
 @click.option("--pruned", type=PATH, help="Checkpoint of the pruned network, to be compared with --dense.")
 @click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
 @click.option("--junit", "junit_path", type=PATH, help="Write a JUnit report: infeasible fails, open is skipped.")
+@click.option("--markdown", "markdown_path", type=PATH, help="Write a summary for pull requests, in Markdown.")
 @task_options
+@allowance_options
 @alone
 def check(
     sparsity: float | None,
@@ -36,13 +46,17 @@ def check(
     pruned: Path | None,
     as_json: bool,
     junit_path: Path | None,
+    markdown_path: Path | None,
     **options: Any,
 ) -> None:
     """Judge a sparsity, or a pruned network by its dense parent: exit code 0 achievable, 3 open, 4 infeasible."""
     started = time.perf_counter()
     answer: Verdict | Comparison
-    if junit_path is not None:
-        refuse_unwritable(junit_path)
+    for path in (junit_path, markdown_path):
+        if path is not None:
+            refuse_unwritable(path)
+    if limit_path is not None:
+        _refuse_second_allowance(options, of_pruned=pruned is not None)
     if sparsity is not None and dense is None and pruned is None:
         if not 0 <= sparsity < 1:
             raise UserError(f"sparsity: expected a number in [0, 1) (the removed fraction), got {sparsity}")
@@ -53,12 +67,20 @@ def check(
     elif sparsity is None and dense is not None and pruned is not None:
         if options["checkpoint"] is not None:
             raise click.UsageError("--dense names the weights; leave out --checkpoint")
-        answer = _comparison(limit_path, pruned, options | {"checkpoint": dense})
+        limit, answer = _comparison(limit_path, pruned, options | {"checkpoint": dense})
     else:
         raise click.UsageError("give either --sparsity, or --dense and --pruned")
-    if junit_path is not None:
-        _write_junit(junit_path, answer, time.perf_counter() - started)
+    if junit_path is not None or markdown_path is not None:
+        _write(answer, limit, junit_path, markdown_path, time.perf_counter() - started)
     tell(answer, as_json)
+
+
+def _refuse_second_allowance(options: dict[str, Any], of_pruned: bool) -> None:
+    """Refuse options that a limit from a file has answered; what a pruned network may lose can be asked anew."""
+    if options["criterion"] is not None:
+        raise click.UsageError("--criterion is for predict; --limit has its own")
+    if not of_pruned and any(options[name] not in (None, {}) for name in ALLOWANCE):
+        raise click.UsageError("--metric, --max-drop and --held-out are for predict; --limit has its own")
 
 
 def _predicted(options: dict[str, Any]) -> PruningLimit:
@@ -70,28 +92,86 @@ def _predicted(options: dict[str, Any]) -> PruningLimit:
     return predicted(task, **options)
 
 
-def _comparison(limit_path: Path | None, pruned: Path, options: dict[str, Any]) -> Comparison:
+def _comparison(limit_path: Path | None, pruned: Path, options: dict[str, Any]) -> tuple[PruningLimit, Comparison]:
     from pruning_limits.gate import compare
+    from pruning_limits.metric_drop import MetricDrop
     from pruning_limits.state_dicts import load_weights
     from validation.commands.prediction import predicted, taken_task
     from validation.commands.task import note
 
     limit = None if limit_path is None else PruningLimit.from_json(limit_path)
     task = taken_task(options)
+    asked = None if limit is None else _asked_metric(limit, task, options["metric"], options["max_drop"])
     note(task.text())
     if limit is None:
         limit = predicted(task, **options)
-    before = task.objective(list(limit.settings.parameters))
+        asked = _asked_metric(limit, task, options["metric"], limit.max_drop)
+    parameters = list(limit.settings.parameters)
+    if limit.criterion == "loss":
+        task = replace(task, penalty=None)
+    before = task.objective(parameters)
     weights, value = {name: weight.clone() for name, weight in before.chosen.items()}, before.value()
+    values = None if asked is None else asked.values(task, parameters)
     note(load_weights(task.model, pruned))
-    after = task.objective(list(limit.settings.parameters))
-    return compare(limit, weights, after.chosen, value, after.value())
+    after = task.objective(parameters)
+    drop = None
+    if asked is not None and values is not None:
+        drop = MetricDrop.between(values, asked.values(task, parameters), asked.max_drop, asked.name)
+    return limit, compare(limit, weights, after.chosen, value, after.value(), drop)
 
 
-def _write_junit(path: Path, answer: Verdict | Comparison, seconds: float) -> None:
-    from pruning_limits.gate import Case, Comparison, junit
+@dataclass(frozen=True)
+class _AskedMetric:
+    """What a pruned network may lose of which metric; a fall of None is not judged."""
 
-    cases: tuple[Case, ...] = (Case("sparsity", answer.status, answer.reason),)
-    if isinstance(answer, Comparison):
-        cases = answer.cases
-    write_bytes(path, junit(cases, seconds).encode())
+    metric: Metric
+    name: str
+    max_drop: float | None
+
+    def values(self, task: Task, parameters: list[str]) -> Tensor:
+        """Return the metric of the network as it is now, per sample, in the order of the held-out data."""
+        from estimators import Objective
+        from pruning_limits.metrics import metric_errors, metric_loss
+
+        held_out = task.data.held_out
+        with metric_errors("loader" if held_out is None else "held_out"):
+            loader = task.data.training if held_out is None else held_out
+            return Objective(task.model, loader, metric_loss(self.metric), None, parameters).sample_losses()[0]
+
+
+def _asked_metric(
+    limit: PruningLimit, task: Task, reference: str | None, max_drop: float | None
+) -> _AskedMetric | None:
+    """Return which metric is to be measured: the one that is named, else that of the limit."""
+    from pruning_limits.metrics import metric_name
+    from pruning_limits.settings import checked
+
+    own = limit.metric
+    if reference is None and own not in (None, "accuracy"):
+        raise UserError(f"metric: that of the limit is the function {own}; name it again with --metric path.py:{own}")
+    metric = task.metric(reference or own) if (reference or own or max_drop is not None) else None
+    if metric is None:
+        if max_drop is not None:
+            raise click.UsageError("--max-drop is a fall of the metric; name it with --metric")
+        return None
+    name = metric_name(metric)
+    if max_drop is None and limit.max_drop is not None and name != own:
+        raise UserError(f"max-drop: that of the limit is a fall of {own}; give --max-drop for {name}")
+    if limit.settings.held_out and task.data.held_out is None:
+        raise UserError("held-out: the limit measured its metric on held-out data; name them with --held-out")
+    return _AskedMetric(metric, name, limit.max_drop if max_drop is None else checked("max_drop", max_drop))
+
+
+def _write(
+    answer: Verdict | Comparison,
+    limit: PruningLimit,
+    junit_path: Path | None,
+    markdown_path: Path | None,
+    seconds: float,
+) -> None:
+    from pruning_limits.gate_files import cases_of, junit, markdown
+
+    if junit_path is not None:
+        write_bytes(junit_path, junit(cases_of(answer), seconds).encode())
+    if markdown_path is not None:
+        write_bytes(markdown_path, markdown(answer, limit).encode())
