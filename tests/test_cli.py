@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+from helpers import with_bounds
 from safetensors.torch import save_file
 from torch import nn
 
 from pruning_limits import PruningLimit, predict_limit
 from validation import cli
-from validation.commands import demo
 from validation.models import build_model
 
 TASK = ("--model", "fc5-mini", "--dataset", "digits")
@@ -60,9 +60,7 @@ def checkpoints(trained, tmp_path_factory):
 @pytest.fixture(scope="module")
 def limit(trained, digits):
     limit = predict_limit(trained, digits.batches("train", limit=100), samples=64, steps=4, probes=1)
-    exact = dataclasses.replace(limit.ggn, step_error=0.0, sample_error=0.0)
-    directions = dataclasses.replace(limit.directions, step_error=0.0)
-    return dataclasses.replace(limit, lower=0.6, upper=0.8, ggn=exact, directions=directions)
+    return with_bounds(limit, 0.6, 0.8)
 
 
 # ---------------------------------------------------------------------------------------------- what it writes
@@ -79,15 +77,45 @@ def test_predict_writes_summary_json_and_plot(checkpoints, tmp_path):
     assert limit.parameters == 15_000
     assert limit.achieved is not None
     assert limit.settings.penalty == "L1(coefficient=0.001)"
-    assert (limit.hessian.samples, limit.hessian.steps, limit.hessian.measure.probes) == (64, 4, 1)
+    assert (limit.evidence.hessian.samples, limit.evidence.hessian.steps, limit.evidence.hessian.measure.probes) == (
+        64,
+        4,
+        1,
+    )
     assert limit.settings.epsilon == "batch-std"
+
+
+def test_predict_names_what_the_limit_is_of(checkpoints):
+    """As on the command line, so that the first line of the summary tells."""
+    run("predict", *TASK, *FAST, "--checkpoint", checkpoints / "net.pt", "--no-measure", "--json", "limit.json")
+    limit = PruningLimit.from_json("limit.json")
+    assert (limit.evidence.origin.model, limit.evidence.origin.data) == ("fc5-mini", "digits")
+    assert limit.summary().startswith("fc5-mini on digits, 15,000 prunable weights, ")
+
+
+def test_predict_judges_a_target(checkpoints):
+    options = (*TASK, *FAST, "--checkpoint", checkpoints / "net.pt", "--json", "limit.json")
+    result = run("predict", *options, "--target", 0.8)
+    limit = PruningLimit.from_json("limit.json")
+    assert limit.summary(0.8) in result.stdout
+    (line,) = (line for line in result.stdout.splitlines() if line.startswith("your target"))
+    assert line == f"your target 80.0 %: {limit.check(0.8).status}. {limit.check(0.8).reason}."
+    assert "your target" not in run("predict", *options, "--no-measure").stdout
+
+
+@pytest.mark.parametrize("target", [1, -0.1, "nan"])
+def test_targets_out_of_range(target):
+    """Told before a network or data are loaded, of which there are none here."""
+    error = refuse("predict", "--model", "none.py:net", "--data", "none.py:data", "--target", target)
+    assert error.startswith("Error: target: expected a number in [0, 1) (the removed fraction), got ")
 
 
 def test_predict_reads_all_kinds_of_checkpoints_alike(checkpoints):
     limits = []
     for name in ("net.pt", "nested.pth", "net.safetensors"):
         run("predict", *TASK, *FAST, "--checkpoint", checkpoints / name, "--no-measure", "--json", f"{name}.json")
-        limits.append(json.loads(Path(f"{name}.json").read_text()) | {"cost": None})
+        plain = json.loads(Path(f"{name}.json").read_text())
+        limits.append(plain | {"evidence": plain["evidence"] | {"cost": None}})
     assert limits[0] == limits[1] == limits[2]
 
 
@@ -133,29 +161,6 @@ def test_check_of_a_model(checkpoints):
     options = (*TASK, *FAST, "--checkpoint", checkpoints / "net.safetensors", "--l1", 1e-3)
     result = run("check", "--sparsity", 0.05, *options, "--json")
     assert json.loads(result.stdout)["status"] == "achievable"
-
-
-def test_demo(monkeypatch):
-    """End to end, with the settings of the demonstration but fewer epochs, samples and steps."""
-    recipe = demo.Recipe
-    monkeypatch.setattr(demo, "Recipe", lambda epochs, **others: recipe(epochs=10, **others))
-    threads = torch.get_num_threads()
-
-    def predicted(*arguments, **options):
-        assert torch.get_num_threads() == 1
-        return predict_limit(*arguments, **options, samples=64, steps=8)
-
-    monkeypatch.setattr(demo, "predict_limit", predicted)
-    result = run("demo", "--out", "results")
-    assert torch.get_num_threads() == threads
-    limit = PruningLimit.from_json("results/limit.json")
-    assert limit.summary() in result.stdout
-    assert limit.achieved > 0.1
-    accuracy = float(result.stdout.split("test accuracy ")[1].split("%")[0])
-    assert accuracy > 80
-    for sparsity in (0.5, 0.8, 0.99):
-        assert f"{sparsity:.0%} sparsity: {limit.check(sparsity).status}\n" in result.stdout
-    assert Path("results/limit.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("command", ["", "demo", "predict", "spectrum", "check", "validate"])
@@ -376,7 +381,7 @@ def test_limit_files_that_cannot_be_read(limit):
     Path("text.json").write_text("hello")
     Path("old.json").write_text('{"format": "pruning-limit/0"}')
     plain = json.loads(limit.to_json())
-    del plain["hessian"]
+    del plain["evidence"]["hessian"]
     Path("damaged.json").write_text(json.dumps(plain))
     for name in ("none.json", "text.json", "old.json", "damaged.json"):
         assert name in refuse("check", "--sparsity", 0.5, "--limit", name)
@@ -392,7 +397,8 @@ def test_places_that_cannot_be_written(limit, monkeypatch):
     for option, name in (("--json", "file/limit.json"), ("--plot", "file/in/limit.png"), *endings):
         assert f"cannot write {name}: " in refuse("predict", *nothing, option, name)
     assert "cannot write file/x.png: file is no folder" in refuse("spectrum", *nothing, "--plot", "file/x.png")
-    assert "cannot write file/gate.xml" in refuse("check", *nothing, "--sparsity", 0.5, "--junit", "file/gate.xml")
+    for option in ("--junit", "--markdown"):
+        assert "cannot write file/gate" in refuse("check", *nothing, "--sparsity", 0.5, option, "file/gate")
     for name in ("page.json", "file/page.html"):
         assert f"cannot write {name}" in refuse("report", "limit.json", "-o", name)
     refuse("predict", *nothing, "--json", "folder.json", code=2)

@@ -48,9 +48,10 @@ def test_quick_commands_import_nothing_slow(folder):
     limit = pruning_limits.PruningLimit.from_json(folder / "limit.json")
     verdict = limit.check(0.9)
     code = {"achievable": 0, "open": 3, "infeasible": 4}[verdict.status]
-    check = ("check", "--limit", "limit.json", "--sparsity", "0.9", "--junit", "gate.xml")
+    check = ("check", "--limit", "limit.json", "--sparsity", "0.9", "--junit", "gate.xml", "--markdown", "gate.md")
     assert started(folder, *check) == (f"{verdict.status}: {verdict.reason}", code, [])
     assert (folder / "gate.xml").read_text().startswith("<?xml")
+    assert (folder / "gate.md").read_text().startswith(f"### Pruning limit: {verdict.status}\n")
     assert started(folder, "report", "limit.json", "-o", "page.html") == ("wrote page.html", 0, [])
     assert limit.summary().splitlines()[0] in (folder / "page.html").read_text()
     output, code, slow = started(folder, "--version")

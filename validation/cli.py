@@ -8,7 +8,7 @@ __all__ = ["main"]
 
 SUMMARIES = {
     "check": "Judge a sparsity, or a pruned network by its dense parent.",
-    "demo": "Train a small network on embedded digits, predict its limit and measure it, in under two minutes.",
+    "demo": "Train a small network on embedded digits and answer how far it can be pruned, in under a minute.",
     "predict": "Predict the pruning limit of a trained network.",
     "spectrum": "Estimate the spectrum of the curvature: density plot, top eigenvalues, trace.",
     "validate": "Train, prune and measure: tables of predicted against actual limits.",

@@ -9,31 +9,50 @@ from pathlib import Path
 import click
 import torch
 
-from pruning_limits import predict_limit
-from validation.commands.prediction import refuse_unwritable_outputs, write_outputs
+from pruning_limits import PruningLimit, predict_limit
+from pruning_limits.ladder import NAMES, metric_text
+from validation.commands.prediction import refuse_unwritable_outputs, with_origin, write_outputs
 from validation.data import load_data
 from validation.launch import alone
 from validation.training import Network, Recipe, accuracy, trained_network
+
+NETWORK = Network("fc5-mini", "digits", Recipe(epochs=60, lr=0.05, l1=1e-3, warmup=1), 0)
+MAX_DROP = 0.005
+TARGET = 0.8
 
 
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("demo"), show_default=True)
 @alone
 def demo(out: Path) -> None:
-    """Train a small network on embedded digits, predict its limit and measure it, in under two minutes."""
-    paths = {"json": out / "limit.json", "plot": out / "limit.png"}
+    """Train a small network on embedded digits and answer how far it can be pruned, in under a minute."""
+    paths = {"json": out / "limit.json", "plot": out / "limit.png", "report": out / "report.html"}
     refuse_unwritable_outputs(paths)
     torch.manual_seed(0)
-    data = load_data("digits")
-    network = Network("fc5-mini", "digits", Recipe(epochs=60, lr=0.05, l1=1e-3, warmup=1), 0)
+    data = load_data(NETWORK.dataset)
     with _one_thread():
-        model = trained_network(network, data, out, progress=True)
-        click.echo(f"{network.model} on {data.name}: test accuracy {accuracy(model, data):.2%}\n")
-        limit = predict_limit(model, data.batches("train"), penalty=network.recipe.penalty, probes=2, tolerance=0.02)
-    click.echo(limit.summary() + "\n")
-    for sparsity in (0.5, 0.8, 0.99):
-        click.echo(f"{sparsity:.0%} sparsity: {limit.check(sparsity).status}")
+        model = trained_network(NETWORK, data, out, progress=True)
+        limit = predict_limit(
+            model,
+            data.batches("train", 1000),
+            metric="accuracy",
+            max_drop=MAX_DROP,
+            held_out=data.batches("test", 1000),
+            penalty=NETWORK.recipe.penalty,
+        )
+        reached = accuracy(limit.prune(model, TARGET), data)
+    limit = with_origin(limit, NETWORK.model, NETWORK.dataset)
+    measured = f"pruned to your target and measured: accuracy {metric_text(limit, reached)}"
+    click.echo("\n".join([limit.summary(TARGET), measured, *_unsettled(limit), ""]))
     write_outputs(limit, paths)
+
+
+def _unsettled(limit: PruningLimit) -> list[str]:
+    """Say of every rung that is not settled what its interval is and what it depends on."""
+    tolerance = limit.settings.tolerance
+    rungs = [answer for answer in limit.answers if not answer.settled(tolerance)]
+    lines = [f"  {NAMES[answer.rung]}: {answer.status}" for answer in rungs]
+    return ["", f"not settled within {100 * tolerance:g} points, and why:", *lines] if lines else []
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Options that name a network, its weights, its data and its loss; importing them needs no torch."""
+"""Options that name a network, its data and what must not get worse; importing them needs no torch."""
 
 from __future__ import annotations
 
@@ -26,6 +26,12 @@ def _pairs(context: click.Context, parameter: click.Parameter, pairs: tuple[str,
 def _function(context: click.Context, parameter: click.Parameter, reference: str | None) -> str | None:
     if reference is not None and ":" not in reference:
         raise click.BadParameter(f"expected {FUNCTION}, got {reference!r}", context, parameter)
+    return reference
+
+
+def _metric(context: click.Context, parameter: click.Parameter, reference: str | None) -> str | None:
+    if reference is not None and reference != "accuracy" and ":" not in reference:
+        raise click.BadParameter(f"expected accuracy or {FUNCTION}, got {reference!r}", context, parameter)
     return reference
 
 
@@ -110,6 +116,46 @@ def task_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--seed", type=click.IntRange(0, LARGEST_SEED - 1), default=0, show_default=True),
         click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1 ..."),
     ]
+    return _with(options, command)
+
+
+def allowance_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of a prediction that say what must not get worse, and by how much."""
+    options = [
+        click.option(
+            "--criterion",
+            type=click.Choice(["loss", "objective"]),
+            show_default="loss",
+            help="What must not rise: the mean loss, or the objective, which is the loss plus the penalty of --l1 or "
+            "--l2.",
+        ),
+        click.option(
+            "--metric",
+            callback=_metric,
+            help=f"accuracy, or {FUNCTION} (model, batch) -> one value per sample, larger is better; default accuracy "
+            "for --dataset.",
+        ),
+        click.option("--max-drop", type=float, help="Allowed fall of the mean metric, such as 0.005."),
+        click.option(
+            "--held-out",
+            "held_out_function",
+            callback=_function,
+            help=f"{FUNCTION}, which returns a loader that the metric is measured on; default the test part of "
+            "--dataset, or the second loader of --data, else the training data.",
+        ),
+        click.option(
+            "--held-out-arg",
+            "held_out_arguments",
+            multiple=True,
+            callback=_pairs,
+            metavar="KEY=VALUE",
+            help="For that function, as --data-arg.",
+        ),
+    ]
+    return _with(options, command)
+
+
+def _with(options: list[Callable[[Any], Any]], command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(options):
         command = option(command)
     return command

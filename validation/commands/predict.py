@@ -7,29 +7,38 @@ from typing import Any
 
 import click
 
+from estimators.errors import UserError
 from pruning_limits.cli import PATH
-from validation.commands.options import task_options
+from validation.commands.options import allowance_options, task_options
 from validation.launch import shared
 
 
 @click.command()
 @task_options
-@click.option("--epsilon", type=float, help="Allowed rise of the objective; default: deviation of a batch of 128.")
+@allowance_options
+@click.option("--epsilon", type=float, help="Allowed rise of the criterion; default: deviation of a batch of 128.")
 @click.option("--curvature", type=click.Choice(["hessian", "ggn"]), default="hessian", show_default=True)
 @click.option("--tolerance", type=float, default=0.005, show_default=True, help="Wanted half-width, in sparsity.")
 @click.option("--no-measure", is_flag=True, help="Do not measure what one-shot pruning achieves.")
+@click.option("--target", type=float, help="Sparsity in [0, 1) to be judged in the last line.")
 @click.option("--json", "json_path", type=PATH, help="Write the limit as JSON, .json.")
 @click.option("--plot", "plot_path", type=PATH, help="Write the figure, .png, .pdf, .svg ...")
 @click.option("--report", "report_path", type=PATH, help="Write the limit as one web page, .html.")
 @shared
-def predict(json_path: Path | None, plot_path: Path | None, report_path: Path | None, **options: Any) -> None:
+def predict(
+    target: float | None, json_path: Path | None, plot_path: Path | None, report_path: Path | None, **options: Any
+) -> None:
     """Predict the pruning limit of a trained network."""
     from validation.commands.prediction import predicted, refuse_unwritable_outputs, taken_task, write_outputs
 
+    if options["max_drop"] is not None and options["no_measure"]:
+        raise click.UsageError("--max-drop and --no-measure cannot be given together")
+    if target is not None and not 0 <= target < 1:
+        raise UserError(f"target: expected a number in [0, 1) (the removed fraction), got {target}")
     paths = {"json": json_path, "plot": plot_path, "report": report_path}
     refuse_unwritable_outputs(paths)
     task = taken_task(options)
     click.echo(f"{task.text()}\n")
     limit = predicted(task, **options)
-    click.echo(limit.summary())
+    click.echo(limit.summary(target))
     write_outputs(limit, paths)

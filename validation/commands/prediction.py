@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -20,7 +21,7 @@ TASK = tuple(signature(load_task).parameters)
 
 def taken_task(options: dict[str, Any]) -> Task:
     """Take the options that name a task out of all options, and load it."""
-    return load_task(**{name: options.pop(name) for name in TASK})
+    return load_task(**{name: options.pop(name) for name in TASK if name in options})
 
 
 def predicted(
@@ -29,16 +30,24 @@ def predicted(
     steps: int | None,
     probes: int | None,
     seed: int,
+    criterion: Literal["loss", "objective"] | None = None,
+    metric: str | None = None,
+    max_drop: float | None = None,
     epsilon: float | None = None,
     curvature: Any = "hessian",
     tolerance: float = 0.005,
     no_measure: bool = False,
 ) -> PruningLimit:
     """Predict the limit of a task."""
-    return predict_limit(
+    measure = task.metric(metric)
+    limit = predict_limit(
         task.model,
         task.data.training,
         task.loss_fn,
+        metric=measure,
+        max_drop=max_drop,
+        held_out=None if measure is None else task.data.held_out,
+        criterion=criterion or "loss",
         penalty=task.penalty,
         epsilon="batch-std" if epsilon is None else epsilon,
         curvature=curvature,
@@ -49,6 +58,13 @@ def predicted(
         measure=not no_measure,
         seed=seed,
     )
+    return with_origin(limit, task.name, task.data.name)
+
+
+def with_origin(limit: PruningLimit, model: str, data: str) -> PruningLimit:
+    """Name what a limit was predicted for, as on the command line."""
+    evidence = limit.evidence
+    return replace(limit, evidence=replace(evidence, origin=replace(evidence.origin, model=model, data=data)))
 
 
 def refuse_unwritable_outputs(paths: Mapping[str, Path | None]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -77,7 +78,7 @@ def spectrum(
 
 
 def _report_cross_check(task: Task, curvature: Literal["hessian", "ggn"], samples: int, seed: int) -> None:
-    objective = Task(task.model, task.data, task.loss_fn, None).objective().subset(samples, seed)
+    objective = replace(task, penalty=None).objective().subset(samples, seed)
     rows, notes = cross_check(objective, curvature, seed)
     if not rows:
         raise UserError(f"cross-check: nothing to compare with; {'; '.join(notes)}")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import functools
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import click
@@ -15,8 +17,9 @@ from estimators import L1, L2, Objective, UserError
 from estimators.arguments import refuse_loader
 from estimators.distributed import rank, world
 from estimators.objective import LossFunction
+from pruning_limits.metrics import Metric
 from pruning_limits.state_dicts import load_weights
-from validation.accuracy import sampled_accuracy
+from validation.accuracy import Accuracy, sampled_accuracy
 from validation.data import ImageData, load_data
 from validation.models import build_model
 from validation.normalisation import SCALED, UNCHANGED, Affine, Normalisation
@@ -35,17 +38,21 @@ class Data:
         training: Batches of training data.
         held_out: Batches of other data, or None.
         images: The data set in memory that they are drawn from, or None.
+        name: Name of the data set or of the function that returned them.
     """
 
     text: str
     training: Iterable[Any]
     held_out: Iterable[Any] | None = None
     images: ImageData | None = None
+    name: str = ""
 
 
 @dataclass(frozen=True)
 class Task:
-    """A network with its weights, its data, its loss, and the penalty that it was trained with."""
+    """A network with its name and weights, its data, its loss, and the penalty that it was trained with."""
+
+    name: str
 
     model: nn.Module
     data: Data
@@ -56,12 +63,30 @@ class Task:
         """Return the training objective at the present weights."""
         return Objective(self.model, self.data.training, self.loss_fn, self.penalty, parameters)
 
+    @functools.cached_property
+    def accuracy(self) -> Accuracy | None:
+        """Accuracy at the weights that the task was loaded with, on held-out data where there are some."""
+        batches = self.data.training if self.data.held_out is None else self.data.held_out
+        return sampled_accuracy(self.model, batches)
+
+    def metric(self, reference: str | None) -> Metric | None:
+        """Return the metric that is named, by default the accuracy of a data set where there is one.
+
+        Args:
+            reference: ``accuracy``, a function, or None.
+
+        Raises:
+            UserError: There is no such function.
+        """
+        if reference is None:
+            return None if self.data.images is None or self.accuracy is None else "accuracy"
+        return "accuracy" if reference == "accuracy" else resolve("metric", reference)
+
     def text(self) -> str:
         """Say in one line where the data come from, how they are normalised, and the accuracy that results."""
-        batches = self.data.training if self.data.held_out is None else self.data.held_out
-        accuracy = sampled_accuracy(self.model, batches)
+        accuracy = self.accuracy
         if accuracy is None:
-            return f"data: {self.data.text}; no accuracy, as these are not (x, y) batches of class labels"
+            return f"data: {self.data.text}; no accuracy, as these batches hold no labels of the outputs"
         kind = "training" if self.data.held_out is None else "held-out"
         return f"data: {self.data.text}; dense accuracy {accuracy.share:.2%} on {accuracy.samples:,} {kind} samples"
 
@@ -83,8 +108,10 @@ def load_task(
     l1: float,
     l2: float,
     device: str,
+    held_out_function: str | None = None,
+    held_out_arguments: Mapping[str, Any] = MappingProxyType({}),
 ) -> Task:
-    """Load what the options of ``task_options`` name.
+    """Load what the options of ``task_options`` name, and those of ``allowance_options`` that name data.
 
     Raises:
         click.UsageError: Options are missing or exclude each other.
@@ -105,6 +132,8 @@ def load_task(
         raise click.UsageError(f"{chosen[0]} is for --dataset; the function of --data normalises what it returns")
     if data_function is None and data_arguments:
         raise click.UsageError("--data-arg is for --data")
+    if held_out_function is None and held_out_arguments:
+        raise click.UsageError("--held-out-arg is for --held-out")
     weights = Pretrained(str(checkpoint)) if checkpoint and names_weights(str(checkpoint)) else None
     if dataset is None:
         data = _data_of_function(str(data_function), data_arguments)
@@ -113,7 +142,10 @@ def load_task(
         images = load_data(dataset, data_dir)
         data = _data_of_images(images, _normalisation(images, mean, std, scale, no_normalise, transforms, weights))
         shape, classes = images.shape, images.classes
+    if held_out_function is not None:
+        data = replace(data, held_out=_held_out_loader(held_out_function, held_out_arguments))
     loss_fn = None if loss_function is None else resolve("loss", loss_function)
+    name = model_name
     if weights is not None and ":" not in model_name:  # some names are also those of networks of this package
         model_name = f"torchvision.models:{model_name}"
         model_arguments = {"num_classes": weights.classes} | model_arguments
@@ -126,7 +158,7 @@ def load_task(
         model = model.to(device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device: cannot use {device!r}: {str(error).splitlines()[0]}") from None
-    return Task(model.eval(), data, loss_fn, L1(l1) if l1 else L2(l2) if l2 else None)
+    return Task(name, model.eval(), data, loss_fn, L1(l1) if l1 else L2(l2) if l2 else None)
 
 
 def note(text: str) -> None:
@@ -154,24 +186,37 @@ def _normalisation(
 
 
 def _data_of_images(images: ImageData, normalise: Normalisation) -> Data:
-    size = min(LARGEST_BATCH, -(-len(images.train_y) // world()))  # small enough that every rank has a batch
-    training, held_out = (images.batches(split, size, normalise=normalise) for split in ("train", "test"))
+    training, held_out = (
+        images.batches(split, min(LARGEST_BATCH, -(-len(labels) // world())), normalise=normalise)  # one for every rank
+        for split, labels in (("train", images.train_y), ("test", images.test_y))
+    )
     text = f"{images.name}, {len(images.train_y):,} training images, {normalise.text}"
-    return Data(text, training, held_out, images)
+    return Data(text, training, held_out, images, images.name)
 
 
-def _data_of_function(reference: str, arguments: dict[str, Any]) -> Data:
+def _data_of_function(reference: str, arguments: Mapping[str, Any]) -> Data:
     returned = call("data", reference, resolve("data", reference), arguments)
     pair = isinstance(returned, tuple) and len(returned) == 2 and not any(torch.is_tensor(part) for part in returned)
     training, held_out = returned if pair else (returned, None)
     for loader in (training,) if held_out is None else (training, held_out):
-        try:
-            refuse_loader(loader)
-        except UserError as error:
-            raise UserError(f"data: {reference!r} returned no loader: {error}") from None
-        if isinstance(loader, Iterator):
-            raise UserError(
-                f"data: {reference!r} returned a {type(loader).__name__}, which can be read only once; return a "
-                "DataLoader or a list of batches"
-            )
-    return Data(f"{reference}, as it gives them", training, held_out)
+        _refuse_returned("data", reference, loader)
+    return Data(f"{reference}, as it gives them", training, held_out, name=reference)
+
+
+def _held_out_loader(reference: str, arguments: Mapping[str, Any]) -> Iterable[Any]:
+    loader: Iterable[Any] = call("held-out", reference, resolve("held-out", reference), arguments)
+    _refuse_returned("held-out", reference, loader)
+    return loader
+
+
+def _refuse_returned(option: str, reference: str, loader: Any) -> None:
+    """Refuse what a function of the user returned where it is no loader, or one that can be read only once."""
+    try:
+        refuse_loader(loader)
+    except UserError as error:
+        raise UserError(f"{option}: {reference!r} returned no loader: {error}") from None
+    if isinstance(loader, Iterator):
+        raise UserError(
+            f"{option}: {reference!r} returned a {type(loader).__name__}, which can be read only once; return a "
+            "DataLoader or a list of batches"
+        )
