@@ -14,7 +14,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
-from estimators import L1, Objective
+from estimators import Objective
 from pruning_limits import predict_limit
 from pruning_limits.layerwise import layer_limits
 from validation.data import load_data
@@ -23,12 +23,12 @@ from validation.training import Network, Recipe, trained_network
 data = load_data("digits")
 network = Network("fc5-mini", "digits", Recipe(epochs=60, lr=0.05, l1=1e-3, warmup=1), seed=0)
 model = trained_network(network, data, Path("runs"))
-limit = predict_limit(model, data.batches("train"), penalty=L1(1e-3), steps=48, probes=1, progress=False)
-objective = Objective(model, data.batches("train"), penalty=L1(1e-3))
+limit = predict_limit(model, data.batches("train"), steps=48, probes=1, progress=False)
+objective = Objective(model, data.batches("train"))
 alone = layer_limits(objective, limit.epsilon, steps=24)
 
 # %%
-# The share that goes when all layers are pruned together at the predicted limit, and what each layer allows by itself:
+# The share that goes when all layers are pruned together at the limit of the formula, and what each layer allows by itself:
 
 rows = list(zip(limit.layers(), alone, strict=True))
 print(f"{'layer':12}{'weights':>8}{'together':>10}{'alone':>8}{'measured alone':>16}{'trace':>8}")
@@ -38,7 +38,7 @@ for layer, one in rows:
     )
 
 # %%
-# The measured bars are near the predicted ones but in the smallest layer, the last.
+# Pruned alone, every layer reaches less than the formula predicts, by 14 to 27 points here. What is measured counts.
 
 positions = np.arange(len(rows))
 figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
