@@ -28,7 +28,7 @@ objective = Objective(model, data.batches("train"))
 alone = layer_limits(objective, limit.epsilon, steps=24)
 
 # %%
-# The share that goes when all layers are pruned together at the limit of the formula, and what each layer allows by itself:
+# The share that goes when all layers are pruned together at the limit of the formula, and what each layer allows alone:
 
 rows = list(zip(limit.layers(), alone, strict=True))
 print(f"{'layer':12}{'weights':>8}{'together':>10}{'alone':>8}{'measured alone':>16}{'trace':>8}")
