@@ -78,7 +78,7 @@ class Estimates:
             UndefinedGGNError: The loss has no GGN.
         """
         most, asked = self.objective.samples, self.settings.samples
-        count = min(asked or self.stopping.least_samples, most)
+        count = min(asked or self.stopping.first_samples(most), most)
         roots: dict[int, float] = {}
         if 1 < count < self.losses.total:
             part = self.stopping.part(kind)

@@ -155,6 +155,7 @@ class Estimate:
             GGN, at most 1 for the Hessian.
         above: The GGN's measure by the Gauss-Radau rule, which errs to higher sparsity; None where one measure does.
         bracket: Measures of the Hessian's absolute value that err to lower and to higher sparsity, or None.
+        certain: Share of the width of the bracket that is reported as half-width.
     """
 
     measure: SpectralMeasure
@@ -165,6 +166,7 @@ class Estimate:
     growth: float = 1.0
     above: SpectralMeasure | None = None
     bracket: tuple[SpectralMeasure, SpectralMeasure] | None = None
+    certain: float = CERTAIN_SHARE
 
     @property
     def measures(self) -> list[SpectralMeasure]:
@@ -191,7 +193,7 @@ class Estimate:
         """Return the estimate with the step error of one limit, as far as measures enclose it.
 
         The GGN's limit lies at the geometric mean of its ends. That of the Hessian comes from a rule of its own, and
-        the error is ``CERTAIN_SHARE`` of the width of its bracket.
+        the error is a share of the width of its bracket, ``certain``.
 
         Args:
             solve: From a measure to a limit, in sparsity.
@@ -201,7 +203,7 @@ class Estimate:
         """
         if self.bracket is not None:
             low, high = (solve(measure) for measure in self.bracket)
-            return replace(self, step_error=self.growth * CERTAIN_SHARE * abs(high - low))
+            return replace(self, step_error=self.growth * self.certain * abs(high - low))
         if self.above is not None:
             middle = self.limit(solve)
             ends = [1 - self.growth * (1 - solve(measure)) for measure in self.measures]

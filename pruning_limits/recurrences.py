@@ -132,6 +132,10 @@ class Reader:
             return replace(estimate, step_error=0.0)
         if self.kind == "hessian" and self.subsamples.settings.negative == "clip":
             return replace(estimate, step_error=self._change(matrices, estimate))
+        if estimate.bracket is not None and estimate.steps >= self.subsamples.stopping.changes_from:
+            low, high = (self.solve(measure) for measure in estimate.bracket)
+            share = self._change(matrices, estimate) / max(abs(high - low), 1e-12)
+            return replace(estimate, certain=min(estimate.certain, share)).certified(self.solve)
         return estimate
 
     def slowed(self, matrices: list[Tridiagonal], estimate: Estimate) -> bool:
@@ -148,7 +152,7 @@ class Reader:
         return estimate.among(self.known)
 
     def _change(self, matrices: list[Tridiagonal], last: Estimate) -> float:
-        """Twice the largest change of the limit among the later steps: no certificate."""
+        """Twice the largest change of the limit since a third of the steps: no certificate."""
         heads = [[matrix.head(steps) for matrix in matrices] for steps in self.subsamples.stopping.earlier(last.steps)]
         limit = last.limit(self.solve)
         changes = (abs(self._spectrum(head).limit(self.solve) - limit) for head in heads)

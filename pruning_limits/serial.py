@@ -242,6 +242,7 @@ def _estimate(plain: dict[str, Any]) -> Estimate:
         growth=growth,
         above=None if plain["above"] is None else _measure(plain["above"]),
         bracket=None if plain["bracket"] is None else _pair(*plain["bracket"]),
+        certain=_share("certain", plain["certain"]),
     )
 
 

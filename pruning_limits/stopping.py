@@ -54,9 +54,13 @@ class Stopping:
             choice, not measured.
         change_since: The error that is no certificate is the change of the limit since one in so many of the steps,
             here a third (``theory/limit.md``, section 7). A choice, not measured.
+        changes_from: Steps from which on that change, where it is less than the share of the bracket, is the error of
+            the Hessian's limit, too. With fewer it misses: at 16 steps it held on 73 % of runs on half of twelve known
+            spectra, at 24 to 128 steps on 98 to 100 % on either half (``results/benchmarks/coverage.md``).
+        changes_read: Number of earlier limits that it is read off. A choice for their cost.
         fewest_at_most: Largest number of steps of a large model. A choice, not measured.
-        most_at_most: Largest number of steps of a small model. A choice; with it 98.2 % of the intervals hold on twelve
-            known spectra, of which some use all of these steps (``results/benchmarks/coverage.md``).
+        most_at_most: Largest number of steps of a small model. A choice for its cost: more than these have seconds of
+            processor time narrow the limit of a few thousand weights by a few of them.
         most_numbers: Numbers D times steps up to which a model counts as small. A choice, not measured.
         slow: Steps are slow where twice as many leave more than this share of the error. A choice, not measured; FC5
             on CIFAR-10 stops by it after ``least_steps`` (``theory/trust.md``).
@@ -64,7 +68,8 @@ class Stopping:
         most_probes: Largest number of probes. A choice, not measured.
         most_products: Largest number of probes times steps on a sub-sample. A choice, not measured.
         basis_memory: Bytes that a basis for reorthogonalisation may take, 4 GiB. A choice, not measured.
-        least_samples: The first sub-sample. A choice; what it errs by is in ``results/benchmarks/samples.md``.
+        least_samples: The first sub-sample; up to twice as many, all data are taken. A choice; what it errs by is in
+            ``results/benchmarks/samples.md``.
         most_samples: The sub-sample is doubled no further. A choice, not measured.
         pool_samples: Smaller sub-samples are drawn out of one of this size, on which the search for the measured limit
             begins (``theory/limit.md``, section 8). A choice, not measured.
@@ -92,13 +97,15 @@ class Stopping:
     steps_at_once: int = 4
     share_at_once: float = 1 / 8
     change_since: int = 3
+    changes_from: int = 24
+    changes_read: int = 6
     fewest_at_most: int = 96
-    most_at_most: int = 512
+    most_at_most: int = 256
     most_numbers: int = 2_000_000
     slow: float = 2 / 3
     dense: int = 512
     most_probes: int = 8
-    most_products: int = 1024
+    most_products: int = 256
     basis_memory: int = 4 << 30
     least_samples: int = 1024
     most_samples: int = 16384
@@ -121,6 +128,13 @@ class Stopping:
         return Errors(tolerance * shares.steps, tolerance * shares.samples)
 
     # ------------------------------------------------------------------------------------------------ samples
+
+    def first_samples(self, most: int) -> int:
+        """Return the size of the first sub-sample: all data where these are at most twice ``least_samples``.
+
+        A sub-sample and what it is compared with would cost more than what it leaves out.
+        """
+        return most if most <= 2 * self.least_samples else self.least_samples
 
     def part(self, kind: Kind) -> Part:
         """Return what the sub-sample of a curvature is compared with."""
@@ -151,7 +165,8 @@ class Stopping:
     def earlier(self, steps: int) -> range:
         """Return the numbers of steps whose limits are compared with that of all, for an error without certificate."""
         first = -(-steps // (self.change_since * self.steps_at_once)) * self.steps_at_once
-        return range(first, steps, self.steps_at_once)
+        apart = max(1, (steps - first) // (self.changes_read * self.steps_at_once)) * self.steps_at_once
+        return range(first, steps, apart)
 
     def dear(self, dimension: int) -> bool:
         """Tell whether steps are dear, so that slow ones are not worth it."""

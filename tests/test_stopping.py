@@ -82,7 +82,7 @@ def test_small_matrices_and_those_of_many_steps_are_built(dimension, steps, expe
 
 
 @pytest.mark.parametrize(
-    ("dimension", "steps", "dear"), [(600, 512, False), (10_000, 200, False), (20_833, 96, True), (10**9, 96, True)]
+    ("dimension", "steps", "dear"), [(600, 256, False), (10_000, 200, False), (20_833, 96, True), (10**9, 96, True)]
 )
 def test_small_models_may_take_more_steps(dimension, steps, dear):
     assert STOPPING.most_steps(dimension) == steps
@@ -128,7 +128,7 @@ def test_a_basis_leaves_half_of_what_is_free(size, free, expected):
         (0.01, 0.0, 16, 4),
         (0.01, 0.02, 16, 1),
         (1.0, 0.0, 16, 8),
-        (1.0, 0.0, 200, 5),
+        (1.0, 0.0, 50, 5),
     ],
 )
 def test_probes_follow_the_square_of_their_error(standard_error, step_error, steps, expected):

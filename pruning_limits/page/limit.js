@@ -1,6 +1,5 @@
 // The numbers of PruningLimit.what_if, from the JSON form of a limit.
 
-const CERTAIN_SHARE = 0.4;
 const ETA = 0.05;
 
 /** Root of f between two signs by Brent's method, step for step as in scipy.optimize.brentq. */
@@ -120,7 +119,7 @@ function certified(estimate, solve) {
   let error = estimate.step_error;
   if (estimate.bracket !== null) {
     const [low, high] = estimate.bracket.map(solve);
-    error = estimate.growth * CERTAIN_SHARE * Math.abs(high - low);
+    error = estimate.growth * estimate.certain * Math.abs(high - low);
   } else if (estimate.above !== null) {
     const middle = combined(estimate, solve);
     const ends = measures(estimate).map((measure) => 1 - estimate.growth * (1 - solve(measure)));
