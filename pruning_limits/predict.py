@@ -93,10 +93,10 @@ def predict_limit(
             error is within ``tolerance`` or below that of the steps, or 16,384 samples are reached. With the default
             loss badly fitted samples, which have most of the curvature, are drawn more often and weighted less.
         probes: Random vectors; None takes 1, and more where their error is beyond ``tolerance`` and that of the steps,
-            as in small models, up to 8 and to 1,024 products.
+            as in small models, up to 8 and to 256 products.
         steps: Lanczos steps; None advances from 16 on until their error is within ``tolerance`` or twice the steps
             narrow it by less than a third, at most to 96; for small models, whose steps are cheap, for as long as it
-            takes up to 512. The part of the sub-sample that the Hessian is compared with takes twice as many. With D
+            takes up to 256. The part of the sub-sample that the Hessian is compared with takes twice as many. With D
             steps or more, and for models of at most 512 weights, the whole matrix is built and its eigenvalues are
             exact.
         tolerance: Wanted numerical half-width of the limit, in sparsity.
