@@ -89,9 +89,10 @@ def predict_limit(
         negative: What a negative eigenvalue counts as, ``"abs"`` or ``"clip"`` (to zero).
         parameters: Name patterns of the prunable weights; default the weights of convolution and linear layers, the
             input projections of attention among them.
-        samples: Size of the random data sub-sample for curvature products; None doubles it from 1,024 until its
-            error is within ``tolerance`` or below that of the steps, or 16,384 samples are reached. With the default
-            loss badly fitted samples, which have most of the curvature, are drawn more often and weighted less.
+        samples: Size of the random data sub-sample for curvature products; None takes all of at most 2,048 samples, and
+            else doubles it from 1,024 until its error is within ``tolerance`` or below that of the steps, or 16,384
+            samples are reached. With the default loss badly fitted samples, which have most of the curvature, are drawn
+            more often and weighted less.
         probes: Random vectors; None takes 1, and more where their error is beyond ``tolerance`` and that of the steps,
             as in small models, up to 8 and to 256 products.
         steps: Lanczos steps; None advances from 16 on until their error is within ``tolerance`` or twice the steps

@@ -139,12 +139,15 @@ class Reader:
         return estimate
 
     def slowed(self, matrices: list[Tridiagonal], estimate: Estimate) -> bool:
-        """Tell whether the second half of the steps narrowed the error by too little, where steps are dear."""
+        """Tell whether the second half of the steps narrowed the certified error too little, where steps are dear."""
         stopping = self.subsamples.stopping
         if not stopping.dear(self.subsamples.objective.dimension):
             return False
-        before = self.estimate([matrix.head(estimate.steps // 2) for matrix in matrices])
-        return stopping.slowed(estimate.step_error, before.step_error)
+        heads = [matrix.head(estimate.steps // 2) for matrix in matrices]
+        before, now = (self._spectrum(part).certified(self.solve).step_error for part in (heads, matrices))
+        if not math.isfinite(now):  # no measures enclose it
+            before, now = self.estimate(heads).step_error, estimate.step_error
+        return stopping.slowed(now, before)
 
     def _spectrum(self, matrices: list[Tridiagonal]) -> Estimate:
         dimension, negative = self.subsamples.objective.dimension, self.subsamples.settings.negative
