@@ -1,10 +1,11 @@
 # make demo: environment, install, the main job on embedded data.   make test: environment, install, tests.
+# make gpu: environment, install, the tests and the benchmark that need a CUDA device, within eight minutes.
 # make docs: environment, install, the pages in docs/_build/html, warnings as errors.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test lint gpu docs clean
 
 demo: $(VENV)/installed
 	$(BIN)/pruning-limits demo
@@ -16,6 +17,13 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+gpu: $(VENV)/installed
+	@cuda=$$($(BIN)/python -c "import torch; print(torch.cuda.is_available())") && \
+	if [ "$$cuda" = True ]; then \
+	  CUBLAS_WORKSPACE_CONFIG=:4096:8 $(BIN)/python -m pytest -m cuda && \
+	  $(BIN)/python benchmarks/gpu.py --out docs/results/gpu; \
+	else echo "no CUDA device here: nothing was run"; fi
 
 docs: $(VENV)/installed-docs
 	MPLBACKEND=Agg $(BIN)/python -m sphinx -q -W --keep-going -d docs/_build/doctrees docs docs/_build/html
