@@ -7,6 +7,7 @@ from estimators.lazy import import_later
 
 if TYPE_CHECKING:
     from estimators.curvature import GGN, Hessian
+    from estimators.differences import DifferenceGGN, DifferenceHessian
     from estimators.distributed import Shard
     from estimators.eigenpairs import Eigenpairs, eigenpairs
     from estimators.errors import UserError
@@ -23,6 +24,8 @@ __all__ = [
     "GGN",
     "L1",
     "L2",
+    "DifferenceGGN",
+    "DifferenceHessian",
     "Eigenpairs",
     "Hessian",
     "Lanczos",
@@ -58,6 +61,7 @@ import_later(
     __name__,
     {
         "estimators.curvature": "GGN Hessian",
+        "estimators.differences": "DifferenceGGN DifferenceHessian",
         "estimators.distributed": "Shard",
         "estimators.eigenpairs": "Eigenpairs eigenpairs",
         "estimators.errors": "UserError",

@@ -20,6 +20,20 @@ SHARDED = (
 )
 
 
+def plain_model(model: nn.Module) -> nn.Module:
+    """Return a model, or that inside of ``DistributedDataParallel``, whose names do not begin with ``module.``.
+
+    Args:
+        model: The model as the user gave it.
+
+    Raises:
+        UserError: The model cannot be taken, see ``refuse_model``.
+    """
+    plain: nn.Module = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+    refuse_model(plain)
+    return plain
+
+
 def refuse_model(model: nn.Module) -> None:
     """Refuse models that are scripted, wrapped for several devices, sharded, quantised, or hold no numbers yet.
 

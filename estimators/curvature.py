@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from estimators import distributed
-from estimators.errors import UndefinedGGNError, UserError
+from estimators.errors import UserError
 from estimators.forwards import Forward, Forwards, Precision, SavedBytes
 from estimators.memory import retried
 from estimators.objective import Objective
@@ -22,33 +22,19 @@ from estimators.vectors import aligned_rows, columns, unflatten
 Product = Callable[[Tensor, bool], Sequence[Tensor]]
 
 
-class _Curvature(ABC):
-    """Sum of per-batch products; the differentiated graphs are kept between products where they fit.
+class Curvature(ABC):
+    """A curvature of an objective as products, the sum of those of its batches.
 
     Args:
         objective: The objective; its penalty's curvature is included.
-        memory: Bytes that kept graphs may take; 0 rebuilds every graph in every product.
-        forwards: Forward passes to share with other curvatures of the same objective; None makes its own.
-        precision: See ``Hessian``.
         mask: See ``Hessian``.
     """
 
-    def __init__(
-        self,
-        objective: Objective,
-        memory: int = 2 << 30,
-        forwards: Forwards | None = None,
-        precision: Precision = "full",
-        mask: Tensor | None = None,
-    ) -> None:
+    def __init__(self, objective: Objective, mask: Tensor | None = None) -> None:
         self.objective = objective
-        self.memory = memory
-        self.forwards = Forwards(objective, memory, precision) if forwards is None else forwards
         self.mask = mask
         self.products = 0
         self.passes = 0
-        self._graphs: list[Product] | None = None
-        self._versions: list[int] = []
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -80,6 +66,11 @@ class _Curvature(ABC):
         """The eigenvalue outside of the space that it acts in, which is empty; see ``InputSubspace``."""
         return 0.0
 
+    @property
+    def error(self) -> float:
+        """Relative error of products beyond rounding, 0 where they are derivatives; see ``DifferenceHessian``."""
+        return 0.0
+
     def project(self, vectors: Tensor) -> Tensor:
         """Return columns ``[D, K]`` over the chosen weights as they are: it acts on all of them."""
         return vectors
@@ -98,6 +89,16 @@ class _Curvature(ABC):
         """
         if vectors.dim() != 2 or vectors.shape[0] != self.shape[1]:
             raise UserError(f"vectors: expected shape ({self.shape[1]}, K), got {tuple(vectors.shape)}")
+        result = self._multiplied(vectors)
+        if not all(end.isfinite() for end in result.aminmax()):
+            raise UserError(
+                f"{type(self).__name__}: a product is NaN or infinite; look for infinite losses or layers whose second "
+                "derivative is undefined, or use a float64 model"
+            )
+        return result
+
+    def _multiplied(self, vectors: Tensor) -> Tensor:
+        """Multiply with columns ``[D, K]``, whatever comes out."""
         rows = columns(self._without_removed(vectors.detach().to(self.device, self.dtype)))
         with self.objective.one_pass(*rows), second_derivatives(self.objective), no_lost_graphs():
             local = retried(lambda: self._summed(rows), self._make_room)
@@ -108,16 +109,48 @@ class _Curvature(ABC):
         if self.objective.penalty:
             for row, result in zip(rows, total, strict=True):
                 result += self.objective.penalty.curvature * row
-        total = self._without_removed(total.T).T
-        if not all(end.isfinite() for end in total.aminmax()):
-            raise UserError(
-                f"{type(self).__name__}: a product is NaN or infinite; look for infinite losses or layers whose second "
-                "derivative is undefined, or use a float64 model"
-            )
-        return total.T
+        return self._without_removed(total.T)
 
     def _without_removed(self, vectors: Tensor) -> Tensor:
         return vectors if self.mask is None else vectors * self.mask[:, None]
+
+    def __matmul__(self, other: Tensor) -> Tensor:
+        """Multiply with a vector ``[D]`` or with columns ``[D, K]``."""
+        return self.matvec(other) if other.dim() == 1 else self.matmat(other)
+
+    @abstractmethod
+    def _summed(self, rows: list[Tensor]) -> Tensor:
+        """Sum the products of all batches of this rank with K vectors; returns ``[K, D]``."""
+
+    def _make_room(self) -> None:
+        """Pass smaller batches."""
+        self.objective.shrink()
+
+
+class _Differentiated(Curvature):
+    """Products by differentiating twice; the differentiated graphs are kept between products where they fit.
+
+    Args:
+        objective: The objective; its penalty's curvature is included.
+        memory: Bytes that kept graphs may take; 0 rebuilds every graph in every product.
+        forwards: Forward passes to share with other curvatures of the same objective; None makes its own.
+        precision: See ``Hessian``.
+        mask: See ``Hessian``.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        memory: int = 2 << 30,
+        forwards: Forwards | None = None,
+        precision: Precision = "full",
+        mask: Tensor | None = None,
+    ) -> None:
+        super().__init__(objective, mask)
+        self.memory = memory
+        self.forwards = Forwards(objective, memory, precision) if forwards is None else forwards
+        self._graphs: list[Product] | None = None
+        self._versions: list[int] = []
 
     def forget(self) -> None:
         """Drop the kept graphs and the forward passes beneath; the next product passes the data anew."""
@@ -127,10 +160,6 @@ class _Curvature(ABC):
     def forget_products(self) -> None:
         """Drop the graphs of this curvature and keep the forward passes, which another one may share."""
         self._graphs = None
-
-    def __matmul__(self, other: Tensor) -> Tensor:
-        """Multiply with a vector ``[D]`` or with columns ``[D, K]``."""
-        return self.matvec(other) if other.dim() == 1 else self.matmat(other)
 
     @abstractmethod
     def _differentiate(self, forward: Forward) -> Product:
@@ -143,7 +172,6 @@ class _Curvature(ABC):
         """
 
     def _summed(self, rows: list[Tensor]) -> Tensor:
-        """Sum the products of all batches with K vectors; returns ``[K, D]``."""
         total = aligned_rows(len(rows), self.shape[0], self.dtype, self.device).zero_()
         with self.objective.held():
             for product, again in self._batch_products():
@@ -160,7 +188,7 @@ class _Curvature(ABC):
         self.memory = self.forwards.memory = 0
         self.forget()
         if not memory:
-            self.objective.shrink()
+            super()._make_room()
 
     def _batch_products(self) -> Iterator[tuple[Product, bool]]:
         """Yield the product of every batch and whether anyone needs its graph again."""
@@ -191,13 +219,13 @@ def _nothing(vector: Tensor, again: bool) -> Sequence[Tensor]:
     return [torch.zeros_like(vector)]
 
 
-def _curving(slopes: Sequence[Tensor], along: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+def curving(slopes: Sequence[Tensor], along: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     """Keep the slopes that depend on what they are differentiated by, and their partners."""
     pairs = [pair for pair in zip(slopes, along, strict=True) if pair[0].requires_grad]
     return [slope for slope, _ in pairs], [partner for _, partner in pairs]
 
 
-class Hessian(_Curvature):
+class Hessian(_Differentiated):
     r"""The Hessian :math:`\nabla^2 F(w)` with respect to the chosen weights, as products.
 
     Args:
@@ -228,7 +256,7 @@ class Hessian(_Curvature):
         slopes = torch.autograd.grad(forward.loss, inputs, create_graph=True, materialize_grads=True)
 
         def product(vector: Tensor, again: bool) -> Sequence[Tensor]:
-            bent, along = _curving(slopes, unflatten(vector, inputs))
+            bent, along = curving(slopes, unflatten(vector, inputs))
             if not bent:
                 return _nothing(vector, again)
             return torch.autograd.grad(bent, inputs, along, retain_graph=again, materialize_grads=True)
@@ -236,7 +264,7 @@ class Hessian(_Curvature):
         return product
 
 
-class GGN(_Curvature):
+class GGN(_Differentiated):
     r"""The generalised Gauss-Newton matrix :math:`\frac1n \sum_j J_j^\top \nabla^2_z \ell_j J_j`, as products.
 
     :math:`J_j` is the Jacobian of the model's output :math:`z_j`: of all the tensors that the model returned, in one
@@ -266,19 +294,13 @@ class GGN(_Curvature):
         if not forward.loss.requires_grad:
             return _nothing
         outputs = loss_inputs(forward.outputs, forward.loss)
-        if not outputs:
-            got = ", ".join(type(output).__name__ for output in forward.outputs) or "0 calls of the model"
-            raise UndefinedGGNError(
-                f"loss_fn: the GGN needs a loss that is computed from a tensor that the model returns, such as logits, "
-                f"got {got}"
-            )
         slopes = torch.autograd.grad(forward.loss, outputs, create_graph=True, materialize_grads=True)
         duals = [torch.zeros_like(output, requires_grad=True) for output in outputs]
         pulled = torch.autograd.grad(outputs, inputs, duals, create_graph=True, materialize_grads=True)
 
         def product(vector: Tensor, again: bool) -> Sequence[Tensor]:
             pushed = torch.autograd.grad(pulled, duals, unflatten(vector, inputs), retain_graph=True)
-            bent, along = _curving(slopes, pushed)
+            bent, along = curving(slopes, pushed)
             if not bent:
                 return _nothing(vector, again)
             curved = torch.autograd.grad(bent, outputs, along, retain_graph=True, materialize_grads=True)

@@ -1,4 +1,4 @@
-"""The one exception that stands for a mistake of the user, and its special case for losses without a GGN."""
+"""The one exception that stands for a mistake of the user, and its special cases for missing derivatives."""
 
 
 class UserError(ValueError):
@@ -12,3 +12,16 @@ class UndefinedGGNError(UserError):
     def reason(self) -> str:
         """What the GGN needs, without the name of the argument."""
         return str(self).removeprefix("loss_fn: ")
+
+
+class MissingDerivativeError(UserError):
+    """A function without a second derivative, so that a curvature has no products by differentiating twice.
+
+    Args:
+        message: The whole line.
+        reason: What lacks which derivative, a clause.
+    """
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason

@@ -107,7 +107,7 @@ class Forwards:
         keep: list[Forward] | None = [] if self.memory else None
         used = 0.0
         for batch, size in self.objective.batches():
-            forward = self._pass(batch, size, counted=keep is not None)
+            forward = self.of_batch(batch, size, counted=keep is not None)
             used += forward.bytes
             if used > self.memory:
                 keep = None
@@ -118,8 +118,8 @@ class Forwards:
             del forward  # before the next graph is built
         self._forwards = keep
 
-    def _pass(self, batch: Any, size: int, counted: bool) -> Forward:
-        """Pass a batch; counting takes time and is left out where nothing is kept."""
+    def of_batch(self, batch: Any, size: int, counted: bool = False) -> Forward:
+        """Pass a batch of a size; counting bytes takes time and is left out where nothing is kept."""
         weights = {name: tensor.detach().requires_grad_() for name, tensor in self.objective.chosen.items()}
         counter = SavedBytes(self._shared())
         with torch.enable_grad(), counter.counting() if counted else nullcontext(), self._autocast():

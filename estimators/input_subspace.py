@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from estimators.automatic import AutomaticCurvature
 from estimators.curvature import GGN, Hessian
 from estimators.distributed import gathered
 from estimators.errors import UserError
-from estimators.forwards import Forwards
 from estimators.objective import Objective
 from estimators.penalty import Penalty
 from estimators.samples import shrinking
@@ -117,7 +117,7 @@ class InputSubspace:
         ((6, 6), torch.Size([6, 1]))
     """
 
-    def __init__(self, curvature: Hessian | GGN, penalty: Penalty | None = None) -> None:
+    def __init__(self, curvature: Hessian | GGN | AutomaticCurvature, penalty: Penalty | None = None) -> None:
         self.curvature, self.outside = curvature, penalty.curvature if penalty else 0.0
 
     @property
@@ -151,9 +151,9 @@ class InputSubspace:
         return self.curvature.blocks
 
     @property
-    def forwards(self) -> Forwards:
-        """The forward passes beneath."""
-        return self.curvature.forwards
+    def error(self) -> float:
+        """Relative error of products beyond rounding, see ``DifferenceHessian``."""
+        return self.curvature.error
 
     def project(self, vectors: Tensor) -> Tensor:
         r"""Multiply columns ``[D, K]`` over all weights with :math:`P^\top`; returns columns of the subspace."""

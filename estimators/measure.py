@@ -159,5 +159,17 @@ class SpectralMeasure:
 
     def scaled(self, factor: float) -> SpectralMeasure:
         """Return the measure of ``factor`` times the matrix."""
-        rules = tuple((nodes * factor, weights) for nodes, weights in self.rules)
+        return self.mapped(lambda nodes: nodes * factor)
+
+    def mapped(self, function: Callable[[Floats], Floats]) -> SpectralMeasure:
+        """Return the measure of f(A).
+
+        Args:
+            function: f, applied to an array of nodes.
+
+        Example:
+            >>> SpectralMeasure.from_eigenvalues([1.0, -3.0]).mapped(abs).largest
+            3.0
+        """
+        rules = tuple((function(nodes), weights) for nodes, weights in self.rules)
         return SpectralMeasure(rules, self.dimension, self.exact)

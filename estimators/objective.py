@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from estimators import distributed
-from estimators.arguments import refuse_loader, refuse_loss, refuse_model
+from estimators.arguments import plain_model, refuse_loader, refuse_loss
 from estimators.batches import copied, described, leaves
 from estimators.default_loss import cross_entropy
 from estimators.errors import UserError
@@ -50,7 +50,7 @@ class Objective:
     and have the same bits on each.
 
     Args:
-        model: Any module; all parameters on one device.
+        model: Any module; all parameters on one device. Of ``DistributedDataParallel`` the module inside is taken.
         loader: Iterable of batches that yields the same samples on every pass. A batch is a tensor or a tuple, list,
             dictionary or object of tensors whose first dimension counts samples; where first dimensions differ, the
             number of per-sample losses tells which of them does. Of several ranks all get the same loader, or each its
@@ -84,7 +84,7 @@ class Objective:
         penalty: Penalty | None = None,
         parameters: str | Sequence[str] | None = None,
     ) -> None:
-        refuse_model(model)
+        model = plain_model(model)
         refuse_loader(loader)
         refuse_loss(loss_fn)
         self.model, self.loader = model, loader
@@ -259,32 +259,53 @@ class Objective:
             return 0.0
         return float(self.penalty.value([*self.fixed.values(), *weights.values()]))
 
-    def gradient(self) -> Tensor:
-        """Return the gradient of F with respect to the chosen weights, ``[D]``."""
-        return self.losses_and_gradient()[1]
+    def gradient(self, weights: Tensor | None = None) -> Tensor:
+        """Return the gradient of F with respect to the chosen weights ``[D]``, at the model's or at given ones."""
+        return self.losses_and_gradient(weights)[1]
 
     @shrinking
     @plain_modes()
-    @torch.enable_grad()
-    def losses_and_gradient(self) -> tuple[Tensor, Tensor]:
-        """Return the losses as ``sample_losses`` does, without their sizes, and the gradient of F, in one pass."""
-        weights = {name: tensor.clone().requires_grad_() for name, tensor in self.chosen.items()}
+    def losses_and_gradient(self, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the losses as ``sample_losses`` does, without their sizes, and the gradient of F, in one pass.
+
+        Args:
+            weights: Where, ``[D]``; None means at the model's weights.
+        """
+        vector = self.vector() if weights is None else weights.to(self.device, self.dtype)
         total = torch.zeros(self.dimension, dtype=self.dtype, device=self.device)
         losses = []
-        with self.one_pass():
+        with self.one_pass(*([] if weights is None else [vector])):
             for batch, size in self.batches():
-                values = self.losses(weights, batch)
-                losses.append(values.detach().double().cpu().reshape(-1))
-                loss = _sum(values, size)
-                if loss.requires_grad:
-                    with self.held(), no_lost_graphs():
-                        slopes = torch.autograd.grad(loss, list(weights.values()), materialize_grads=True)
-                        total += flatten(slopes).detach()
+                values, slopes = self.losses_and_slopes(vector, batch, size)
+                losses.append(values.double().cpu().reshape(-1))
+                if slopes is not None:
+                    total += slopes
         total = distributed.total(total)
         total /= self.samples
         if self.penalty is not None:
-            total += self.penalty.gradient(self.vector())
+            total += self.penalty.gradient(vector)
         return self.data.in_loader_order(losses), total
+
+    @torch.enable_grad()
+    def losses_and_slopes(self, weights: Tensor, batch: Any, size: int) -> tuple[Tensor, Tensor | None]:
+        """Return the losses of one batch and the gradient of their sum.
+
+        Args:
+            weights: Where, ``[D]``.
+            batch: A batch on the model's device.
+            size: Its number of samples.
+
+        Returns:
+            Losses, and the gradient ``[D]``, or None where the losses do not depend on the chosen weights.
+        """
+        at = {name: part.clone().requires_grad_() for name, part in named(weights.detach(), self.chosen).items()}
+        values = self.losses(at, batch)
+        loss = _sum(values, size)
+        if not loss.requires_grad:
+            return values, None
+        with self.held(at), no_lost_graphs():
+            slopes = torch.autograd.grad(loss, list(at.values()), materialize_grads=True)
+        return values.detach(), flatten(slopes).detach()
 
     def subset(self, samples: int, seed: int = 0, scores: Tensor | None = None) -> Objective:
         r"""Freeze a random sub-sample of the data in memory.
@@ -325,14 +346,20 @@ class Objective:
         return result
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def held(self, weights: Mapping[str, Tensor] | None = None) -> Iterator[None]:
         """Hold the model as ``losses`` sees it while a graph is differentiated.
 
         Activation checkpointing calls the model's layers again then; without this they would be called with the model's
         own buffers, mode and ``requires_grad`` flags.
+
+        Args:
+            weights: Chosen weights that the graph starts from; None means those of the model.
         """
-        weights = {name: tensor.detach().requires_grad_() for name, tensor in self.chosen.items()}
-        with self.weights.substituted(weights), substituted_functions(self.model):
+        at = self.chosen if weights is None else weights
+        with (
+            self.weights.substituted({name: tensor.detach().requires_grad_() for name, tensor in at.items()}),
+            substituted_functions(self.model),
+        ):
             yield
 
     def _called(self, weights: Mapping[str, Tensor], batch: Any) -> Tensor:

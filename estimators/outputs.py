@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -26,7 +26,7 @@ def tensors(value: Any) -> Iterator[Tensor]:
         yield from tensors([getattr(value, field.name) for field in dataclasses.fields(value)])
 
 
-def loss_inputs(outputs: Iterable[Any], loss: Tensor) -> list[Tensor]:
+def loss_inputs(outputs: Sequence[Any], loss: Tensor) -> list[Tensor]:
     """Find the tensors among a model's outputs from which the loss is computed.
 
     An output from which the loss follows only through other outputs, such as a hidden state, is left out, and so are
@@ -37,13 +37,20 @@ def loss_inputs(outputs: Iterable[Any], loss: Tensor) -> list[Tensor]:
         loss: A scalar with its graph.
 
     Returns:
-        The tensors, independent of each other; none where the loss depends on no output.
+        The tensors, independent of each other, at least one.
 
     Raises:
-        UndefinedGGNError: One of them depends on another, so that there is no derivative by one alone.
+        UndefinedGGNError: There is none, or one of them depends on another, so that there is no derivative by one
+            alone.
     """
     candidates = {_edge(part): part for part in tensors(list(outputs)) if part.dim() and part.grad_fn is not None}
     sources = _reached(loss, candidates)
+    if not sources:
+        got = ", ".join(type(output).__name__ for output in outputs) or "0 calls of the model"
+        raise UndefinedGGNError(
+            f"loss_fn: the GGN needs a loss that is computed from a tensor that the model returns, such as logits, "
+            f"got {got}"
+        )
     if len(sources) > 1 and any(_reached(source, sources) for source in sources.values()):
         raise UndefinedGGNError(
             "loss_fn: the GGN needs a loss of outputs that do not depend on each other, such as the logits alone; "

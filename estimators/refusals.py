@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from estimators.errors import UserError
+from estimators.errors import MissingDerivativeError, UserError
 from estimators.outputs import tensors
 
 if TYPE_CHECKING:
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from estimators.objective import Objective
 
 GONE = "backward through the graph a second time"
-MISSING = re.compile(r"once_differentiable|derivative.*not implemented|double backward", re.IGNORECASE)
+MISSING = re.compile(
+    r"once_differentiable|derivative.*not implemented|double backward|no autograd formula was registered", re.IGNORECASE
+)
 
 
 @contextmanager
@@ -30,7 +32,7 @@ def second_derivatives(objective: Objective) -> Iterator[None]:
         objective: The objective that is differentiated inside the context.
 
     Raises:
-        UserError: A second derivative is missing; any other error passes through.
+        MissingDerivativeError: A second derivative is missing; any other error passes through.
     """
     try:
         yield
@@ -48,9 +50,9 @@ def check_twice_differentiable(objective: Objective, forward: Forward) -> None:
         forward: One batch of it, passed through the model.
 
     Raises:
-        UserError: There is such a function between the chosen weights and the loss.
+        MissingDerivativeError: There is such a function between the chosen weights and the loss.
     """
-    name = _once_differentiable([forward.loss])
+    name = once_differentiable_function([forward.loss])
     if name:
         raise _refusal(objective, f"{name} is marked once_differentiable")
 
@@ -62,12 +64,13 @@ def refuse_weight_norm(loss: Tensor) -> None:
         loss: A scalar with its graph.
 
     Raises:
-        UserError: Its graph has such a node.
+        MissingDerivativeError: Its graph has such a node.
     """
     if any(name.startswith("WeightNormInterface") for name, _ in graph_nodes([loss])):
-        raise UserError(
-            "model: PyTorch computes wrong second derivatives of weight normalisation; use the GGN or fix the "
-            "weights with torch.nn.utils.parametrize.remove_parametrizations"
+        reason = "PyTorch computes wrong second derivatives of weight normalisation"
+        raise MissingDerivativeError(
+            f"model: {reason}; use the GGN or fix the weights with torch.nn.utils.parametrize.remove_parametrizations",
+            reason,
         )
 
 
@@ -89,10 +92,10 @@ def no_lost_graphs() -> Iterator[None]:
         ) from error
 
 
-def graph_nodes(tensors: Sequence[Tensor]) -> Iterator[tuple[str, Any]]:
-    """Yield every node of the graph behind some tensors with its name."""
+def graph_nodes(tensors: Sequence[Tensor], inputs: Sequence[Tensor] = ()) -> Iterator[tuple[str, Any]]:
+    """Yield every node of the graph behind some tensors with its name, as far as the nodes of others, its inputs."""
     waiting = [tensor.grad_fn for tensor in tensors]
-    visited = set()
+    visited = {tensor.grad_fn for tensor in inputs}
     while waiting:
         node = waiting.pop()
         if node is None or node in visited:
@@ -102,21 +105,23 @@ def graph_nodes(tensors: Sequence[Tensor]) -> Iterator[tuple[str, Any]]:
         waiting += [before for before, _ in node.next_functions]
 
 
-def _refusal(objective: Objective, reason: str) -> UserError:
-    return UserError(
-        f"model: no second derivative of {_culprit(objective)} ({reason}); write it with operations that torch "
-        "differentiates twice, or choose only weights behind it with parameters="
-    )
-
-
-def _once_differentiable(tensors: Sequence[Tensor]) -> str | None:
-    """Find a function marked once-differentiable in the graph behind some tensors."""
-    for _, node in graph_nodes(tensors):
+def once_differentiable_function(tensors: Sequence[Tensor], inputs: Sequence[Tensor] = ()) -> str | None:
+    """Name a function that is marked once-differentiable in the graph behind some tensors, as far as its inputs."""
+    for _, node in graph_nodes(tensors, inputs):
         function: Any = getattr(node, "_forward_cls", None)
         code = getattr(getattr(function, "backward", None), "__code__", None)
         if code and code in once_differentiable.__code__.co_consts:  # the wrapper that the decorator returns
             return str(function.__name__)
     return None
+
+
+def _refusal(objective: Objective, reason: str) -> MissingDerivativeError:
+    culprit = _culprit(objective)
+    return MissingDerivativeError(
+        f"model: no second derivative of {culprit} ({reason}); write it with operations that torch "
+        "differentiates twice, or choose only weights behind it with parameters=",
+        f"{culprit} has no second derivative ({reason})",
+    )
 
 
 def _culprit(objective: Objective) -> str:
@@ -156,7 +161,7 @@ def _twice_differentiable(module: nn.Module, arguments: tuple[Any, ...], keyword
             leaves = (*positional, *named.values(), *module.parameters())
             sources = [leaf for leaf in leaves if _differentiable(leaf)]
             targets = [output for output in tensors(outputs) if _differentiable(output)]
-            if _once_differentiable(targets):
+            if once_differentiable_function(targets):
                 return False
             duals = [torch.ones_like(target, requires_grad=True) for target in targets]
             slopes = torch.autograd.grad(targets, sources, duals, create_graph=True, allow_unused=True)
