@@ -152,9 +152,12 @@ def _numerical_status(estimate: Estimate, standard_error: float, settings: Setti
         bulk += f"more would hardly help: accept tolerance={accepted}, or take curvature='ggn'"
     else:
         bulk += f"try steps={2 * estimate.steps}"
+    few = f"{estimate.samples} of {total} samples are too few; try samples={samples}"
+    if estimate.samples == total:
+        few = "products by finite differences are too coarse; give the model in a longer floating point type"
     causes = {
         bulk: estimate.step_error,
-        f"{estimate.samples} of {total} samples are too few; try samples={samples}": estimate.sample_error,
+        few: estimate.sample_error,
         f"the probes disagree; try probes={probes}": 2 * standard_error,
     }
     cause = max(causes, key=lambda text: causes[text])

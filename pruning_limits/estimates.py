@@ -91,7 +91,7 @@ class Estimates:
             current = self._carried(kind, self._on(kind, count), roots)
             errors = current.sample_error, current.step_error
             if asked or count == most or self.stopping.enough_samples(count, *errors, self._wanted(kind)):
-                return self._of_a_draw(current)
+                return self._of_products(kind, self._of_a_draw(current))
             self.subsamples.forget(kind, count)
             count = min(2 * count, most)
 
@@ -137,6 +137,15 @@ class Estimates:
         deviation = self.losses.deviation_error if self.settings.epsilon == "batch-std" else 0.0
         error = 2 * math.hypot(deviation, self.losses.curvature_error)
         at, *ends = (estimate.limit(partial(self._isotropic, factor=factor)) for factor in (1, 1 - error, 1 + error))
+        return replace(estimate, sample_error=estimate.sample_error + max(abs(end - at) for end in ends))
+
+    def _of_products(self, kind: Kind, estimate: Estimate) -> Estimate:
+        """Add what two errors of products, where these are finite differences, do to the limit."""
+        error = min(1.0, 2 * self.subsamples.error(kind, estimate.samples))
+        if not error:
+            return estimate
+        at = estimate.limit(self._isotropic)
+        ends = (estimate.moved(error, up, self.settings.negative).limit(self._isotropic) for up in (True, False))
         return replace(estimate, sample_error=estimate.sample_error + max(abs(end - at) for end in ends))
 
     def _on(self, kind: Kind, samples: int, longer: int = 1) -> Estimate:

@@ -155,9 +155,9 @@ class _Curved:
         remarks = [f"the formula takes weights for free that are not: {flat}"] if flat else []
         if self.unknown:
             remarks.append(f"what re-training reaches and the bound are unknown: {self.unknown}")
-        self.remarks = tuple(remarks)
         self.few = min(self.hessian.samples, STOPPING.diagnostic_samples)
         self.traces = traces_of_blocks(self._operator(self.few), self._operator(self.few).blocks, seed=asked.seed)
+        self.remarks = (*remarks, *self.subsamples.remarks)
 
     def _operator(self, samples: int) -> Curvature:
         return self.subsamples.operator(self.asked.curvature, samples, narrow=True)

@@ -12,7 +12,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.weight_norm import WeightNorm
 
 from estimators import UserError
-from estimators.arguments import refuse_model
+from estimators.arguments import plain_model
 from estimators.weights import Weights
 from pruning_limits.magnitude import MagnitudeProfile
 
@@ -23,7 +23,7 @@ def pruned_copy(model: nn.Module, names: Sequence[str], dimension: int, sparsity
     Weights behind a mask of ``torch.nn.utils.prune`` stay behind it, and those that it removes count as zero.
 
     Args:
-        model: The network; it is left as it is.
+        model: The network; it is left as it is. Of ``DistributedDataParallel`` the module inside is copied.
         names: Names of the chosen parameters.
         dimension: Number D of their weights.
         sparsity: Removed fraction in [0, 1].
@@ -37,8 +37,7 @@ def pruned_copy(model: nn.Module, names: Sequence[str], dimension: int, sparsity
         >>> int((model.weight == 0).sum())
         4
     """
-    refuse_model(model)
-    result = _copied(model)
+    result = _copied(plain_model(model))
     parameters = dict(result.named_parameters())
     missing = [name for name in names if name not in parameters]
     if missing:

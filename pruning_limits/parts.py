@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from estimators import SpectralMeasure
 
+Floats = NDArray[np.float64]
 CLEARLY = 2.0
 
 
@@ -150,7 +154,8 @@ class Estimate:
         samples: Data samples behind it.
         steps: Lanczos steps.
         step_error: Half-width from the number of steps, in sparsity.
-        sample_error: Half-width from the data sub-sample, in sparsity; zero for all data.
+        sample_error: Half-width from the data sub-sample, in sparsity, zero for all data; and from products that are
+            finite differences.
         growth: Factor from the kept fraction on the sub-sample to that on all data, extrapolated: at least 1 for the
             GGN, at most 1 for the Hessian.
         above: The GGN's measure by the Gauss-Radau rule, which errs to higher sparsity; None where one measure does.
@@ -213,6 +218,29 @@ class Estimate:
     def scaled(self, factor: float) -> Estimate:
         """Return the estimate of ``factor`` times the matrix."""
         return self._with(lambda measure: measure.scaled(factor))
+
+    def moved(self, error: float, up: bool, negative: Literal["abs", "clip"] = "abs") -> Estimate:
+        r"""Return the estimate with all eigenvalues, as they count, moved as far as an error of products can move them.
+
+        An error matrix E with :math:`\|E v\| = \rho \|A v\|` for random v moves the eigenvalues of A by
+        :math:`\rho` times their root mean square in the root mean square, and large ones by :math:`\rho` times
+        themselves. Both are added.
+
+        Args:
+            error: Relative error :math:`\rho` of products, in [0, 1].
+            up: Whether to larger eigenvalues, or towards zero.
+            negative: What a negative eigenvalue counts as: its absolute value, or zero.
+
+        Source: Hoffman and Wielandt, The variation of the spectrum of a normal matrix, Duke Math. J. 20, 1953.
+        """
+        shift = error * math.sqrt(self.measure.moment(2)[0])
+        sign = 1 if up else -1
+
+        def moved(nodes: Floats) -> Floats:
+            size = np.abs(nodes) if negative == "abs" else np.maximum(nodes, 0.0)
+            return np.maximum(size + sign * (error * size + shift), 0.0)
+
+        return self._with(lambda measure: measure.mapped(moved))
 
     def among(self, known: Sequence[tuple[float, float]]) -> Estimate:
         """Return the estimate of a matrix of which this one saw a block, see ``SpectralMeasure.among``."""

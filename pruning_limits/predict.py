@@ -10,7 +10,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from estimators import Penalty
-from estimators.arguments import refuse_model
+from estimators.arguments import plain_model
 from estimators.forwards import Precision
 from estimators.objective import LossFunction
 from estimators.substitution import intact
@@ -67,8 +67,8 @@ def predict_limit(
     same limit.
 
     Args:
-        model: Trained network, not wrapped for several devices. It is left bit for bit as it was, and so is the global
-            random state.
+        model: Trained network; of ``DistributedDataParallel`` the module inside is taken. It is left bit for bit as it
+            was, and so is the global random state.
         loader: Batches of training data, the same samples on every pass and without random augmentation.
         loss_fn: ``(model, batch) -> losses``, per sample ``[n]`` or the scalar mean over the batch's samples; default
             cross-entropy on ``(x, y)``.
@@ -154,7 +154,7 @@ def predict_limit(
         precision=precision,
         max_batches=max_batches,
     )
-    refuse_model(model)
+    model = plain_model(model)
     values = None if metric is None else metric_loss(metric)
     subject = Subject(model, loader, loss_fn, penalty, parameters, values, held_out)
     with plain_modes(), intact(model):

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from estimators import GGN, Objective, Operator, Penalty, UserError, sphere_probes
+from estimators import GGN, DifferenceGGN, Objective, Operator, Penalty, UserError, sphere_probes
 
 LINEAR = {
     "ggn": ("the GGN", "as of a loss that is linear in the model's outputs (such as the mean absolute error)"),
@@ -95,7 +95,7 @@ def refuse_silence(operator: Operator, vectors: Tensor | None = None, images: Te
     Raises:
         UserError: The GGN says nothing of a layer.
     """
-    if not isinstance(operator, GGN):
+    if not isinstance(operator, GGN | DifferenceGGN):
         return
     if vectors is None or images is None:
         vectors = sphere_probes(operator, 1)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from estimators import GGN, Hessian, Objective, sphere_probes
+from estimators import Objective, sphere_probes
+from estimators.automatic import AutomaticCurvature
 from estimators.forwards import Forwards
 from estimators.input_subspace import InputSubspace, input_weights
 from pruning_limits.losses import Losses
@@ -12,7 +13,7 @@ from pruning_limits.settings import Settings
 from pruning_limits.silence import acting_layers, curved_weights, marked_layers, silence
 from pruning_limits.stopping import STOPPING, Kind, Stopping
 
-Curvature = Hessian | GGN | InputSubspace
+Curvature = AutomaticCurvature | InputSubspace
 
 
 class Subsamples:
@@ -48,6 +49,7 @@ class Subsamples:
         self._inside: dict[int, Objective | None] = {}
         self._forwards: dict[tuple[int, bool], Forwards] = {}
         self._operators: dict[tuple[Kind, int, bool], Curvature] = {}
+        self._automatic: list[AutomaticCurvature] = []
         self._curved: dict[tuple[Kind, int], frozenset[str]] = {}
         self._acting: dict[int, frozenset[str]] = {}
 
@@ -60,6 +62,28 @@ class Subsamples:
     def samples_seen(self) -> int:
         """Samples seen by them, counted once per product."""
         return sum(samples * operator.products for (_, samples, _), operator in self._operators.items())
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What is to be said of products by finite differences; empty where there are none."""
+        errors: dict[str, float] = {}
+        for curvature in self._automatic:
+            if curvature.reason:
+                errors[curvature.reason] = max(curvature.error, errors.get(curvature.reason, 0.0))
+        return tuple(
+            f"products by finite differences of gradients, relative error {error:.1g}: {reason}"
+            for reason, error in errors.items()
+        )
+
+    def error(self, kind: Kind, samples: int) -> float:
+        """Relative error of the products of a curvature on a sub-sample beyond rounding, 0 where it is differentiated.
+
+        Args:
+            kind: ``"hessian"`` or ``"ggn"``.
+            samples: Size of the sub-sample.
+        """
+        operators = (self._operators.get((kind, samples, narrow)) for narrow in (False, True))
+        return max(operator.error for operator in operators if operator is not None)
 
     @property
     def floor(self) -> float:
@@ -97,7 +121,8 @@ class Subsamples:
         if key not in self._operators:
             on, precision = inside or part, self.settings.precision
             forwards = self._forwards.setdefault(key[1:], Forwards(on, precision=precision))
-            curvature = (Hessian if kind == "hessian" else GGN)(on, forwards=forwards, mask=self.mask)
+            curvature = AutomaticCurvature(kind, on, forwards, self.mask)
+            self._automatic.append(curvature)
             self._operators[key] = curvature if inside is None else InputSubspace(curvature, part.penalty)
         return self._operators[key]
 

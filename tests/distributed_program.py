@@ -12,10 +12,12 @@ from unittest import mock
 import torch
 from helpers import CASES, classification, mlp, random, seeded
 from test_predict import Stop, batched, wide_problem
+from test_refusals import Once, nested
 from torch import distributed as dist
 from torch import nn
 
 from estimators import GGN, L1, L2, Hessian, Objective, Shard, UserError, distributed
+from estimators.automatic import AutomaticCurvature
 from estimators.derivatives import untrue_derivatives
 from pruning_limits import losses, predict_limit
 from pruning_limits.dense_network import CHANCE_SAMPLES
@@ -118,7 +120,7 @@ def failures(rank: int, folder: Path) -> dict[str, str]:
         "arguments": lambda: predict_limit(model, loader, **LIMIT | {"epsilon": 0.02 + rank}),
         "checkpoints": lambda: predict_limit(model, loader, **LIMIT, checkpoint=folder / ("none.pt", "run.pt")[rank]),
         "one fails": lambda: GGN(Objective(seeded(mlp), FIVE, failing)) @ random(35),
-        "wrapped": lambda: Objective(nn.parallel.DistributedDataParallel(seeded(mlp)), FIVE),
+        "wrapped": lambda: Objective(nn.Sequential(nn.parallel.DistributedDataParallel(seeded(mlp))), FIVE),
     }
     told = {}
     for name, call in calls.items():
@@ -127,6 +129,28 @@ def failures(rank: int, folder: Path) -> dict[str, str]:
         except (UserError, RuntimeError) as error:
             told[name] = str(error)
     return told
+
+
+def by_differences() -> dict[str, Any]:
+    """Products of a network without second derivatives."""
+    model = seeded(lambda: nested(Once()))
+    operators = {kind: AutomaticCurvature(kind, Objective(model, FIVE)) for kind in ("hessian", "ggn")}
+    products = {kind: operator.matmat(random(28, 2)) for kind, operator in operators.items()}
+    return products | {f"{kind} reason": operator.reason for kind, operator in operators.items()}
+
+
+def in_parallel() -> dict[str, Any]:
+    """A model inside of DistributedDataParallel and by itself."""
+    wrapped = Objective(nn.parallel.DistributedDataParallel(seeded(mlp)), FIVE)
+    limit = predict_limit(nn.parallel.DistributedDataParallel(seeded(mlp)), FIVE, epsilon=0.02)
+    return {
+        "names": wrapped.names,
+        "gradient": wrapped.gradient(),
+        "limit": limit.sparsity,
+        "plain gradient": Objective(seeded(mlp), FIVE).gradient(),
+        "plain limit": predict_limit(seeded(mlp), FIVE, epsilon=0.02).sparsity,
+        "copy": type(limit.prune(nn.parallel.DistributedDataParallel(seeded(mlp)), 0.5)).__name__,
+    }
 
 
 def without_graph(rank: int) -> tuple[str, ...]:
@@ -169,6 +193,7 @@ def main(rank: int, folder: Path) -> None:
     result["shards"] = measured(Objective(seeded(mlp), Shard(FIVE[3:] if rank else FIVE[:3])))
     own = Shard(OWN_VALUES[3:] if rank else OWN_VALUES[:3])
     result["shards of own values"] = measured(Objective(seeded(mlp), own, scaled))
+    result["differences"], result["in parallel"] = by_differences(), in_parallel()
     result["loose ends"] = {"one without a graph": without_graph(rank)}
     torch.save(result, folder / f"{rank}.pt")
     result["death"] = dies(rank)

@@ -75,6 +75,24 @@ def test_ranks_that_hold_their_own_parts(ranks, one_process, name, shards):
         torch.testing.assert_close(found, expected, **CLOSE, msg=key)
 
 
+def test_products_by_finite_differences_are_those_of_one_process(ranks):
+    expected = program.by_differences()
+    for kind in ("hessian", "ggn"):
+        found, again = (rank["differences"][kind] for rank in ranks)
+        assert torch.equal(found, again)
+        assert float((found - expected[kind]).norm()) <= 1e-8 * float(expected[kind].norm())
+        assert {rank["differences"][f"{kind} reason"] for rank in ranks} == {expected[f"{kind} reason"]} != {""}
+
+
+def test_the_module_inside_of_distributed_data_parallel_is_taken(ranks):
+    for rank in ranks:
+        found = rank["in parallel"]
+        assert found["names"] == ("0.weight", "2.weight")
+        assert torch.equal(found["gradient"], found["plain gradient"])
+        assert found["limit"] == found["plain limit"]
+        assert found["copy"] == "Sequential"
+
+
 def test_one_rank_alone_without_a_graph_stops_nobody(ranks):
     assert ranks[0]["loose ends"] == ranks[1]["loose ends"] == {"one without a graph": ()}
 
@@ -122,7 +140,7 @@ def test_two_ranks_resume_to_the_same_bits(ranks):
         ("vectors", "distributed: the ranks computed different vectors"),
         ("arguments", "distributed: the ranks were given different weights, losses or arguments"),
         ("checkpoints", "checkpoint: the ranks read different states (here "),
-        ("wrapped", "model: expected a plain module, got DistributedDataParallel; give model.module"),
+        ("wrapped", "model: expected a plain module, got DistributedDataParallel; give model.0.module"),
     ],
 )
 def test_every_rank_is_told_in_one_line(ranks, name, told):

@@ -36,7 +36,7 @@ def test_sub_samples_operators_and_products_are_shared_and_counted():
     assert subsamples.subset(100) is subsamples.subset(9)
     operator = subsamples.operator("ggn", 5)
     assert operator is subsamples.operator("ggn", 5)
-    assert operator.forwards is subsamples.operator("hessian", 5).forwards
+    assert operator.curvature.forwards is subsamples.operator("hessian", 5).curvature.forwards
     operator.matmat(random(35, 3))
     subsamples.operator("hessian", 9).matmat(random(35, 2))
     assert subsamples.products == 5
@@ -86,7 +86,7 @@ def wide_inputs():
 def test_a_narrow_operator_has_the_eigenvalues_of_the_whole_one_but_zeros():
     subsamples = Subsamples(all_losses(wide_inputs()), Settings())
     whole, narrow = (subsamples.operator("hessian", 20, narrow) for narrow in (False, True))
-    assert isinstance(whole, Hessian)
+    assert isinstance(whole.curvature, Hessian)
     assert isinstance(narrow, InputSubspace)
     values = [
         torch.linalg.eigvalsh(operator.matmat(torch.eye(operator.shape[0]).double())) for operator in (whole, narrow)
@@ -107,7 +107,7 @@ def test_there_is_no_narrow_operator_where_weights_are_removed():
 
 def test_the_forward_passes_are_kept_until_the_ggn_is_done():
     subsamples = small_subsamples()
-    forwards = subsamples.operator("hessian", 9).forwards
+    forwards = subsamples.operator("hessian", 9).curvature.forwards
     first = list(forwards)
     subsamples.forget("hessian", 9)
     assert next(iter(forwards)) is first[0]
@@ -117,7 +117,7 @@ def test_the_forward_passes_are_kept_until_the_ggn_is_done():
 
 def test_all_forward_passes_can_be_dropped():
     subsamples = small_subsamples()
-    kept = {samples: subsamples.operator("hessian", samples).forwards for samples in (4, 9)}
+    kept = {samples: subsamples.operator("hessian", samples).curvature.forwards for samples in (4, 9)}
     first = {samples: list(forwards) for samples, forwards in kept.items()}
     subsamples.forget_forwards()
     for samples, forwards in kept.items():
