@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal
 
 import torch
 
@@ -69,8 +68,9 @@ def gather(subject: Subject, asked: Settings, progress: Progress, checkpoint: st
     drop = None if subject.metric is None else dense.metric(subject, asked)
     rise = PairedDifferences(dense.draws, dense.profile, (dense.losses.values, dense.losses.sizes))
     network = dense.described(drop)
-    points = _points(dense, rise, drop, asked, progress)
-    allowed = _allowed(dense.losses, asked, points, dense.profile)
+    given = None if asked.max_drop is not None else _given(dense.losses, asked)
+    points = _points(rise, drop, asked, given, progress)
+    allowed = given or _from_metric(points, asked, dense)
     weights = f"{dense.profile.dimension:,}"
     LOGGER.info("%s weights, %s %.6g, epsilon %.4g", weights, asked.criterion, network.objective, allowed.epsilon)
     curved = _Curved(dense, asked, allowed.epsilon, progress, checkpoint)
@@ -98,29 +98,28 @@ def gather(subject: Subject, asked: Settings, progress: Progress, checkpoint: st
     return Gathered(evidence, allowed, dense.settings, dense.profile)
 
 
+def _given(losses: Losses, asked: Settings) -> Allowed:
+    """Return the allowed rise where it does not follow from the metric: a number, or the fluctuation of a batch."""
+    if asked.epsilon == "batch-std":
+        return Allowed.exactly(losses.epsilon(), "batch-std")
+    return Allowed.exactly(asked.epsilon)
+
+
+def _from_metric(points: Sequence[Point], asked: Settings, dense: DenseNetwork) -> Allowed:
+    """Return the rise that goes with the allowed fall of the metric; where there is none, what is given else."""
+    start = dense.profile.zeros / dense.profile.dimension
+    return from_max_drop(points, asked.max_drop or 0.0, start) or _given(dense.losses, asked)
+
+
 def _points(
-    dense: DenseNetwork, rise: PairedDifferences, drop: PairedDifferences | None, asked: Settings, progress: Progress
+    rise: PairedDifferences, drop: PairedDifferences | None, asked: Settings, given: Allowed | None, progress: Progress
 ) -> tuple[Point, ...]:
     """Measure one-shot pruning, where it is asked for."""
     if not asked.measure:
         return ()
-    bar = Bar(_epsilon(dense.losses, asked)) if asked.max_drop is None else Bar(asked.max_drop, of_metric=True)
+    bar = Bar(asked.max_drop or 0.0, of_metric=True) if given is None else Bar(given.epsilon)
     with metric_errors("held_out" if asked.held_out else "loader") if drop else nullcontext():
         return measured_points(rise, drop, bar, RESOLUTION_SHARE * asked.tolerance, progress)
-
-
-def _epsilon(losses: Losses, asked: Settings) -> float:
-    return losses.epsilon() if asked.epsilon == "batch-std" else asked.epsilon
-
-
-def _allowed(losses: Losses, asked: Settings, points: Sequence[Point], profile: MagnitudeProfile) -> Allowed:
-    """Return the allowed rise; where no rise goes with the allowed fall of the metric, the fluctuation of a batch."""
-    if asked.max_drop is not None:
-        allowed = from_max_drop(points, asked.max_drop, profile.zeros / profile.dimension)
-        if allowed is not None:
-            return allowed
-    origin: Literal["batch-std", "number"] = "batch-std" if asked.epsilon == "batch-std" else "number"
-    return Allowed.exactly(_epsilon(losses, asked), origin)
 
 
 class _Curved:
