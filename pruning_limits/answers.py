@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from pruning_limits.isotropic import carried_limit, isotropic_limit
+from pruning_limits.isotropic import Negative, carried_limit, isotropic_limit
 from pruning_limits.kinematics import concentration_width
 from pruning_limits.measured import ERRORS, Bar, Crossing, Point, at_sparsity, crossing, level
 from pruning_limits.stopping import STOPPING
@@ -121,23 +121,25 @@ def retrained(evidence: Evidence, allowed: Allowed) -> Answer:
     """Answer what the formula says of re-training the kept weights."""
     if evidence.ggn is None:
         return Answer("re-trained", None, None, None, "unknown", None, evidence.unknown)
-    sparsity = carried_limit(evidence.ggn, evidence.curve, allowed.epsilon, "clip")
-    error = isotropic_limit(evidence.ggn.measure, evidence.curve, allowed.epsilon, "clip").standard_error
-    half = evidence.ggn.half_width(error)
-    low, high = max(0.0, sparsity - half), min(1.0, sparsity + half)
-    status = f"{NO_COVERAGE}; the interval is its numerical error"
-    return Answer("re-trained", sparsity, low, high, "formula", None, status)
+    ends, _ = _isotropic(evidence.ggn, evidence, allowed.epsilon, "clip")
+    return Answer("re-trained", *ends, "formula", None, f"{NO_COVERAGE}; the interval is its numerical error")
 
 
 def formula(evidence: Evidence, settings: Settings, allowed: Allowed) -> Answer:
     """Answer what the paper's isotropic formula says, with its numerical interval."""
-    epsilon, estimate = allowed.epsilon, evidence.hessian
-    sparsity = carried_limit(estimate, evidence.curve, epsilon, settings.negative)
-    error = isotropic_limit(estimate.measure, evidence.curve, epsilon, settings.negative).standard_error
+    ends, error = _isotropic(evidence.hessian, evidence, allowed.epsilon, settings.negative)
+    status = _numerical_status(evidence.hessian, error, settings, evidence.dense.samples)
+    return Answer("formula", *ends, "formula", None, status)
+
+
+def _isotropic(
+    estimate: Estimate, evidence: Evidence, epsilon: float, negative: Negative
+) -> tuple[tuple[float, float, float], float]:
+    """Return an isotropic limit with the ends of its numerical interval, and its standard error from the probes."""
+    sparsity = carried_limit(estimate, evidence.curve, epsilon, negative)
+    error = isotropic_limit(estimate.measure, evidence.curve, epsilon, negative).standard_error
     half = estimate.half_width(error)
-    low, high = max(0.0, sparsity - half), min(1.0, sparsity + half)
-    status = _numerical_status(estimate, error, settings, evidence.dense.samples)
-    return Answer("formula", sparsity, low, high, "formula", None, status)
+    return (sparsity, max(0.0, sparsity - half), min(1.0, sparsity + half)), error
 
 
 def _numerical_status(estimate: Estimate, standard_error: float, settings: Settings, total: int) -> str:
