@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from estimators.curvature import GGN, Hessian
@@ -13,11 +12,12 @@ from estimators.distributed import gathered
 from estimators.errors import MissingDerivativeError
 from estimators.forwards import Forwards
 from estimators.objective import Objective
+from estimators.operator import Fronting
 
 Kind = Literal["hessian", "ggn"]
 
 
-class AutomaticCurvature:
+class AutomaticCurvature(Fronting):
     """Hessian or GGN by differentiating twice, or from the first product that this is refused by finite differences.
 
     Args:
@@ -53,39 +53,9 @@ class AutomaticCurvature:
         self._before = 0
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """Rows and columns, ``(D, D)``."""
-        return self.curvature.shape
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Type of vectors and products."""
-        return self.curvature.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the model."""
-        return self.curvature.device
-
-    @property
     def products(self) -> int:
         """Products taken so far."""
         return self._before + self.curvature.products
-
-    @property
-    def samples(self) -> int:
-        """Number of samples behind a product."""
-        return self.curvature.samples
-
-    @property
-    def blocks(self) -> list[int]:
-        """Sizes of the chosen parameters, in their order."""
-        return self.curvature.blocks
-
-    @property
-    def error(self) -> float:
-        """Relative error of products beyond rounding, see ``DifferenceHessian``."""
-        return self.curvature.error
 
     def project(self, vectors: Tensor) -> Tensor:
         """Return columns ``[D, K]`` over the chosen weights as they are: it acts on all of them."""

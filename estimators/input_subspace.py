@@ -16,6 +16,7 @@ from estimators.curvature import GGN, Hessian
 from estimators.distributed import gathered
 from estimators.errors import UserError
 from estimators.objective import Objective
+from estimators.operator import Fronting
 from estimators.penalty import Penalty
 from estimators.samples import shrinking
 from estimators.vectors import columns, flatten, named
@@ -93,7 +94,7 @@ class InputWeights(Weights):
         return weight @ self._bases[name].to(weight.dtype) if name in self._bases else weight
 
 
-class InputSubspace:
+class InputSubspace(Fronting):
     r"""The curvature :math:`P^\top A P` of an objective in the subspace of its input weights.
 
     Where the inputs of the layers are data, and no function of the weights, the Hessian of the losses is
@@ -118,42 +119,13 @@ class InputSubspace:
     """
 
     def __init__(self, curvature: Hessian | GGN | AutomaticCurvature, penalty: Penalty | None = None) -> None:
-        self.curvature, self.outside = curvature, penalty.curvature if penalty else 0.0
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Rows and columns of the subspace."""
-        return self.curvature.shape
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Type of vectors and products."""
-        return self.curvature.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the model."""
-        return self.curvature.device
+        self.curvature: Hessian | GGN | AutomaticCurvature = curvature
+        self.outside = penalty.curvature if penalty else 0.0
 
     @property
     def products(self) -> int:
         """Products taken so far."""
         return self.curvature.products
-
-    @property
-    def samples(self) -> int:
-        """Number of samples behind a product."""
-        return self.curvature.samples
-
-    @property
-    def blocks(self) -> list[int]:
-        """Sizes of the chosen parameters in the subspace."""
-        return self.curvature.blocks
-
-    @property
-    def error(self) -> float:
-        """Relative error of products beyond rounding, see ``DifferenceHessian``."""
-        return self.curvature.error
 
     def project(self, vectors: Tensor) -> Tensor:
         r"""Multiply columns ``[D, K]`` over all weights with :math:`P^\top`; returns columns of the subspace."""

@@ -40,6 +40,58 @@ class SubspaceOperator(Operator, Protocol):
         """Project columns ``[D, K]`` of the whole space on the subspace."""
 
 
+class DataOperator(Operator, Protocol):
+    """A curvature on data, by the parameters that it acts on."""
+
+    @property
+    def samples(self) -> int:
+        """Number of samples behind a product."""
+
+    @property
+    def blocks(self) -> list[int]:
+        """Sizes of the parameters, in their order."""
+
+    @property
+    def error(self) -> float:
+        """Relative error of products beyond rounding, see ``DifferenceHessian``."""
+
+
+class Fronting:
+    """An operator that stands before another one, ``curvature``, and is like it in all but its products."""
+
+    curvature: DataOperator
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return self.curvature.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of vectors and products."""
+        return self.curvature.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the model."""
+        return self.curvature.device
+
+    @property
+    def samples(self) -> int:
+        """Number of samples behind a product."""
+        return self.curvature.samples
+
+    @property
+    def blocks(self) -> list[int]:
+        """Sizes of the parameters that it acts on, in their order."""
+        return self.curvature.blocks
+
+    @property
+    def error(self) -> float:
+        """Relative error of products beyond rounding, see ``DifferenceHessian``."""
+        return self.curvature.error
+
+
 @runtime_checkable
 class Caching(Protocol):
     """An operator that keeps graphs between products."""
