@@ -59,7 +59,7 @@ class DenseNetwork:
         settings: What is asked for, with the names of the weights.
         draws: The objective on draws and on all data that the losses are of.
         gradient: Gradient of the criterion ``[D]``, zero where a weight is removed.
-        seen: Samples that were passed.
+        samples: Number of samples that were passed so far.
         remarks: What is to be said about the weights.
 
     Args:
@@ -95,10 +95,10 @@ class DenseNetwork:
         objective = self.losses.objective
         part = self.draws[0] if isinstance(self.counted, L1) else objective
         again, gradient = part.losses_and_gradient()
-        self.seen = objective.samples + part.samples
+        self.samples = objective.samples + part.samples
         if part is objective and len(again) != len(self.losses.values):  # memory ran out and batches were split
             self.losses = self.losses.again()
-            self.seen += objective.samples
+            self.samples += objective.samples
         values = self.losses.values
         if part.picked is not None and part is not objective:
             values = values[part.picked] if len(values) == objective.samples else part.sample_losses()[0]
@@ -133,7 +133,7 @@ class DenseNetwork:
         few = self.draws[0].subset(CHANCE_SAMPLES, self.settings.seed)
         gains = [gain for gain in (gain_over_constant(few), gain_over_strangers(few, self.settings.seed)) if gain]
         gain = min(gains, default=None)
-        self.seen += 4 * few.samples
+        self.samples += 4 * few.samples
         result = Dense(
             objective=losses.mean + losses.objective.penalty_value(losses.objective.chosen),
             objective_error=losses.mean_error,

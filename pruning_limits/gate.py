@@ -151,10 +151,7 @@ def _network(limit: PruningLimit) -> list[Case]:
     dense = limit.evidence.dense
     if not dense.at_chance:
         return []
-    reason = (
-        f"the network is no better than constant outputs: its loss is lower by {dense.constant_gain:.2g} +- "
-        f"{dense.constant_error:.2g} only, so that pruning can lose nothing; train it first"
-    )
+    reason = f"{dense.chance}, so that pruning can lose nothing; train it first"
     return [Case("network", "infeasible", reason)]
 
 

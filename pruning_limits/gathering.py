@@ -74,7 +74,7 @@ def gather(subject: Subject, asked: Settings, progress: Progress, checkpoint: st
     weights = f"{dense.profile.dimension:,}"
     LOGGER.info("%s weights, %s %.6g, epsilon %.4g", weights, asked.criterion, network.objective, allowed.epsilon)
     curved = _Curved(dense, asked, allowed.epsilon, progress, checkpoint)
-    seen = dense.seen + rise.samples + (0 if drop is None else drop.samples)
+    forward_samples = dense.samples + rise.samples + (0 if drop is None else drop.samples)
     evidence = Evidence(
         parameters=dense.profile.dimension,
         already_removed=dense.profile.zeros / dense.profile.dimension,
@@ -90,7 +90,7 @@ def gather(subject: Subject, asked: Settings, progress: Progress, checkpoint: st
         layers=curved.layers(),
         trace_error=curved.traces.whole.standard_error,
         remarks=(*curved.remarks, *dense.remarks),
-        cost=_cost(curved.subsamples, seen, started),
+        cost=_cost(curved.subsamples, forward_samples, started),
         origin=Origin(
             type(subject.model).__name__, f"{network.samples:,} samples", _version(), date.today().isoformat()
         ),
@@ -191,12 +191,12 @@ class _Curved:
         )
 
 
-def _cost(subsamples: Subsamples, seen: int, started: float) -> Cost:
+def _cost(subsamples: Subsamples, forward_samples: int, started: float) -> Cost:
     spent = gathered((time.perf_counter() - started, _peak_memory(subsamples.objective.device)))
     return Cost(
         products=subsamples.products,
         samples=subsamples.samples_seen,
-        forward_samples=seen,
+        forward_samples=forward_samples,
         seconds=max(seconds for seconds, _ in spent),
         peak_memory=max(memory for _, memory in spent),
     )

@@ -50,10 +50,7 @@ def notes_of(evidence: Evidence, settings: Settings, allowed: Allowed, answers: 
 def _chance(evidence: Evidence) -> Iterator[str]:
     dense = evidence.dense
     if dense.at_chance:
-        yield (
-            f"the network is no better than constant outputs: its loss is lower by {dense.constant_gain:.2g} +- "
-            f"{dense.constant_error:.2g} only; pruning it can lose nothing, so no sparsity means anything"
-        )
+        yield (f"{dense.chance}; pruning it can lose nothing, so no sparsity means anything")
 
 
 def _metric(evidence: Evidence, settings: Settings, allowed: Allowed) -> Iterator[str]:

@@ -19,16 +19,11 @@ from pruning_limits.progress import Progress, told
 DRAWS = (2048, 16384)  # samples of the draws that decide before all data do
 DRAWN_BYTES = 2 << 30
 DEVIATIONS = 5.0  # a draw decides where its mean is as many standard errors away: wrong in 6e-7 of normal draws
-RARE = 14.0  # and, of values 0 and 1, as many samples: a change that such a number of samples would show on average is
-# missed by all of a draw in 8e-7 of draws
+# Of values 0 and 1 it must also be away by so many samples: a change that as many samples of a draw show on average is
+# shown by none of them in 8e-7 of draws.
+RARE = 14.0
 EXPECTED_COARSE, EXPECTED_FINE = 8, 2  # networks of the grid, and of every narrowing to a quarter
-BEYOND = (
-    2**-0.25,
-    2**-0.5,
-    2**-0.75,
-    0.5,
-    0.25,
-)  # of what the crossing keeps: pruned as well, to show what comes after
+BEYOND = (2**-0.25, 2**-0.5, 2**-0.75, 1 / 2, 1 / 4)  # of what the crossing keeps: they show what comes after it
 
 
 def draws_of(objective: Objective, seed: int = 0) -> list[Objective]:
@@ -43,9 +38,9 @@ def draws_of(objective: Objective, seed: int = 0) -> list[Objective]:
         the larger fits into 2 GiB, and all.
     """
     total, size = objective.samples, max(1, *gathered(objective.data.sample_bytes))
-    first, *larger = [samples for samples in DRAWS if 2 * samples <= total] or [total]
-    sizes = [first, *(samples for samples in larger if samples * size <= DRAWN_BYTES), total]
-    return [objective.subset(samples, seed) for samples in sizes if samples < total] + [objective]
+    first, larger = (samples if 2 * samples <= total else total for samples in DRAWS)
+    sizes = [first] if larger * size > DRAWN_BYTES else [first, larger]
+    return [*(objective.subset(samples, seed) for samples in sizes if samples < total), objective]
 
 
 @dataclass(frozen=True)
@@ -158,7 +153,7 @@ def measured_points(
     """Measure how far one-shot magnitude pruning gets.
 
     See ``first_crossing`` for the grid. A draw of the data decides a point where it can with certainty, and both ends
-    of the last bracket are measured on all data. Up to two points that keep less show what comes after.
+    of the last bracket are measured on all data. Some points that keep less, down to a quarter, show what comes after.
 
     Args:
         criterion: Rise of the criterion on the training data.
@@ -172,7 +167,6 @@ def measured_points(
     """
     profile, dimension = criterion.profile, criterion.profile.dimension
     deciding = metric if bar.of_metric and metric is not None else criterion
-
     least = max(1, round(width * dimension))
     narrowed = math.ceil(math.log(max(1.0, 0.3 * dimension / least), 4))
     with told(progress, "pruned networks", EXPECTED_COARSE + EXPECTED_FINE * narrowed, "network") as tell:

@@ -59,7 +59,8 @@ class Dense:
         metric_error: Its standard error, or None.
         metric_samples: Number of samples that the metric was measured on, or None.
         resolution: Least change of the mean metric where it counts samples, or None.
-        constant_gain: By how much the mean loss is lower than that of constant outputs, or None where this is unknown.
+        constant_gain: By how much the mean loss is lower than that of constant outputs, or than with the inputs of
+            other samples where that is less; None where this is unknown.
         constant_error: Its paired standard error, or None.
         constant_metric: The metric of constant outputs, or None.
     """
@@ -74,6 +75,14 @@ class Dense:
     constant_gain: float | None = None
     constant_error: float | None = None
     constant_metric: float | None = None
+
+    @property
+    def chance(self) -> str:
+        """The words for a network at chance, with the numbers."""
+        return (
+            f"the network is no better than constant outputs: its loss is lower by {self.constant_gain:.2g} +- "
+            f"{self.constant_error:.2g} only"
+        )
 
     @property
     def at_chance(self) -> bool:

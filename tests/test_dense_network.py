@@ -32,7 +32,7 @@ def test_loss_and_gradient_are_those_of_the_criterion(criterion, penalty):
     assert network.described(None).objective == pytest.approx(objective.value())
     torch.testing.assert_close(network.gradient, objective.gradient())
     assert network.settings.parameters == ("0.weight", "2.weight")
-    assert network.seen == 2 * 300 + 4 * 300
+    assert network.samples == 2 * 300 + 4 * 300
 
 
 def test_a_penalty_that_the_criterion_leaves_out_pulls():
