@@ -55,8 +55,8 @@ class Stopping:
         change_since: The error that is no certificate is the change of the limit since one in so many of the steps,
             here a third (``theory/limit.md``, section 7). A choice, not measured.
         changes_from: Steps from which on that change, where it is less than the share of the bracket, is the error of
-            the Hessian's limit, too. With fewer it misses: at 16 steps it held on 73 % of runs on half of twelve known
-            spectra, at 24 to 128 steps on 98 to 100 % on either half (``theory/limit.md``).
+            the Hessian's limit, too. With fewer it misses: at 16 steps it held in 74 % of runs on half of twelve known
+            spectra, at 24 to 128 steps in 98 to 100 % on either half (``results/benchmarks/changes.md``).
         changes_read: Number of earlier limits that it is read off. A choice for their cost.
         fewest_at_most: Largest number of steps of a large model. A choice, not measured.
         most_at_most: Largest number of steps of a small model. A choice for its cost: more than these have seconds of
