@@ -32,6 +32,7 @@ class AutomaticCurvature(Fronting):
         reason: What lacks a second derivative; empty as long as nothing does.
 
     Example:
+        >>> import torch
         >>> data = [(torch.randn(8, 4), torch.arange(8) % 2)]
         >>> operator = AutomaticCurvature("ggn", Objective(torch.nn.Linear(4, 2), data))
         >>> product = operator.matmat(torch.ones(8, 1))
