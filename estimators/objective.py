@@ -245,6 +245,7 @@ class Objective:
                 loss = self.losses(at, batch).double().cpu()
                 if weights is None and number < CUT_BATCHES and loss.isfinite().all():
                     self._check_mean(batch, size, loss)
+                    self.data.per_sample = loss.dim() == 1
                 losses.append(loss.reshape(-1))
                 sizes.append(torch.full((loss.numel(),), size if loss.dim() == 0 else 1, device="cpu"))
         result = self.data.in_loader_order(losses)

@@ -24,6 +24,7 @@ from estimators.user_code import Draws, next_batches
 
 LOGGER = logging.getLogger("estimators")
 UNENDING_SAMPLES = 1 << 20
+PART_SAMPLES = 256  # that a processor passes at once: more of them leave its caches (``benchmarks/parts.py``)
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -94,6 +95,7 @@ class Samples:
         separate: Whether batches carry values of their own, so that they are never joined with others nor drawn in
             parts.
         weighted: Whether batches are ``Weighted``.
+        per_sample: Whether losses are known to be those of samples, so that batches may be passed in parts.
         number: Number of the batch that was yielded last.
         digest: Of the batches of the last pass, to compare ranks by; empty with one process.
     """
@@ -113,6 +115,7 @@ class Samples:
         self.sample_bytes = 0
         self.separate = False
         self.weighted = False
+        self.per_sample = False
         self.digest = ""
         self.number = 0
         self._shared: list[Any] | None = None
@@ -246,10 +249,10 @@ class Samples:
         if weights is not None and picked and layout is not None:
             layout = layout.with_factors(picked[0].batch)
         if layout is not None and layout.cuttable and not self.separate:
-            picked = layout.joined(picked, max(largest, 256))
+            picked = layout.joined(picked, self._at_once() or max(largest, PART_SAMPLES))
         part = Samples(Shard(picked), self.device, self.dtype, self.evaluate, self._draws)
         part.most, part.layout, part._sizes = self.most, layout, sizes
-        part.separate, part.weighted = self.separate, weights is not None
+        part.separate, part.weighted, part.per_sample = self.separate, weights is not None, self.per_sample
         return part
 
     def _whole_batches(self, samples: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -349,9 +352,16 @@ class Samples:
         return counted_samples(batch, self.evaluate(move(batch, self.device)))
 
     def _parts(self, batch: Any, size: int) -> Iterator[tuple[Any, int]]:
-        """Split a batch into parts of at most ``most`` samples."""
-        if self.most is None or size <= self.most or self.layout is None or not self.layout.cuttable:
+        """Split a batch into parts of as many samples as are passed at once."""
+        most = self._at_once()
+        if most is None or size <= most or self.layout is None or not self.layout.cuttable:
             yield batch, size
             return
-        for rows in torch.split(torch.arange(size, device="cpu"), self.most):
+        for rows in torch.split(torch.arange(size, device="cpu"), most):
             yield self.layout.cut(batch, rows), len(rows)
+
+    def _at_once(self) -> int | None:
+        """Return how many samples are passed at once at most; None passes batches as they come."""
+        if not self.per_sample or self.device.type != "cpu" or distributed.world() > 1:
+            return self.most
+        return min(self.most or PART_SAMPLES, PART_SAMPLES)
