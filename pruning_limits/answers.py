@@ -100,7 +100,9 @@ def one_shot(evidence: Evidence, settings: Settings, allowed: Allowed) -> Answer
     if where.high >= 1 and where.low >= 1:
         between = "no point of the grid fails"
     if settings.max_drop is None:
-        return Answer("one-shot", where.low, low, high, "measured", metric, f"measured on all data; {between}")
+        drawn = any(point.rise_error for point in evidence.points if point.sparsity in (low, high))
+        on = "draws beside all data, right in 99.9 % of draws" if drawn else "all data"
+        return Answer("one-shot", where.low, low, high, "measured", metric, f"measured on {on}; {between}")
     start = evidence.already_removed
     ends = [level(evidence.points, settings.max_drop, sign * ERRORS, start) for sign in (1, -1)]
     low, high = min(low, max(start, ends[0])), max(high, ends[1])

@@ -37,7 +37,8 @@ from pruning_limits.states import DIFFERENT_RANKS, fingerprint
 from pruning_limits.stopping import STOPPING
 from pruning_limits.subsamples import Curvature, Subsamples
 
-RESOLUTION_SHARE = 0.05  # of the tolerance: the width of the last bracket of measured one-shot pruning
+# Width of the last bracket of measured one-shot pruning in units of the tolerance, of few samples and where draws help.
+RESOLUTION, DRAWN_RESOLUTION = 0.05, 0.5
 MODEL_KEPT = (1 / 2, 1 / 4, 1 / 16, 1 / 64, 1 / 256)  # of what is there: where the quadratic model is evaluated
 LOGGER = logging.getLogger("pruning_limits")
 
@@ -119,7 +120,8 @@ def _points(
         return ()
     bar = Bar(asked.max_drop or 0.0, of_metric=True) if given is None else Bar(given.epsilon)
     with metric_errors("held_out" if asked.held_out else "loader") if drop else nullcontext():
-        return measured_points(rise, drop, bar, RESOLUTION_SHARE * asked.tolerance, progress)
+        drawn = len((drop if drop is not None and bar.of_metric else rise).draws) > 1
+        return measured_points(rise, drop, bar, (DRAWN_RESOLUTION if drawn else RESOLUTION) * asked.tolerance, progress)
 
 
 class _Curved:
