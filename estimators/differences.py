@@ -45,7 +45,8 @@ class Differences(Curvature):
     last digits, and :math:`T = \|A v\|/\|w\|`. From there s is doubled or halved as long as products with s and 2 s
     come closer to each other, for a random v, for A v, which lies where the curvature is large, and with few weights
     also for the one weight of every parameter where A v is largest. The largest of the relative distances is the
-    error of products; truncation makes up for three times its share in it.
+    error of products, or what those of the neighbouring steps say of it, if that is larger; truncation makes up for
+    three times its share in it.
 
     Args:
         objective: The objective; its penalty's curvature is included.
@@ -130,9 +131,14 @@ class Differences(Curvature):
         return torch.cat(ones)
 
     def _closest(self, vectors: Tensor, start: float, longest: float) -> Step:
-        """Double or halve a step as long as products with it and with twice it come closer to each other."""
+        """Double or halve a step as long as products with it and with twice it come closer to each other.
+
+        The closest two may be so by luck. Rounding goes with 1/s and truncation with its square, so that half the
+        distance at half the step and a quarter of that at twice the step are estimates of its error, too.
+        """
         products = [self._moved(vectors, factor * start) for factor in (0.5, 1, 2, 4)]
         steps = [Step(factor * start, _distance(*products[n : n + 2])) for n, factor in enumerate((0.5, 1, 2))]
+        errors = {step.length: step.error for step in steps}
         best = min(steps, key=lambda step: step.error)
         up = best is steps[2]
         last = products[3 if up else 0]
@@ -143,10 +149,12 @@ class Differences(Curvature):
                 break
             following = self._moved(vectors, 2 * length if up else length)
             error = _distance(last, following) if up else _distance(following, last)
+            errors[length] = error
             if not error < best.error:
                 break
             best, last = Step(length, error), following
-        return best
+        others = errors.get(best.length / 2, 0.0) / 2, errors.get(2 * best.length, 0.0) / 4
+        return Step(best.length, max([best.error, *filter(math.isfinite, others)]))
 
     def _moved(self, vectors: Tensor, length: float) -> Tensor:
         """Multiply with columns ``[D, K]`` by a step of a length, whatever comes out."""
