@@ -16,11 +16,12 @@ from estimators.errors import UndefinedGGNError
 from estimators.forwards import Forwards
 from estimators.objective import Objective
 from estimators.outputs import loss_inputs, tensors
-from estimators.refusals import MISSING, once_differentiable_function
+from estimators.refusals import MISSING, graph_nodes, once_differentiable_function
 from estimators.spectrum import sphere_probes
 from estimators.vectors import aligned_rows, flatten, named
 
 MOST_DOUBLINGS, LONGEST = 8, 1 / 4
+FUSED = "ScaledDotProduct"  # with what names of torch's fast kernels of attention begin in a graph
 SMALL = 512  # weights of which the whole matrix is built, column by column
 
 
@@ -110,13 +111,14 @@ class Differences(Curvature):
         weights, epsilon = objective.vector(), torch.finfo(objective.dtype).eps
         scale = _norm(self._without_removed(weights[:, None])) or 1.0
         start, longest = scale * epsilon ** (1 / 3), scale * LONGEST
+        gradient = objective.gradient()
         image = self._moved(probe, start)
         size = _norm(image)
         if not 0 < size < math.inf:
             return self._closest(probe, start, longest)
         generator = torch.Generator().manual_seed(self.seed)
         signs = torch.randint(0, 2, weights.shape, generator=generator, device="cpu").mul_(2).sub_(1).to(weights)
-        noise = _norm(objective.gradient(weights * (1 + epsilon * signs)).to(self.dtype) - objective.gradient())
+        noise = _norm(objective.gradient(weights * (1 + epsilon * signs)).to(self.dtype) - gradient)
         start = min(max((noise * scale / size) ** (1 / 3), scale * epsilon**0.5), longest / 2)
         probes = [probe, image / size]
         if self.shape[0] <= SMALL:
@@ -216,12 +218,16 @@ class DifferenceGGN(Differences):
     """
 
     def _ends(self, batch: Any, size: int, moves: Sequence[Tensor]) -> Iterator[Tensor | None]:
-        forward = Forwards(self.objective, memory=0).of_batch(batch, size)
+        forward = Forwards(self.objective, memory=0).of_batch(batch, size, twice=False)
         if not forward.loss.requires_grad:
             yield from (None for _ in moves)
             return
-        everything = list(tensors(forward.outputs))
         outputs = loss_inputs(forward.outputs, forward.loss)
+        if any(name.startswith(FUSED) for name, _ in graph_nodes([forward.loss], outputs)):
+            self.objective.plain_attention = True
+            forward = Forwards(self.objective, memory=0).of_batch(batch, size, twice=False)
+            outputs = loss_inputs(forward.outputs, forward.loss)
+        everything = list(tensors(forward.outputs))
         places = [next(place for place, part in enumerate(everything) if part is output) for output in outputs]
         slopes = _slopes(forward.loss, outputs)
         for move in moves:
@@ -230,7 +236,7 @@ class DifferenceGGN(Differences):
             if not bent:
                 yield None
                 continue
-            with self.objective.held():
+            with self.objective.held(twice=False):
                 curved = _curved(bent, outputs, along)
                 pulled = torch.autograd.grad(
                     outputs, forward.weights, curved, retain_graph=True, materialize_grads=True
