@@ -52,7 +52,8 @@ class Objective:
     and have the same bits on each.
 
     Args:
-        model: Any module; all parameters on one device. Of ``DistributedDataParallel`` the module inside is taken.
+        model: Any module; all parameters on one device. Of ``DistributedDataParallel`` the module inside is
+            taken. What ``torch.distributed.fsdp.fully_shard`` has spread over ranks is gathered once, on every rank.
         loader: Iterable of batches that yields the same samples on every pass. A batch is a tensor or a tuple, list,
             dictionary or object of tensors whose first dimension counts samples; where first dimensions differ, the
             number of per-sample losses tells which of them does. Of several ranks all get the same loader, or each its

@@ -13,6 +13,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from estimators import UserError
 from estimators.arguments import plain_model
+from estimators.sharding import fully_sharded
 from estimators.weights import Weights
 from pruning_limits.magnitude import MagnitudeProfile
 
@@ -37,7 +38,13 @@ def pruned_copy(model: nn.Module, names: Sequence[str], dimension: int, sparsity
         >>> int((model.weight == 0).sum())
         4
     """
-    result = _copied(plain_model(model))
+    model = plain_model(model)
+    if fully_sharded(model):
+        raise UserError(
+            "model: one sharded by fully_shard cannot be copied; gather its weights into a plain module, or multiply "
+            "them by limit.mask(sparsity)"
+        )
+    result = _copied(model)
     parameters = dict(result.named_parameters())
     missing = [name for name in names if name not in parameters]
     if missing:

@@ -162,14 +162,14 @@ def note_uncounted(objective: Objective) -> tuple[str, ...]:
 
 
 def _doubles(objective: Objective) -> Iterator[tuple[str, str]]:
-    parameters = dict(objective.model.named_parameters())
+    parameters = objective.chosen
     groups: dict[tuple[int, float], list[str]] = {}
     for name in objective.names:
-        tensor = parameters[name].detach()
+        tensor = parameters[name]
         groups.setdefault((tensor.numel(), float(tensor.double().abs().sum())), []).append(name)
     for names in groups.values():
         for pair in combinations(names, 2):
-            if _equal(*(parameters[name].detach() for name in pair)):
+            if _equal(*(parameters[name] for name in pair)):
                 yield pair
 
 
