@@ -28,8 +28,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from estimators import GGN, Hessian, Lanczos, Objective, sphere_probes
 from estimators.memory import GIB
+from pruning_limits import predict_limit
 from pruning_limits.magnitude import MagnitudeProfile
 from pruning_limits.one_shot import one_shot_limit
+from pruning_limits.parts import Cost
 from validation.tables import Column, Row, write_table
 
 SMALL = 768  # width of GPT-2 small
@@ -48,7 +50,10 @@ TASKS = {
 LARGER = {"1 B": (1e9, 24, 2048), "7 B": (7e9, 32, 4096), "70 B": (70e9, 80, 8192)}
 RATES = {"float32": 50e12, "bfloat16": 300e12}
 GPU_BYTES, LINK = 80e9, 200e9
-WINDOW, WINDOWS_PASSED, PRODUCTS = 1024, 128, 32
+WINDOW = 512
+# One prediction: its arguments, and how many windows are read in batches of how many.
+RECIPE = {"samples": 128, "steps": 8, "probes": 1, "max_batches": 64}
+READ, READ_BATCH = 256, 4
 
 
 @dataclass(frozen=True)
@@ -184,9 +189,10 @@ def fits(rows: list[Row]) -> dict[str, dict[str, float]]:
     return result
 
 
-def row_of(rows: list[Row], task: str, series: str = "networks") -> Row:
+def row_of(rows: list[Row], task: str, series: str = "networks", samples: int = BATCH) -> Row:
     """Return a row of GPT-2 small."""
-    return next(row for row in rows if (row["network"], row["series"], row["task"]) == ("gpt2", series, task))
+    wanted = {"network": "gpt2", "series": series, "task": task, "samples": samples}
+    return next(row for row in rows if all(row[key] == value for key, value in wanted.items()))
 
 
 def laws(rows: list[Row]) -> dict[str, float]:
@@ -199,42 +205,54 @@ def laws(rows: list[Row]) -> dict[str, float]:
     result = {"forward FLOPs per weight and token": forward["flops"] / (forward["dimension"] * BATCH * LENGTH)}
     for task in ("hessian", "ggn"):
         result[f"{task} FLOPs of a forward pass"] = whole[task]["flops"] / forward["flops"]
-    more = row_of(rows, "hessian", "batch")
-    tokens = (more["samples"] - BATCH) * LENGTH
-    token_bytes = (more["above"] - whole["hessian"]["above"]) * GIB / tokens
+    large, small = (row_of(rows, "hessian", series, max(WINDOWS)) for series in ("batch", "samples"))
+    token_bytes = (large["above"] - small["above"]) * GIB / ((large["batch"] - small["batch"]) * LENGTH)
     result["bytes per token, layer and width"] = token_bytes / (12 * SMALL)
-    for task, tokens in (("recurrence", BATCH * LENGTH), ("one-shot", 0)):
+    for task in ("recurrence", "one-shot"):
         all_of_it, part = row_of(rows, task), row_of(rows, task, "part")
         slope = (all_of_it["above"] - part["above"]) * GIB / (all_of_it["dimension"] - part["dimension"])
         result[f"{task} bytes per chosen weight"] = slope
-        rest = part["above"] * GIB - slope * part["dimension"] - token_bytes * tokens
-        result[f"{task} bytes per weight of the model"] = 4 + max(0.0, rest) / part["total"]
-    result["passes of one-shot pruning"] = row_of(rows, "one-shot")["passes"]
+    result["bytes per weight of the model"] = 4 + forward["above"] * GIB / forward["total"]
     return result
 
 
-def costs(law: dict[str, float]) -> list[Row]:
-    """What larger models cost by these laws."""
+def prediction() -> Cost:
+    """Count what one prediction passes, on a tiny GPT-2."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=50, n_embd=32, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0)
+    text = torch.randint(0, 50, (READ, 17))
+    batches = [(part[:, :-1], part[:, 1:]) for part in text.split(READ_BATCH)]
+    return predict_limit(Tokens(GPT2LMHeadModel(config)), batches, progress=False, **RECIPE).cost
+
+
+def costs(law: dict[str, float], passed: Cost) -> list[Row]:
+    """What a prediction of larger models costs by these laws."""
     result = []
     for name, (weights, layers, width) in LARGER.items():
-        tokens = WINDOW * WINDOWS_PASSED
-        forward = law["forward FLOPs per weight and token"] * weights * tokens
+        forward = law["forward FLOPs per weight and token"] * weights * WINDOW
         product = (law["hessian FLOPs of a forward pass"] + law["ggn FLOPs of a forward pass"]) / 2 * forward
-        flops = PRODUCTS * product + law["passes of one-shot pruning"] * forward
         activations = law["bytes per token, layer and width"] * WINDOW * layers * width
         row: Row = {"model": name, "activations": activations / 1e9, "share": 1.0, "memory": 0.0, "frozen": 0.0}
         for task, taken in (("recurrence", activations), ("one-shot", 0.0)):
-            model = law[f"{task} bytes per weight of the model"] * weights + taken
+            model = law["bytes per weight of the model"] * weights + taken
             chosen = law[f"{task} bytes per chosen weight"] * weights
             row["memory"] = max(row["memory"], (model + chosen) / 1e9)
             row["frozen"] = max(row["frozen"], model / 1e9)
             row["share"] = max(0.0, min(row["share"], (GPU_BYTES - model) / chosen))
         for arithmetic, rate in RATES.items():
+            seconds = passed.samples * product / rate + passed.forward_samples * forward / RATES["float32"]
             for gpus in (1, 8):
-                sums = 0.0 if gpus == 1 else PRODUCTS * 2 * 4 * weights / LINK
-                row[f"{arithmetic} {gpus}"] = (flops / (rate * gpus) + sums) / 60
+                sums = 0.0 if gpus == 1 else passed.products * 2 * 4 * weights / LINK
+                row[f"{arithmetic} {gpus}"] = (seconds / gpus + sums) / 60
         result.append(row)
     return result
+
+
+def arguments_of(values: dict[str, int]) -> str:
+    """Write arguments as in a call."""
+    return "`" + ", ".join(f"{name}={value}" for name, value in values.items()) + "`"
 
 
 def as_table(columns: list[Column], rows: list[Row]) -> str:
@@ -245,10 +263,10 @@ def as_table(columns: list[Column], rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def report(rows: list[Row], out: Path) -> None:
+def report(rows: list[Row], passed: Cost, out: Path) -> None:
     """Write the table, the fits and the costs."""
     fitted, law = fits(rows), laws(rows)
-    larger = costs(law)
+    larger = costs(law, passed)
     columns = [
         Column("name", "network"),
         Column("series", "series"),
@@ -282,7 +300,7 @@ def report(rows: list[Row], out: Path) -> None:
         Column("memory", "memory of each GPU, all weights, GB", ",.0f"),
         Column("frozen", "of it whatever is chosen, GB", ",.0f"),
         Column("activations", "of that for one window, GB", ",.1f"),
-        Column("share", "share of the weights that fits into 80 GB", ".0%"),
+        Column("share", "share of the weights that fits into 80 GB", ".1%"),
     ]
     notes = [
         f"Made by `python benchmarks/scale.py --out {out}`.",
@@ -305,20 +323,26 @@ def report(rows: list[Row], out: Path) -> None:
         + "; ".join(f"{words}: {value:.3g}" for words, value in law.items())
         + ". Memory of a model is taken for a sum: bytes for each of its weights (the model and the library's private "
         "copy of it), bytes for each chosen weight (vectors and gradients), and bytes for each token of a batch, in "
-        "proportion to layers times width. The larger of Lanczos steps and one-shot pruning counts.",
-        f"Assumed: one prediction is {PRODUCTS} products, half of them with the Hessian and half with the GGN, and as "
-        f"many pruned networks as above, all on {WINDOWS_PASSED} windows of {WINDOW:,} tokens, one window at a time; "
-        f"sustained {RATES['float32'] / 1e12:.0f} TFLOP/s in float32 (TF32 off) and {RATES['bfloat16'] / 1e12:.0f} "
-        "TFLOP/s with `precision='bfloat16'` for each GPU; eight GPUs share the data, and every product ends with a "
-        f"sum over them at {LINK / 1e9:.0f} GB/s; 24, 32 and 80 layers of width 2,048, 4,096 and 8,192. Left out: "
-        "softmax, norms and other work that is not a matrix product, attention's share in FLOPs and in memory, which "
-        "grows with the length of a window, and sorting the weights. Minutes are those of the FLOPs, whether or not "
-        "the memory suffices. Vectors and weights are not spread over GPUs: where the memory of each GPU exceeds what "
-        "it has, only a part of the weights can be chosen, or none at all; the last column says how large a part.",
+        "proportion to layers times width, the scores of all different tokens among them. The larger of Lanczos steps "
+        "and one-shot pruning counts, and a fixed part of 0.4 GiB is left out.",
+        f"Counted on a tiny GPT-2: one prediction with {arguments_of(RECIPE)}, which reads {READ} windows in batches "
+        f"of {READ_BATCH}, passes {passed.samples:,} windows in {passed.products} products and "
+        f"{passed.forward_samples:,} in forward passes.",
+        f"Assumed: half of the products are with the Hessian, half with the GGN; windows of {WINDOW:,} tokens, one at "
+        f"a time; no basis of Lanczos vectors is kept, which would take one more vector for each step; each "
+        f"GPU sustains {RATES['float32'] / 1e12:.0f} TFLOP/s in float32 (TF32 off) and "
+        f"{RATES['bfloat16'] / 1e12:.0f} TFLOP/s in bfloat16, which `precision='bfloat16'` takes for products only; "
+        f"eight GPUs share the data, and every product ends with a sum over them at {LINK / 1e9:.0f} GB/s; 24, 32 and "
+        "80 layers of width 2,048, 4,096 and 8,192. Left out: softmax, norms and other work that is not a matrix "
+        "product, attention's share in FLOPs and in memory, which grows with the length of a window, and sorting the "
+        "weights. Minutes are those of the FLOPs, whether or not the memory suffices. Vectors and weights are not "
+        "spread over GPUs: where the memory of each GPU exceeds what it has, only a part of the weights can be chosen, "
+        "or none at all; the last column says how large a part.",
         as_table(cost_columns, larger),
         "## What was measured",
     ]
     extra: dict[str, Any] = {"environment": environment(), "exponents": fitted, "laws": law, "costs": larger}
+    extra["prediction"] = asdict(passed)
     write_table(out, "scale", "Large models", notes, columns, rows, **extra)
 
 
@@ -331,7 +355,7 @@ def main() -> None:
         child(Case(**json.loads(arguments.child[0])), arguments.child[1])
         return
     torch.set_num_threads(1)
-    report([measured(case, task) for case in CASES for task in TASKS], arguments.out)
+    report([measured(case, task) for case in CASES for task in TASKS], prediction(), arguments.out)
 
 
 if __name__ == "__main__":
