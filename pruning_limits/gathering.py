@@ -29,6 +29,7 @@ from pruning_limits.metrics import metric_errors
 from pruning_limits.model_points import ModelPoint
 from pruning_limits.one_shot import PairedDifferences, measured_points
 from pruning_limits.parts import Cost, LayerCurvature, Origin
+from pruning_limits.pattern_gathering import gather_patterns
 from pruning_limits.progress import Progress
 from pruning_limits.quadratic import QuadraticRise, quadratic_limit
 from pruning_limits.removed_directions import removed_directions
@@ -75,7 +76,9 @@ def gather(subject: Subject, asked: Settings, progress: Progress, checkpoint: st
     weights = f"{dense.profile.dimension:,}"
     LOGGER.info("%s weights, %s %.6g, epsilon %.4g", weights, asked.criterion, network.objective, allowed.epsilon)
     curved = _Curved(dense, asked, allowed.epsilon, progress, checkpoint)
-    forward_samples = dense.samples + rise.samples + (0 if drop is None else drop.samples)
+    bar = Bar(allowed.epsilon) if asked.max_drop is None else Bar(asked.max_drop, of_metric=True)
+    patterns = gather_patterns(dense, drop, bar, asked)
+    forward_samples = dense.samples + rise.samples + (0 if drop is None else drop.samples) + patterns.samples
     evidence = Evidence(
         parameters=dense.profile.dimension,
         already_removed=dense.profile.zeros / dense.profile.dimension,
@@ -96,7 +99,7 @@ def gather(subject: Subject, asked: Settings, progress: Progress, checkpoint: st
             type(subject.model).__name__, f"{network.samples:,} samples", _version(), date.today().isoformat()
         ),
     )
-    return Gathered(evidence, allowed, dense.settings, dense.profile)
+    return Gathered(patterns.beside(evidence), allowed, dense.settings, patterns.profile)
 
 
 def _given(losses: Losses, asked: Settings) -> Allowed:

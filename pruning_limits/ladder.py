@@ -8,6 +8,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from pruning_limits.answers import Answer, Verdict, metric_at
+from pruning_limits.pattern_answers import pattern_verdict
 
 if TYPE_CHECKING:
     from pruning_limits.result import PruningLimit
@@ -115,6 +116,9 @@ def _how(limit: PruningLimit, answer: Answer) -> str:
 
 def judged(limit: PruningLimit, sparsity: float) -> Verdict:
     """Judge whether a sparsity can be reached, see ``PruningLimit.check``."""
+    of_groups = None if limit.evidence.own is None else pattern_verdict(limit, sparsity)
+    if of_groups is not None:
+        return of_groups
     metric = metric_at(limit.evidence, sparsity)
     target, reached = percent(sparsity), percent(limit.lower)
     how = "measured" if limit.achieved is not None else "by the quadratic model, not measured"

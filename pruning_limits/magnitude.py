@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,6 +14,10 @@ from torch import Tensor
 from estimators import UserError
 from estimators.vectors import flatten, named
 from pruning_limits.magnitude_curve import Floats, MagnitudeCurve
+
+if TYPE_CHECKING:
+    from pruning_limits.groups import Groups
+    from pruning_limits.patterns import Matrix
 
 
 def removed_count(sparsity: float, dimension: int) -> int:
@@ -45,6 +50,9 @@ class MagnitudeProfile:
 
     Attributes:
         dimension: Number D of weights.
+        patterns: Which weights go together, by the name of a pattern; of N:M and blocks it is known of none where the
+            layers are not.
+        layers: How the parameters act as matrices, by name; see ``patterns.matrices``.
 
     Example:
         >>> profile = MagnitudeProfile({"w": torch.tensor([3.0, -1.0, 2.0, 0.5])})
@@ -56,6 +64,8 @@ class MagnitudeProfile:
         self.weights = {name: weight.detach().clone() for name, weight in weights.items()}
         self.vector = flatten(list(self.weights.values()))
         self.dimension = self.vector.numel()
+        self.patterns: Mapping[str, Groups] = {}
+        self.layers: Mapping[str, Matrix] = {}
         if not self.vector.isfinite().all():
             raise UserError("model: some weights are NaN or infinite")
         if not self.vector.any():
@@ -86,14 +96,18 @@ class MagnitudeProfile:
         magnitudes = self.vector[self.order].double().cpu().numpy()
         return np.concatenate([[0.0], np.cumsum(magnitudes**2)])
 
+    def count(self, sparsity: float) -> int:
+        """Number of weights that are removed at a sparsity."""
+        return removed_count(sparsity, self.dimension)
+
     def threshold(self, sparsity: float) -> float:
         """Largest magnitude that is removed; 0 when nothing is."""
-        count = removed_count(sparsity, self.dimension)
+        count = self.count(sparsity)
         return float(self.vector[self.order[count - 1]].abs()) if count else 0.0
 
     def removed_norm(self, sparsity: float) -> float:
         """Norm R of the removed weights at a sparsity, exact count."""
-        return float(self.squares[removed_count(sparsity, self.dimension)] ** 0.5)
+        return float(self.squares[self.count(sparsity)] ** 0.5)
 
     def curve(self, knots: int = 4096) -> MagnitudeCurve:
         """Return R(s)^2 on knots: all counts for a small model, else half of them even in s, half in log(1 - s).
@@ -115,8 +129,12 @@ class MagnitudeProfile:
 
     def removed(self, sparsity: float) -> Tensor:
         """Return the removed part d = w - w^k of the weights, ``[D]``."""
-        return torch.where(self.rank < removed_count(sparsity, self.dimension), self.vector, 0)
+        return torch.where(self.rank < self.count(sparsity), self.vector, 0)
+
+    def companions(self, sparsity: float) -> dict[str, Tensor]:
+        """Return masks of what goes with weights beside them, by parameter name: nothing goes with single weights."""
+        return {}
 
     def masks(self, sparsity: float) -> dict[str, Tensor]:
         """Return masks by parameter name, True where a weight is kept; exactly ``ceil(s D)`` entries are False."""
-        return named(self.rank >= removed_count(sparsity, self.dimension), self.weights)
+        return named(self.rank >= self.count(sparsity), self.weights)

@@ -19,6 +19,7 @@ from pruning_limits.epsilon import Allowed, from_max_drop
 from pruning_limits.evidence import Evidence, solve
 from pruning_limits.ladder import details, html, judged, ladder
 from pruning_limits.parts import Cost, Layer, Sharpness
+from pruning_limits.pattern_names import UNSTRUCTURED, parsed
 from pruning_limits.serial import fields_of, read_plain, to_plain
 from pruning_limits.settings import Settings, checked
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from pruning_limits.magnitude import MagnitudeProfile
 
 Value = TypeVar("Value")
-FORMAT = "pruning-limit/4"
+FORMAT = "pruning-limit/5"
 LEAST_LOGARITHM, LARGEST_SCALE = -700.0, 1e50
 
 
@@ -176,8 +177,45 @@ class PruningLimit:
             UserError: The model lacks a prunable parameter, or has another number of prunable weights.
         """
         from pruning_limits.masking import pruned_copy
+        from pruning_limits.pattern_profiles import profile_for
 
-        return pruned_copy(model, self.settings.parameters, self.parameters, sparsity)
+        return pruned_copy(
+            model,
+            self.settings.parameters,
+            self.parameters,
+            sparsity,
+            lambda weights: profile_for(self, model, weights),
+        )
+
+    @property
+    def pattern(self) -> str:
+        """The pattern of pruning that the limit is of; ``"unstructured"`` are single weights."""
+        return self.evidence.pattern
+
+    def for_pattern(self, pattern: str) -> PruningLimit:
+        """Return the limit of another pattern of pruning, without another product.
+
+        Args:
+            pattern: ``"unstructured"``, ``"2:4"`` or another N:M, ``"blocks:16x1"`` or another size, ``"channels"`` or
+                ``"heads"``.
+
+        Returns:
+            The limit. Of a pattern that ``predict_limit`` was not asked for, nothing is measured: what pruning reaches
+            alone is unknown.
+
+        Raises:
+            UserError: The pattern is unknown or fits no layer; or it was not asked for, and it is one of channels or
+                heads, or the limit holds no weights.
+        """
+        name = parsed(pattern).name
+        if name == self.pattern:
+            return self
+        if self.profile is None and any(row.name == name for row in self.evidence.patterns):
+            return solve(self.evidence.of(name), self.settings, self.allowed)
+        from pruning_limits.pattern_profiles import other_pattern
+
+        evidence, profile = other_pattern(self.evidence, self.profile, name)
+        return solve(evidence, self.settings, self.allowed, profile)
 
     @np.errstate(over="ignore")  # curves, measures and directions refuse what overflows
     def what_if(
@@ -228,9 +266,10 @@ class PruningLimit:
 
     def _allowed_at(self, max_drop: float) -> Allowed:
         """Return the rise that goes with a fall of the metric; where there is none, that of a batch if it is known."""
+        single = self.evidence.of(UNSTRUCTURED)
         if not self.evidence.measured:
             raise UserError("max_drop: nothing was measured under these conditions; ask the limit that was predicted")
-        allowed = from_max_drop(self.evidence.points, max_drop, self.evidence.already_removed)
+        allowed = from_max_drop(single.points, max_drop, single.already_removed)
         if allowed is None and self.allowed.origin != "batch-std":
             raise UserError(f"max_drop: no network that was measured has lost {max_drop:g} of the metric; ask for less")
         return allowed or self.allowed
@@ -270,15 +309,20 @@ class PruningLimit:
         """Return the factor on the curvature that would make a sparsity the isotropic limit, the weights held fixed."""
         return self.epsilon / self.epsilon_for(sparsity)
 
-    def check(self, sparsity: float) -> Verdict:
+    def check(self, sparsity: float | None = None) -> Verdict:
         """Judge whether a sparsity can be reached.
 
         Args:
-            sparsity: Wanted removed fraction in [0, 1).
+            sparsity: Wanted removed fraction in [0, 1). None takes that of the pattern, where it has one only, as N:M.
 
         Raises:
-            UserError: The sparsity is out of range.
+            UserError: The sparsity is out of range, or none is given and the pattern has many.
         """
+        own = self.evidence.own
+        if sparsity is None:
+            if own is None or not own.fixed:
+                raise UserError(f"sparsity: expected a number in [0, 1); {self.pattern} has many sparsities")
+            sparsity = own.most
         if not 0 <= sparsity < 1:
             raise UserError(f"sparsity: expected a number in [0, 1) (the removed fraction), got {sparsity}")
         return judged(self, sparsity)
