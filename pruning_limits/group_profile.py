@@ -122,7 +122,7 @@ class GroupProfile(MagnitudeProfile):
         removed = self.removed(sparsity)
         return float(removed.abs().max())
 
-    def curve(self, knots: int = 4096) -> MagnitudeCurve:
+    def curve(self, knots: int = 1024) -> MagnitudeCurve:
         """Return R(s)^2 on the sparsities that the pattern allows, or on some of them; constant beyond the largest.
 
         Of N:M it is that of the pattern at every sparsity: the equation then tells how much could go at this R.

@@ -147,20 +147,27 @@ def pattern_verdict(limit: PruningLimit, sparsity: float) -> Verdict | None:
     metric = metric_at(evidence, own.most)
     cost = cost_text(evidence, limit.settings, limit.allowed)
     how = "measured" if evidence.measured else "scaled from what was measured"
-    spare, margin = _spare(limit)
+    text, margin = spare(limit)
     if limit.lower >= own.most:
-        return Verdict("achievable", f"{cost} ({how}){spare}", margin, metric)
+        return Verdict("achievable", f"{cost} ({how}){text}", margin, metric)
     again = limit.answer("re-trained")
     more = "what training brings back is unknown"
     if again.sparsity is not None:
         points = 100 * (again.sparsity - own.most)
         side = "more" if points >= 0 else "fewer"
         more = f"training may bring it back: at its R the formula lets {abs(points):.1f} points {side} go"
-    return Verdict("open", f"{cost} ({how}){spare}; {more}", margin, metric)
+    return Verdict("open", f"{cost} ({how}){text}; {more}", margin, metric)
 
 
-def _spare(limit: PruningLimit) -> tuple[str, float]:
-    """Say how far a pattern of one sparsity is from what may be lost, in sparsity of single weights."""
+def spare(limit: PruningLimit) -> tuple[str, float]:
+    """Say how far a pattern of one sparsity is from what may be lost, in sparsity of single weights.
+
+    Args:
+        limit: The limit, of such a pattern.
+
+    Returns:
+        Words, empty where nothing compares, and the distance.
+    """
     evidence = limit.evidence
     same = equivalent(evidence, limit.settings)
     if same is None:

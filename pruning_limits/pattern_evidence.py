@@ -62,3 +62,19 @@ class PatternEvidence:
             directions=None if self.directions is None else self.directions.scaled(weight_scale, curvature_scale),
             model_points=tuple(point.scaled(factor) for point in self.model_points),
         )
+
+
+def pattern_notes(own: PatternEvidence | None) -> list[str]:
+    """Say which layers a pattern leaves dense, and which of its groups are smaller.
+
+    Args:
+        own: What was computed about it; None of single weights.
+    """
+    notes = []
+    if own is not None and own.left:
+        named = "; ".join(f"{name}: {reason}" for name, reason in own.left[:3])
+        more = f"; and {len(own.left) - 3} more" if len(own.left) > 3 else ""
+        notes.append(f"{own.name} leaves {len(own.left)} layers dense ({named}{more})")
+    if own is not None and own.ragged:
+        notes.append(f"{own.ragged:,} weights are in smaller {own.name.partition(':')[0]} at the edges of layers")
+    return notes

@@ -19,6 +19,8 @@ from estimators.files import refuse_unwritable, write_bytes
 from estimators.measure import Rule
 from pruning_limits import ladder
 from pruning_limits.parts import Estimate
+from pruning_limits.pattern_names import UNSTRUCTURED
+from pruning_limits.pattern_table import section
 from pruning_limits.result import PruningLimit
 
 LARGEST = 1_000_000
@@ -54,9 +56,10 @@ def write_report(limit: PruningLimit, path: str | Path) -> None:
 def report_html(limit: PruningLimit) -> str:
     """Build the page of a limit: one HTML document without links to anything outside.
 
-    It holds the JSON form of the limit, and the formulas and words of ``PruningLimit.what_if``, ``check`` and
-    ``summary`` in JavaScript. Quadrature nodes are merged only where the page would exceed ``LARGEST`` bytes, and the
-    page then says by how much this moves the answers.
+    The page is that of single weights, with a table of the patterns that the limit was predicted for. It holds the JSON
+    form of the limit, and the formulas and words of ``PruningLimit.what_if``, ``check`` and ``summary`` in JavaScript.
+    Quadrature nodes are merged only where the page would exceed ``LARGEST`` bytes, and the page then says by how much
+    this moves the answers.
 
     Args:
         limit: A predicted limit, also one loaded from a file.
@@ -72,11 +75,13 @@ def report_html(limit: PruningLimit) -> str:
         >>> report_html(limit).startswith("<!doctype html>")
         True
     """
-    page, count = _page(limit, ""), _most_nodes(limit)
+    limit, table = limit.for_pattern(UNSTRUCTURED), section(limit)
+    limit = replace(limit, evidence=replace(limit.evidence, patterns=()))  # the table holds what is shown of them
+    page, count = _page(limit, "", table), _most_nodes(limit)
     while len(page.encode("utf-8", "replace")) > LARGEST and count > FEWEST_NODES:
         count = max(FEWEST_NODES, count // 2)
         thin = thinned(limit, count)
-        page = _page(thin, _thinning_note(limit, thin, count))
+        page = _page(thin, _thinning_note(limit, thin, count), table)
     return page
 
 
@@ -141,7 +146,7 @@ def _thinning_note(limit: PruningLimit, thin: PruningLimit, count: int) -> str:
     )
 
 
-def _page(limit: PruningLimit, thinning: str) -> str:
+def _page(limit: PruningLimit, thinning: str, patterns: str = "") -> str:
     parts = {name: (files("pruning_limits") / "page" / name).read_text(encoding="utf-8") for name in _FILES}
     script = "\n".join(parts[name] for name in _FILES if name.endswith(".js"))
     return Template(parts["template.html"]).substitute(
@@ -151,6 +156,7 @@ def _page(limit: PruningLimit, thinning: str) -> str:
         script_hash=_hash(script),
         name=html.escape(limit.evidence.origin.model),
         summary=html.escape(limit.summary()),
+        patterns=patterns,
         data=_data(limit, thinning),
     )
 

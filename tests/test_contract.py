@@ -54,8 +54,8 @@ METHODS += ["for_pattern", "to_pandas", "from_json", "epsilon_for", "weight_scal
 COMMANDS = {
     "demo": "--out",
     "predict": "--model --model-arg --checkpoint --dataset --data --loss --metric --max-drop --held-out --criterion "
-    "--mean --std --scale --no-normalise --json --plot --report --device --epsilon --l1 --l2",
-    "check": "--sparsity --limit --dense --pruned --max-drop --junit --json",
+    "--mean --std --scale --no-normalise --json --plot --report --device --epsilon --l1 --l2 --pattern",
+    "check": "--sparsity --pattern --limit --dense --pruned --max-drop --junit --json",
     "spectrum": "--model --dataset --plot",
     "report": "--out",
     "validate": "--suite --table --out --resume --jobs",

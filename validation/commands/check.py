@@ -12,6 +12,7 @@ import click
 from estimators.errors import UserError
 from estimators.files import refuse_unwritable, write_bytes
 from pruning_limits.cli import PATH, tell
+from pruning_limits.pattern_names import UNSTRUCTURED, parsed, pattern_names
 from pruning_limits.result import PruningLimit
 from validation.commands.options import allowance_options, task_options
 from validation.launch import alone
@@ -30,6 +31,7 @@ ALLOWANCE = ("criterion", "metric", "max_drop", *HELD_OUT)
 
 @click.command()
 @click.option("--sparsity", type=float, help="Wanted removed fraction in [0, 1).")
+@click.option("--pattern", help="Judge a sparsity in this pattern of the limit; of 2:4 and other N:M it is known.")
 @click.option("--limit", "limit_path", type=PATH, help="A limit written by predict --json; default: predict it.")
 @click.option("--dense", type=PATH, help="Checkpoint of the network before pruning.")
 @click.option("--pruned", type=PATH, help="Checkpoint of the pruned network, to be compared with --dense.")
@@ -41,6 +43,7 @@ ALLOWANCE = ("criterion", "metric", "max_drop", *HELD_OUT)
 @alone
 def check(
     sparsity: float | None,
+    pattern: str | None,
     limit_path: Path | None,
     dense: Path | None,
     pruned: Path | None,
@@ -57,12 +60,17 @@ def check(
             refuse_unwritable(path)
     if limit_path is not None:
         _refuse_second_allowance(options, of_pruned=pruned is not None)
-    if sparsity is not None and dense is None and pruned is None:
-        if not 0 <= sparsity < 1:
+    names = pattern_names(pattern or UNSTRUCTURED)
+    if (sparsity is not None or parsed(names[0]).fixed) and dense is None and pruned is None:
+        if sparsity is not None and not 0 <= sparsity < 1:
             raise UserError(f"sparsity: expected a number in [0, 1) (the removed fraction), got {sparsity}")
         if limit_path is None and options["model_name"] is None:
             raise click.UsageError("give --limit FILE, or --model, --checkpoint and --dataset or --data")
-        limit = _predicted(options) if limit_path is None else PruningLimit.from_json(limit_path)
+        if limit_path is None:
+            limit = _predicted(options | {"pattern": names})
+        else:
+            limit = PruningLimit.from_json(limit_path)
+            limit = limit if pattern is None else limit.for_pattern(pattern)
         answer = limit.check(sparsity)
     elif sparsity is None and dense is not None and pruned is not None:
         if options["checkpoint"] is not None:

@@ -20,6 +20,11 @@ from validation.launch import shared
 @click.option("--curvature", type=click.Choice(["hessian", "ggn"]), default="hessian", show_default=True)
 @click.option("--tolerance", type=float, default=0.005, show_default=True, help="Wanted half-width, in sparsity.")
 @click.option("--no-measure", is_flag=True, help="Do not measure what one-shot pruning achieves.")
+@click.option(
+    "--pattern",
+    multiple=True,
+    help="unstructured, 2:4 or another N:M, blocks:16x1, channels or heads; repeat it. The first one's limit is told.",
+)
 @click.option("--target", type=float, help="Sparsity in [0, 1) to be judged in the last line.")
 @click.option("--json", "json_path", type=PATH, help="Write the limit as JSON, .json.")
 @click.option("--plot", "plot_path", type=PATH, help="Write the figure, .png, .pdf, .svg ...")
