@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pruning_limits.model_points import ModelPoint
     from pruning_limits.pattern_evidence import PatternEvidence
     from pruning_limits.result import PruningLimit
+    from pruning_limits.saving import Saving
     from pruning_limits.settings import Settings
 
 
@@ -49,7 +50,9 @@ class Evidence:
         origin: Of what, by what and when.
         patterns: What was computed about patterns of pruning, that of single weights among them; empty where no other
             was asked for.
-        pattern: The one that ``curve``, ``already_removed``, ``directions``, ``points`` and ``model_points`` are of.
+        pattern: The one that ``curve``, ``already_removed``, ``directions``, ``points``, ``model_points`` and
+            ``savings`` are of.
+        savings: What is left of the network, by rising sparsity.
     """
 
     parameters: int
@@ -70,6 +73,7 @@ class Evidence:
     origin: Origin
     patterns: tuple[PatternEvidence, ...] = ()
     pattern: str = UNSTRUCTURED
+    savings: tuple[Saving, ...] = ()
 
     @property
     def own(self) -> PatternEvidence | None:
@@ -97,6 +101,7 @@ class Evidence:
             directions=row.directions,
             points=row.points,
             model_points=row.model_points,
+            savings=row.savings,
         )
 
     def scaled(self, weight_scale: float, curvature_scale: float) -> Evidence:
@@ -200,6 +205,6 @@ def _layer_table(evidence: Evidence, profile: MagnitudeProfile, sparsity: float)
     most = sparsity if evidence.own is None else min(sparsity, evidence.own.most)
     removed = {name: 1 - int(mask.sum()) / mask.numel() for name, mask in profile.masks(most).items()}
     return tuple(
-        Layer(row.name, row.weights, row.norm, row.trace, row.trace_error, sparsity=removed[row.name])
+        Layer(row.name, row.weights, row.norm, row.trace, row.trace_error, sparsity=removed[row.name], macs=row.macs)
         for row in evidence.layers
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,10 +13,7 @@ from torch import Tensor
 from estimators import UserError
 from estimators.vectors import flatten, named
 from pruning_limits.magnitude_curve import Floats, MagnitudeCurve
-
-if TYPE_CHECKING:
-    from pruning_limits.groups import Groups
-    from pruning_limits.patterns import Matrix
+from pruning_limits.structure import Structure
 
 
 def removed_count(sparsity: float, dimension: int) -> int:
@@ -50,9 +46,7 @@ class MagnitudeProfile:
 
     Attributes:
         dimension: Number D of weights.
-        patterns: Which weights go together, by the name of a pattern; of N:M and blocks it is known of none where the
-            layers are not.
-        layers: How the parameters act as matrices, by name; see ``patterns.matrices``.
+        structure: What is known of the network that they belong to.
 
     Example:
         >>> profile = MagnitudeProfile({"w": torch.tensor([3.0, -1.0, 2.0, 0.5])})
@@ -64,8 +58,7 @@ class MagnitudeProfile:
         self.weights = {name: weight.detach().clone() for name, weight in weights.items()}
         self.vector = flatten(list(self.weights.values()))
         self.dimension = self.vector.numel()
-        self.patterns: Mapping[str, Groups] = {}
-        self.layers: Mapping[str, Matrix] = {}
+        self.structure = Structure()
         if not self.vector.isfinite().all():
             raise UserError("model: some weights are NaN or infinite")
         if not self.vector.any():

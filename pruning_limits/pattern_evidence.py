@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from pruning_limits.magnitude_curve import MagnitudeCurve
     from pruning_limits.measured import Point
     from pruning_limits.model_points import ModelPoint
+    from pruning_limits.saving import Saving
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +30,7 @@ class PatternEvidence:
         ragged: Number of weights in groups that are smaller than the pattern's.
         directions: Of single weights, where the removed ones point; None of others.
         model_points: Of single weights, the quadratic model along the removed ones; empty of others.
+        savings: What is left of the network, by rising sparsity.
     """
 
     name: str
@@ -41,6 +43,7 @@ class PatternEvidence:
     ragged: int = 0
     directions: Directions | None = None
     model_points: tuple[ModelPoint, ...] = ()
+    savings: tuple[Saving, ...] = ()
 
     @property
     def fixed(self) -> bool:

@@ -13,7 +13,7 @@ from pruning_limits.one_shot import PairedDifferences
 from pruning_limits.pattern_evidence import PatternEvidence
 from pruning_limits.pattern_names import UNSTRUCTURED
 from pruning_limits.pattern_points import pattern_points
-from pruning_limits.patterns import groups_of, matrices
+from pruning_limits.savings import savings_of
 
 if TYPE_CHECKING:
     from pruning_limits.dense_network import DenseNetwork
@@ -37,6 +37,7 @@ class Patterns:
 
     def beside(self, evidence: Evidence) -> Evidence:
         """Return the evidence of single weights with that of the patterns beside it; unchanged where there are none."""
+        evidence = replace(evidence, savings=savings_of(self.profile))
         return with_patterns(evidence, self.rows) if self.rows else evidence
 
 
@@ -58,29 +59,25 @@ def with_patterns(evidence: Evidence, rows: tuple[PatternEvidence, ...]) -> Evid
         groups=evidence.parameters,
         directions=evidence.directions,
         model_points=evidence.model_points,
+        savings=evidence.savings,
     )
     return replace(evidence, patterns=(single, *rows))
 
 
 def gather_patterns(dense: DenseNetwork, drop: PairedDifferences | None, bar: Bar, asked: Settings) -> Patterns:
-    """Group the weights of a network in every pattern that is asked for, and measure one-shot pruning in it.
+    """Measure one-shot pruning in every pattern that is asked for.
 
     Args:
-        dense: The network.
+        dense: The network; the structure of its weights holds the groups.
         drop: Its metric, or None.
         bar: What may be lost.
         asked: What is asked for.
-
-    Raises:
-        UserError: A pattern fits no layer, or needs a package that is missing.
     """
-    profile, objective, samples = dense.profile, dense.losses.objective, 0
-    names = [name for name in asked.pattern if name != UNSTRUCTURED]
-    profile.layers = matrices(objective.model, profile.weights)
-    profile.patterns = {name: groups_of(name, objective) for name in names}
+    profile, samples = dense.profile, 0
     rows = []
-    for name in names:
-        of_groups = GroupProfile(profile.weights, profile.patterns[name])
+    for groups in profile.structure.groups.values():
+        of_groups = GroupProfile(profile.weights, groups)
+        of_groups.structure = profile.structure
         points: tuple[Point, ...] = ()
         if asked.measure:
             rise = PairedDifferences(dense.draws, of_groups, (dense.losses.values, dense.losses.sizes))
@@ -111,4 +108,5 @@ def pattern_row(profile: GroupProfile, points: tuple[Point, ...] = ()) -> Patter
         groups=groups.count,
         left=tuple(groups.left.items()),
         ragged=groups.ragged,
+        savings=savings_of(profile),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -58,8 +59,8 @@ def profile_for(limit: PruningLimit, model: nn.Module, weights: Mapping[str, Ten
     pattern = parsed(limit.pattern)
     if pattern.name == UNSTRUCTURED:
         return MagnitudeProfile(weights)
-    if limit.profile is not None and limit.pattern in limit.profile.patterns:
-        return GroupProfile(weights, limit.profile.patterns[limit.pattern])
+    if limit.profile is not None and limit.pattern in limit.profile.structure.groups:
+        return GroupProfile(weights, limit.profile.structure.groups[limit.pattern])
     if pattern.kind in ("channels", "heads"):
         raise UserError(f"prune: this limit holds no groups of {limit.pattern}; predict it again in this process")
     return GroupProfile(weights, _grouped(pattern, weights, matrices(model, weights)))
@@ -69,17 +70,19 @@ def _single(profile: MagnitudeProfile) -> MagnitudeProfile:
     if not isinstance(profile, GroupProfile):
         return profile
     single = MagnitudeProfile(profile.weights)
-    single.patterns, single.layers = profile.patterns, profile.layers
+    single.structure = profile.structure
     return single
 
 
 def _profile(single: MagnitudeProfile, name: str) -> MagnitudeProfile:
     if name == UNSTRUCTURED:
         return single
-    if name not in single.patterns:
-        single.patterns = {**single.patterns, name: _grouped(parsed(name), single.weights, single.layers)}
-    result = GroupProfile(single.weights, single.patterns[name])
-    result.patterns, result.layers = single.patterns, single.layers
+    known = single.structure
+    if name not in known.groups:
+        groups = _grouped(parsed(name), single.weights, known.matrices)
+        known = single.structure = replace(known, groups={**known.groups, name: groups})
+    result = GroupProfile(single.weights, known.groups[name])
+    result.structure = known
     return result
 
 

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from pruning_limits.pattern_evidence import PatternEvidence
     from pruning_limits.result import PruningLimit
 
-COLUMNS = ("pattern", "removes at most", "pruned, nothing else", "formula, re-trained", "the paper's formula")
+COLUMNS = ("pattern", "removes at most", "pruned, nothing else")
+FORMULAS = ("formula, re-trained", "the paper's formula")
 NOTHING = "-"
 
 
@@ -29,7 +30,9 @@ class PatternRow:
         alone: What pruning in it reaches alone, with its interval; of one sparsity, whether it holds, and the margin.
         retrained: What the formula with the GGN says at its R.
         formula: What the paper's formula says at its R.
-        metric: Mean metric there, or None where there is none.
+        metric: Mean metric of the network that is pruned alone, of one sparsity of that one; None without a metric.
+        macs: Share of the multiply-accumulates that it keeps.
+        bytes: Share of the bytes, in the format of the pattern.
     """
 
     pattern: str
@@ -38,6 +41,8 @@ class PatternRow:
     retrained: str
     formula: str
     metric: str | None
+    macs: str
+    bytes: str
 
 
 def pattern_rows(limit: PruningLimit) -> list[PatternRow]:
@@ -65,7 +70,22 @@ def _row(limit: PruningLimit, own: PatternEvidence) -> PatternRow:
         retrained=_formula(answer.answer("re-trained"), own),
         formula=_formula(answer.answer("formula"), own),
         metric=None if limit.metric is None else metric_text(limit, metric),
+        macs=_left(answer, own, "macs"),
+        bytes=_left(answer, own, "bytes"),
     )
+
+
+def _left(limit: PruningLimit, own: PatternEvidence, quantity: str) -> str:
+    """Say which share of the dense network's stays where pruning alone reaches, or at the one sparsity."""
+    reached = own.most if own.fixed else limit.answer("one-shot").sparsity
+    if reached is None or not limit.evidence.savings:
+        return NOTHING
+    dense, there = limit.saving(0.0), limit.saving(reached)
+    whole = dense.dense_bytes if quantity == "bytes" else getattr(dense, quantity)
+    left = getattr(there, quantity)
+    if left is None or not whole:
+        return NOTHING
+    return f"{100 * left / whole:.0f} %"
 
 
 def _alone(limit: PruningLimit, answer: Answer, own: PatternEvidence) -> str:
@@ -99,9 +119,14 @@ def cells(limit: PruningLimit) -> tuple[list[str], list[list[str]]]:
         limit: A limit.
     """
     rows = pattern_rows(limit)
-    columns = [*COLUMNS[:3], *([] if limit.metric is None else [f"{limit.metric} there"]), *COLUMNS[3:]]
+    metric = [] if limit.metric is None else [f"{limit.metric} there"]
+    columns = [*COLUMNS, *metric, "MACs", "bytes", *FORMULAS]
     lines = [
-        [row.pattern, row.most, row.alone, *([] if row.metric is None else [row.metric]), row.retrained, row.formula]
+        [
+            *(row.pattern, row.most, row.alone),
+            *([] if row.metric is None else [row.metric]),
+            *(row.macs, row.bytes, row.retrained, row.formula),
+        ]
         for row in rows
     ]
     return columns, lines
@@ -148,5 +173,6 @@ def section(limit: PruningLimit) -> str:
 EXPLANATION = (
     "The formulas take the norm of what a pattern removes and the same spectrum. A pattern of one sparsity, such as "
     "2:4, is compared there: points to spare are those that more could go at its norm. What pruning alone spares is "
-    "counted in single weights. This table does not follow the sliders."
+    "counted in single weights. Multiply-accumulates and bytes are what stays there of the dense network's; bytes can "
+    "be more, as compressed rows of single weights hold their places. This table does not follow the sliders."
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,7 @@ from pruning_limits.evidence import Evidence, solve
 from pruning_limits.ladder import details, html, judged, ladder
 from pruning_limits.parts import Cost, Layer, Sharpness
 from pruning_limits.pattern_names import UNSTRUCTURED, parsed
+from pruning_limits.saving import Budget, Saving, saving_at
 from pruning_limits.serial import fields_of, read_plain, to_plain
 from pruning_limits.settings import Settings, checked
 
@@ -28,7 +30,9 @@ if TYPE_CHECKING:
     from pandas import DataFrame
     from torch import Tensor, nn
 
+    from estimators.objective import LossFunction
     from pruning_limits.magnitude import MagnitudeProfile
+    from pruning_limits.shrinking import Timing
 
 Value = TypeVar("Value")
 FORMAT = "pruning-limit/5"
@@ -308,6 +312,65 @@ class PruningLimit:
     def curvature_scale_for(self, sparsity: float) -> float:
         """Return the factor on the curvature that would make a sparsity the isotropic limit, the weights held fixed."""
         return self.epsilon / self.epsilon_for(sparsity)
+
+    def saving(self, sparsity: float) -> Saving:
+        """Return what is left of the network at a sparsity of the pattern: parameters, multiply-accumulates, bytes.
+
+        Args:
+            sparsity: Removed fraction of the prunable weights.
+
+        Returns:
+            Linear between stored sparsities.
+
+        Raises:
+            UserError: The sparsity is beyond what the pattern removes.
+        """
+        return saving_at(self.evidence.savings, sparsity)
+
+    def for_budget(
+        self,
+        macs: float | None = None,
+        bytes: float | None = None,
+        parameters: float | None = None,
+        latency: float | None = None,
+        timings: Sequence[Timing] = (),
+    ) -> Budget:
+        """Return the least sparsity of the pattern that meets a budget, what is left there, and whether it is reached.
+
+        Args:
+            macs: Share of the dense network's multiply-accumulates that may remain, in (0, 1).
+            bytes: Share of its size, in the format of the pattern.
+            parameters: Share of its parameters.
+            latency: Share of its measured time, see ``timings``.
+            timings: What ``latency`` returned.
+
+        Raises:
+            UserError: Not exactly one budget is given, or the pattern cannot meet it; the nearest that it can is named.
+        """
+        from pruning_limits.budgets import budget_of
+
+        shares = {"macs": macs, "bytes": bytes, "parameters": parameters, "latency": latency}
+        return budget_of(self, shares, timings)
+
+    def shrink(
+        self, model: nn.Module, loader: Iterable[Any], sparsity: float, loss_fn: LossFunction | None = None
+    ) -> nn.Module:
+        """Return a copy of a network that is physically smaller by the channels that go; see ``shrinking.shrunk``."""
+        from pruning_limits.shrinking import shrunk
+
+        return shrunk(self, model, loader, sparsity, loss_fn)
+
+    def latency(
+        self,
+        model: nn.Module,
+        loader: Iterable[Any],
+        sparsities: Sequence[float] = (0.25, 0.5, 0.75),
+        loss_fn: LossFunction | None = None,
+    ) -> tuple[Timing, ...]:
+        """Time the dense network and physically smaller ones on a batch, on this machine; see ``shrinking.timings``."""
+        from pruning_limits.shrinking import timings
+
+        return timings(self, model, loader, sparsities, loss_fn)
 
     def check(self, sparsity: float | None = None) -> Verdict:
         """Judge whether a sparsity can be reached.

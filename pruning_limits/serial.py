@@ -24,13 +24,14 @@ from pruning_limits.model_points import ModelPoint
 from pruning_limits.parts import Cost, Dense, Estimate, Layer, LayerCurvature, Origin, Sharpness
 from pruning_limits.pattern_evidence import PatternEvidence
 from pruning_limits.pattern_names import UNSTRUCTURED, pattern_names
+from pruning_limits.saving import Saving
 from pruning_limits.settings import Settings
 
 MOST_BYTES = 64 << 20
 INFINITE = math.inf
 ENDS = ("sparsity", "low", "high")
 RUNGS, BASES, ORIGINS = get_args(Rung), get_args(Basis), ("batch-std", "number", "max-drop")
-Row = TypeVar("Row", Sharpness, Cost, Layer, LayerCurvature, Dense, Origin, Point, ModelPoint)
+Row = TypeVar("Row", Sharpness, Cost, Layer, LayerCurvature, Dense, Origin, Point, ModelPoint, Saving)
 
 
 def to_plain(value: Any) -> Any:
@@ -197,6 +198,7 @@ def _evidence(plain: dict[str, Any]) -> Evidence:
         origin=_row(Origin, plain["origin"]),
         patterns=patterns,
         pattern=pattern,
+        savings=_savings(plain["savings"]),
     )
 
 
@@ -217,9 +219,17 @@ def _patterns(rows: list[dict[str, Any]], unknown: bool) -> tuple[PatternEvidenc
             ragged=int(row["ragged"]),
             directions=None if unknown or name != UNSTRUCTURED else _directions(row["directions"]),
             model_points=tuple(_row(ModelPoint, point) for point in row["model_points"]),
+            savings=_savings(row["savings"]),
         )
         for name, row in zip(names, rows, strict=True)
     )
+
+
+def _savings(rows: list[dict[str, Any]]) -> tuple[Saving, ...]:
+    savings = tuple(_row(Saving, row) for row in rows)
+    if list(savings) != sorted(savings, key=_by_sparsity):
+        raise ValueError("savings are not sorted by sparsity")
+    return savings
 
 
 def _curve(plain: dict[str, Any]) -> MagnitudeCurve:
@@ -239,8 +249,8 @@ def _points(rows: list[dict[str, Any]], of_metric: bool) -> tuple[Point, ...]:
     return points
 
 
-def _by_sparsity(point: Point) -> float:
-    return point.sparsity
+def _by_sparsity(row: Point | Saving) -> float:
+    return row.sparsity
 
 
 def _directions(plain: dict[str, Any]) -> Directions:

@@ -43,7 +43,7 @@ def test_rows_tell_groups_and_what_is_left(limit):
 
 
 def test_the_pattern_comes_beside_what_is_there(limit):
-    profile = GroupProfile(limit.profile.weights, limit.profile.patterns["channels"])
+    profile = GroupProfile(limit.profile.weights, limit.profile.structure.groups["channels"])
     row = dataclasses.replace(pattern_row(profile), name="heads")
     names = [row.name for row in with_patterns(limit.evidence, (row,)).patterns]
     assert names == ["unstructured", "1:2", "blocks:3x1", "channels", "heads"]
