@@ -34,6 +34,7 @@ from pruning_limits.progress import Progress
 from pruning_limits.quadratic import QuadraticRise, quadratic_limit
 from pruning_limits.removed_directions import removed_directions
 from pruning_limits.settings import Settings
+from pruning_limits.source import Source
 from pruning_limits.states import DIFFERENT_RANKS, fingerprint
 from pruning_limits.stopping import STOPPING
 from pruning_limits.structure import structure_of
@@ -68,7 +69,7 @@ def gather(subject: Subject, asked: Settings, progress: Progress, checkpoint: st
     dense = DenseNetwork(subject, asked)
     with together(lambda: {DIFFERENT_RANKS: fingerprint(dense.losses.objective, dense.losses.values, dense.settings)}):
         pass  # before anything is evaluated at weights that depend on the arguments
-    dense.profile.structure = structure_of(dense.draws[0], asked.pattern)
+    dense.profile.structure = structure_of(dense.draws[0], asked.pattern, Source(subject))
     drop = None if subject.metric is None else dense.metric(subject, asked)
     rise = PairedDifferences(dense.draws, dense.profile, (dense.losses.values, dense.losses.sizes))
     network = dense.described(drop)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from pruning_limits.parts import Estimate
     from pruning_limits.result import PruningLimit
+    from pruning_limits.sensitivity import LayerSensitivity
 
 BLUE, ORANGE, GREEN, GREY, BLACK, PURPLE = "#0072b2", "#d55e00", "#009e73", "#666666", "#000000", "#a2467c"
 SPARSITY = "sparsity (removed fraction)"
@@ -288,6 +289,53 @@ def plot_layers(limit: PruningLimit, ax: Axes | None = None) -> Axes:
     ax.grid(axis="x", alpha=0.25)
     ax.legend(fontsize=8)
     return ax
+
+
+def plot_sensitivities(rows: Sequence[LayerSensitivity], ax: Axes | None = None) -> Axes:
+    """Draw what every layer loses when it alone is pruned, with two paired standard errors.
+
+    Args:
+        rows: What ``limit.layers(measured=True)`` returned, at least one.
+        ax: Where to draw; None draws on a figure of its own, ``.figure`` of the axes.
+
+    Returns:
+        The axes: one line per layer, the most sensitive on top, one mark per sparsity.
+
+    Raises:
+        UserError: There are no rows.
+    """
+    if not rows:
+        raise UserError("rows: expected measured layers, as limit.layers(measured=True) returns them, got none")
+    ax = _axes(ax, (7.0, 1.5 + 0.25 * len(rows)))
+    most = max(len(row.points) for row in rows)
+    for place, colour in zip(range(most), (GREEN, BLUE, ORANGE, PURPLE, GREY, BLACK), strict=False):
+        measured = [(level, row.points[place]) for level, row in enumerate(rows) if len(row.points) > place]
+        finite = [(level, point) for level, point in measured if math.isfinite(point.rise)]
+        share = measured[0][1].sparsity
+        ax.errorbar(
+            [point.rise for _, point in finite],
+            [level for level, _ in finite],
+            xerr=[2 * point.rise_error for _, point in finite],
+            fmt="o",
+            color=colour,
+            markersize=4,
+            label=f"{100 * share:.0f} % of the layer removed",
+        )
+    ax.set_yticks(range(len(rows)), [f"{row.name} ({row.weights:,})" for row in rows], fontsize=8)
+    ax.invert_yaxis()
+    ax.set(xlabel="rise of the loss", title="Every layer pruned alone, the others dense")
+    ax.set_xscale("symlog", linthresh=_least_rise(rows))
+    ax.grid(axis="x", alpha=0.25)
+    ax.legend(fontsize=8)
+    return ax
+
+
+def _least_rise(rows: Sequence[LayerSensitivity]) -> float:
+    """Return a rise below which the axis is linear: the median of all errors, or a hundredth of the largest rise."""
+    points = [point for row in rows for point in row.points if math.isfinite(point.rise)]
+    error = float(np.median([point.rise_error for point in points])) if points else 0.0
+    largest = max((abs(point.rise) for point in points), default=0.0)
+    return max(error, largest / 100, 1e-12)
 
 
 def plot_spectrum(measure: SpectralMeasure, ax: Axes | None = None) -> Axes:

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import html
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, astuple, replace
 from importlib.resources import files
 from pathlib import Path
@@ -17,10 +18,9 @@ import numpy as np
 from estimators import SpectralMeasure
 from estimators.files import refuse_unwritable, write_bytes
 from estimators.measure import Rule
-from pruning_limits import ladder
+from pruning_limits import ladder, layer_report, pattern_table
 from pruning_limits.parts import Estimate
 from pruning_limits.pattern_names import UNSTRUCTURED
-from pruning_limits.pattern_table import section
 from pruning_limits.result import PruningLimit
 
 LARGEST = 1_000_000
@@ -75,13 +75,14 @@ def report_html(limit: PruningLimit) -> str:
         >>> report_html(limit).startswith("<!doctype html>")
         True
     """
-    limit, table = limit.for_pattern(UNSTRUCTURED), section(limit)
+    sections = {"patterns": pattern_table.section(limit), "sensitivities": layer_report.section(limit)}
+    limit = limit.for_pattern(UNSTRUCTURED)
     limit = replace(limit, evidence=replace(limit.evidence, patterns=()))  # the table holds what is shown of them
-    page, count = _page(limit, "", table), _most_nodes(limit)
+    page, count = _page(limit, "", sections), _most_nodes(limit)
     while len(page.encode("utf-8", "replace")) > LARGEST and count > FEWEST_NODES:
         count = max(FEWEST_NODES, count // 2)
         thin = thinned(limit, count)
-        page = _page(thin, _thinning_note(limit, thin, count), table)
+        page = _page(thin, _thinning_note(limit, thin, count), sections)
     return page
 
 
@@ -146,7 +147,7 @@ def _thinning_note(limit: PruningLimit, thin: PruningLimit, count: int) -> str:
     )
 
 
-def _page(limit: PruningLimit, thinning: str, patterns: str = "") -> str:
+def _page(limit: PruningLimit, thinning: str, sections: Mapping[str, str]) -> str:
     parts = {name: (files("pruning_limits") / "page" / name).read_text(encoding="utf-8") for name in _FILES}
     script = "\n".join(parts[name] for name in _FILES if name.endswith(".js"))
     return Template(parts["template.html"]).substitute(
@@ -156,7 +157,7 @@ def _page(limit: PruningLimit, thinning: str, patterns: str = "") -> str:
         script_hash=_hash(script),
         name=html.escape(limit.evidence.origin.model),
         summary=html.escape(limit.summary()),
-        patterns=patterns,
+        **sections,
         data=_data(limit, thinning),
     )
 

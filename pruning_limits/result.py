@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import numpy as np
 
@@ -32,10 +32,12 @@ if TYPE_CHECKING:
 
     from estimators.objective import LossFunction
     from pruning_limits.magnitude import MagnitudeProfile
+    from pruning_limits.sensitivity import LayerSensitivity
     from pruning_limits.shrinking import Timing
 
 Value = TypeVar("Value")
 FORMAT = "pruning-limit/5"
+LAYER_SPARSITIES, LAYER_SAMPLES = (0.5, 0.7, 0.9), 2048
 LEAST_LOGARITHM, LARGEST_SCALE = -700.0, 1e50
 
 
@@ -151,9 +153,37 @@ class PruningLimit:
             raise UserError(f"rung: expected one of {', '.join(rungs)}, got {rung!r}")
         return rungs[rung]
 
-    def layers(self) -> list[Layer]:
-        """Return the per-layer table in the model's order."""
-        return list(self.layer_table)
+    @overload
+    def layers(self, measured: Literal[False] = False) -> list[Layer]: ...
+
+    @overload
+    def layers(
+        self, measured: Literal[True], sparsities: Sequence[float] = ..., samples: int | None = ...
+    ) -> list[LayerSensitivity]: ...
+
+    def layers(
+        self,
+        measured: bool = False,
+        sparsities: Sequence[float] = LAYER_SPARSITIES,
+        samples: int | None = LAYER_SAMPLES,
+    ) -> list[Layer] | list[LayerSensitivity]:
+        """Return the per-layer table in the model's order, or what every layer loses alone, the most sensitive first.
+
+        Args:
+            measured: Prune every layer alone, in the pattern of the limit, and measure what criterion and metric lose,
+                see ``sensitivity.layer_sensitivities``. The page that is written afterwards shows it.
+            sparsities: Removed shares of a layer in (0, 1].
+            samples: Size of the random draw that is measured on; None takes all data.
+
+        Raises:
+            UserError: The network and its data are not at hand, as in a limit from a file, or a pattern of channels or
+                heads is measured.
+        """
+        if not measured:
+            return list(self.layer_table)
+        from pruning_limits.layer_report import measured_layers
+
+        return measured_layers(self, sparsities, samples)
 
     def mask(self, sparsity: float) -> dict[str, Tensor]:
         """Return global magnitude masks by parameter name, True where kept, with the exact count.

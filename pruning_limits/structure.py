@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from estimators import Objective
     from pruning_limits.groups import Groups
     from pruning_limits.patterns import Matrix
+    from pruning_limits.source import Source
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,6 +25,7 @@ class Structure:
         others: Number of its parameters that are not prunable.
         other_bytes: Their size.
         groups: Which weights go together, by the name of a pattern.
+        source: The network and its data, where they are at hand.
     """
 
     matrices: Mapping[str, Matrix] = field(default_factory=dict)
@@ -31,14 +33,16 @@ class Structure:
     others: int = 0
     other_bytes: int = 0
     groups: Mapping[str, Groups] = field(default_factory=dict)
+    source: Source | None = None
 
 
-def structure_of(objective: Objective, patterns: Sequence[str] = ()) -> Structure:
+def structure_of(objective: Objective, patterns: Sequence[str] = (), source: Source | None = None) -> Structure:
     """Return what is known of the network of an objective, from a forward pass of one batch.
 
     Args:
         objective: Network and data.
         patterns: Names of patterns whose groups are wanted.
+        source: The network and its data, which are to be kept.
 
     Raises:
         UserError: A pattern fits no layer, or needs a package that is missing.
@@ -53,4 +57,5 @@ def structure_of(objective: Objective, patterns: Sequence[str] = ()) -> Structur
         others=sum(parameter.numel() for parameter in fixed),
         other_bytes=sum(parameter.numel() * parameter.element_size() for parameter in fixed),
         groups={name: groups_of(name, objective) for name in patterns if name != UNSTRUCTURED},
+        source=source,
     )
