@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from estimators.objective import LossFunction
+    from pruning_limits.exports import LayerRatios
     from pruning_limits.magnitude import MagnitudeProfile
     from pruning_limits.sensitivity import LayerSensitivity
     from pruning_limits.shrinking import Timing
@@ -401,6 +402,12 @@ class PruningLimit:
         from pruning_limits.shrinking import timings
 
         return timings(self, model, loader, sparsities, loss_fn)
+
+    def ratios(self, sparsity: float) -> LayerRatios:
+        """Return what goes of every layer at a sparsity, in the forms of other tools; see ``exports.LayerRatios``."""
+        from pruning_limits.exports import ratios_of
+
+        return ratios_of(self, sparsity)
 
     def check(self, sparsity: float | None = None) -> Verdict:
         """Judge whether a sparsity can be reached.
