@@ -186,11 +186,13 @@ class PruningLimit:
 
         return measured_layers(self, sparsities, samples)
 
-    def mask(self, sparsity: float) -> dict[str, Tensor]:
+    def mask(self, sparsity: float | None = None) -> dict[str, Tensor]:
         """Return global magnitude masks by parameter name, True where kept, with the exact count.
 
+        In a pattern of groups the count is the least that the pattern allows and that removes as much or more.
+
         Args:
-            sparsity: Removed fraction in [0, 1].
+            sparsity: Removed fraction in [0, 1]. None takes that of the pattern, where it has one only, as N:M.
 
         Raises:
             UserError: The limit was loaded from a file or its weights were scaled, so that it holds none.
@@ -199,14 +201,14 @@ class PruningLimit:
             raise UserError(
                 "mask: this limit holds no weights (it was loaded or scaled); use MagnitudeProfile(weights)"
             )
-        return self.profile.masks(sparsity)
+        return self.profile.masks(self._only(sparsity))
 
-    def prune(self, model: nn.Module, sparsity: float) -> nn.Module:
+    def prune(self, model: nn.Module, sparsity: float | None = None) -> nn.Module:
         """Return a copy of a model with the smallest of the prunable weights set to zero, the exact count of them.
 
         Args:
             model: The network that the limit was predicted for, or one of the same layers.
-            sparsity: Removed fraction in [0, 1].
+            sparsity: Removed fraction in [0, 1]. None takes that of the pattern, where it has one only, as N:M.
 
         Raises:
             UserError: The model lacks a prunable parameter, or has another number of prunable weights.
@@ -218,7 +220,7 @@ class PruningLimit:
             model,
             self.settings.parameters,
             self.parameters,
-            sparsity,
+            self._only(sparsity),
             lambda weights: profile_for(self, model, weights),
         )
 
@@ -418,14 +420,19 @@ class PruningLimit:
         Raises:
             UserError: The sparsity is out of range, or none is given and the pattern has many.
         """
-        own = self.evidence.own
-        if sparsity is None:
-            if own is None or not own.fixed:
-                raise UserError(f"sparsity: expected a number in [0, 1); {self.pattern} has many sparsities")
-            sparsity = own.most
+        sparsity = self._only(sparsity)
         if not 0 <= sparsity < 1:
             raise UserError(f"sparsity: expected a number in [0, 1) (the removed fraction), got {sparsity}")
         return judged(self, sparsity)
+
+    def _only(self, sparsity: float | None) -> float:
+        """Return a sparsity; None is that of a pattern that has one only."""
+        own = self.evidence.own
+        if sparsity is not None:
+            return sparsity
+        if own is None or not own.fixed:
+            raise UserError(f"sparsity: expected a number in [0, 1); {self.pattern} has many sparsities")
+        return own.most
 
     def __repr__(self) -> str:
         rungs = ", ".join(

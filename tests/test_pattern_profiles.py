@@ -50,6 +50,14 @@ def test_a_copy_is_pruned_by_its_own_weights(limit, pattern):
         assert not kept.all()
 
 
+def test_a_pattern_of_one_sparsity_needs_none(limit):
+    own, model = limit.for_pattern("1:2"), network()
+    assert all(torch.equal(own.mask()[name], mask) for name, mask in own.mask(0.5).items())
+    assert torch.equal(own.prune(model)[0].weight, own.prune(model, 0.5)[0].weight)
+    with pytest.raises(UserError, match=r"^sparsity: expected a number in \[0, 1\); channels has many sparsities$"):
+        limit.for_pattern("channels").mask()
+
+
 def test_a_pattern_that_was_not_asked_for_is_not_measured_but_compared(limit):
     own = limit.for_pattern("blocks:3x1")
     assert own.achieved is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,8 +21,10 @@ from validation.launch import alone
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from estimators import Objective
     from pruning_limits.answers import Verdict
     from pruning_limits.gate import Comparison
+    from pruning_limits.groups import Groups
     from pruning_limits.metrics import Metric
     from validation.commands.task import Task
 
@@ -75,7 +78,7 @@ def check(
     elif sparsity is None and dense is not None and pruned is not None:
         if options["checkpoint"] is not None:
             raise click.UsageError("--dense names the weights; leave out --checkpoint")
-        limit, answer = _comparison(limit_path, pruned, options | {"checkpoint": dense})
+        limit, answer = _comparison(limit_path, pruned, options | {"checkpoint": dense}, pattern)
     else:
         raise click.UsageError("give either --sparsity, or --dense and --pruned")
     if junit_path is not None or markdown_path is not None:
@@ -100,10 +103,11 @@ def _predicted(options: dict[str, Any]) -> PruningLimit:
     return predicted(task, **options)
 
 
-def _comparison(limit_path: Path | None, pruned: Path, options: dict[str, Any]) -> tuple[PruningLimit, Comparison]:
+def _comparison(
+    limit_path: Path | None, pruned: Path, options: dict[str, Any], pattern: str | None
+) -> tuple[PruningLimit, Comparison]:
     from pruning_limits.gate import compare
     from pruning_limits.metric_drop import MetricDrop
-    from pruning_limits.state_dicts import load_weights
     from validation.commands.prediction import predicted, taken_task
     from validation.commands.task import note
 
@@ -112,20 +116,54 @@ def _comparison(limit_path: Path | None, pruned: Path, options: dict[str, Any]) 
     asked = None if limit is None else _asked_metric(limit, task, options["metric"], options["max_drop"])
     note(task.text())
     if limit is None:
-        limit = predicted(task, **options)
+        wanted = () if pattern is None else (UNSTRUCTURED, *pattern_names(pattern))
+        limit = predicted(task, **options, pattern=wanted)
         asked = _asked_metric(limit, task, options["metric"], limit.max_drop)
+    limit = limit.for_pattern(UNSTRUCTURED)
     parameters = list(limit.settings.parameters)
     if limit.criterion == "loss":
         task = replace(task, penalty=None)
     before = task.objective(parameters)
     weights, value = {name: weight.clone() for name, weight in before.chosen.items()}, before.value()
     values = None if asked is None else asked.values(task, parameters)
-    note(load_weights(task.model, pruned))
+    groups = _groups(limit, before, pattern)
+    task, pruned_weights = _pruned(task, before, groups, pruned)
     after = task.objective(parameters)
     drop = None
     if asked is not None and values is not None:
         drop = MetricDrop.between(values, asked.values(task, parameters), asked.max_drop, asked.name)
-    return limit, compare(limit, weights, after.chosen, value, after.value(), drop)
+    pruned_weights = pruned_weights or after.chosen
+    return limit, compare(limit, weights, pruned_weights, value, after.value(), drop, groups, pattern)
+
+
+def _groups(limit: PruningLimit, before: Objective, pattern: str | None) -> dict[str, Groups]:
+    """Group the weights in the patterns of the limit, or in the one that is named."""
+    from pruning_limits.patterns import groups_of
+
+    known = [row.name for row in limit.evidence.patterns]
+    names = known if pattern is None else list(pattern_names(pattern))
+    if pattern is not None and names[0] not in known and names[0] != UNSTRUCTURED:
+        raise UserError(f"pattern: the limit knows nothing of {pattern}; predict it with --pattern {pattern}")
+    return {name: groups_of(name, before) for name in names if name != UNSTRUCTURED}
+
+
+def _pruned(
+    task: Task, before: Objective, groups: Mapping[str, Groups], pruned: Path
+) -> tuple[Task, dict[str, Tensor] | None]:
+    """Load the pruned network; where it is smaller by channels, also return its weights in the dense one's shapes."""
+    from estimators.files import load_tensors
+    from pruning_limits.smaller_checkpoints import smaller_checkpoint
+    from pruning_limits.state_dicts import load_weights
+    from validation.commands.task import note
+
+    smaller = None
+    if "channels" in groups:
+        smaller = smaller_checkpoint(before, groups["channels"], load_tensors(pruned), pruned)
+    if smaller is None:
+        note(load_weights(task.model, pruned))
+        return task, None
+    note(f"checkpoint {pruned}: of a network without {sum(smaller.channels.values()):,} channels")
+    return replace(task, model=smaller.model.eval()), smaller.weights
 
 
 @dataclass(frozen=True)
