@@ -82,13 +82,14 @@ def gather_patterns(dense: DenseNetwork, drop: PairedDifferences | None, bar: Ba
         if asked.measure:
             rise = PairedDifferences(dense.draws, of_groups, (dense.losses.values, dense.losses.sizes))
             lost = None if drop is None else PairedDifferences(drop.draws, of_groups, (drop.values, drop.sizes), -1)
-            points = pattern_points(rise, lost, bar, WIDTH * asked.tolerance)
+            drawn = len((lost if lost is not None and bar.of_metric else rise).draws) > 1
+            points = pattern_points(rise, lost, bar, (DRAWN_WIDTH if drawn else WIDTH) * asked.tolerance)
             samples += rise.samples + (0 if lost is None else lost.samples)
         rows.append(pattern_row(of_groups, points))
     return Patterns(tuple(rows), profile, samples)
 
 
-WIDTH = 0.05  # of the tolerance: the width of the last bracket
+WIDTH, DRAWN_WIDTH = 0.05, 0.5  # of the last bracket, in units of the tolerance: of few samples, and where draws help
 
 
 def pattern_row(profile: GroupProfile, points: tuple[Point, ...] = ()) -> PatternEvidence:
