@@ -136,7 +136,7 @@ def compare(
     decides = drop if drop is not None and drop.allowed is not None else None
     holds = rise <= limit.epsilon if decides is None else decides.holds
     groups = groups or {}
-    fitting = pattern_of(groups, pruned) if pattern is None else pattern
+    fitting = pattern or (pattern_of(groups, pruned) if groups else limit.pattern)
     own = limit.for_pattern(fitting)
     cases = [
         *_network(limit),

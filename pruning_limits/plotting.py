@@ -291,6 +291,55 @@ def plot_layers(limit: PruningLimit, ax: Axes | None = None) -> Axes:
     return ax
 
 
+def plot_patterns(limit: PruningLimit, ax: Axes | None = None) -> Axes:
+    """Draw what one-shot pruning loses in every pattern that a limit was predicted for.
+
+    It is the mean metric where it was measured, with two standard errors, or else the rise of the criterion. A pattern
+    of one sparsity, such as 2:4, is one mark.
+
+    Args:
+        limit: A predicted limit.
+        ax: Where to draw; None draws on a figure of its own, ``.figure`` of the axes.
+
+    Returns:
+        The axes.
+
+    Raises:
+        UserError: The limit was predicted for single weights alone, or nothing was measured.
+    """
+    rows = [own for own in limit.evidence.patterns if own.points]
+    if not rows:
+        raise UserError("limit: no pattern was measured; predict it with pattern=('unstructured', '2:4', ...)")
+    ax = _axes(ax, (8.0, 5.0))
+    ax.grid(alpha=0.25)
+    has_metric = limit.evidence.measured and limit.dense_metric is not None
+    scale = 100.0 if limit.metric == "accuracy" else 1.0
+    kept = [1.0]
+    for colour, own in zip((BLUE, ORANGE, GREEN, PURPLE, GREY, BLACK) * 3, rows, strict=False):
+        points = [point for point in own.points if point.sparsity < 1 and math.isfinite(point.rise)]
+        values, errors = [point.rise for point in points], [2 * point.rise_error for point in points]
+        if has_metric:
+            points = [point for point in points if point.drop is not None]
+            values = [scale * ((limit.dense_metric or 0.0) - (point.drop or 0.0)) for point in points]
+            errors = [2 * scale * (point.drop_error or 0.0) for point in points]
+        across = [1 - point.sparsity for point in points]
+        form = "D" if own.fixed else "o-"
+        ax.errorbar(across, values, errors, fmt=form, color=colour, markersize=4, linewidth=1, label=own.name)
+        kept += across
+    if has_metric:
+        ax.set_ylabel(f"{limit.metric}{' in %' if scale == 100 else ''} of the pruned network")
+        level = scale * ((limit.dense_metric or 0.0) - (limit.max_drop or 0.0))
+    else:
+        ax.set(ylabel=f"rise of the {limit.criterion}", yscale="log")
+        level = limit.epsilon
+    ax.axhline(level, color=GREY, linestyle=":", label="allowed" if limit.max_drop or not has_metric else "dense")
+    ax.set_xlabel(SPARSITY)
+    ax.set_title("Pruned in one shot, nothing else", loc="left", fontsize=10)
+    sparsity_axis(ax.xaxis, 0.9 * min(kept))
+    ax.legend(fontsize=8)
+    return ax
+
+
 def plot_sensitivities(rows: Sequence[LayerSensitivity], ax: Axes | None = None) -> Axes:
     """Draw what every layer loses when it alone is pruned, with two paired standard errors.
 

@@ -238,7 +238,7 @@ class PruningLimit:
 
         Returns:
             The limit. Of a pattern that ``predict_limit`` was not asked for, nothing is measured: what pruning reaches
-            alone is unknown.
+            alone is unknown. That of a limit from a file holds no per-layer table.
 
         Raises:
             UserError: The pattern is unknown or fits no layer; or it was not asked for, and it is one of channels or

@@ -6,7 +6,7 @@ from helpers import small_limit
 
 from pruning_limits import UserError
 from pruning_limits.layer_report import measured_layers, section
-from pruning_limits.plotting import plot_sensitivities
+from pruning_limits.plotting import plot_patterns, plot_sensitivities
 from pruning_limits.report import report_html
 
 
@@ -45,3 +45,18 @@ def test_layers_are_drawn_the_most_sensitive_on_top(limit):
     assert len(plot_sensitivities([infinite]).containers[0][0].get_xdata()) == 0
     with pytest.raises(UserError, match=r"^rows: expected measured layers"):
         plot_sensitivities([])
+
+
+@pytest.mark.parametrize("options", [{}, {"metric": "accuracy"}, {"metric": "accuracy", "max_drop": 0.1}])
+def test_every_pattern_is_drawn_from_its_own_points(options):
+    epsilon = {"epsilon": "batch-std"} if "max_drop" in options else {}
+    limit = small_limit(pattern=("unstructured", "1:2", "channels"), **options, **epsilon)
+    axes = plot_patterns(limit)
+    for container, own in zip(axes.containers, limit.evidence.patterns, strict=True):
+        assert container.get_label() == own.name
+        points = [point for point in own.points if point.sparsity < 1]
+        assert container[0].get_xdata() == pytest.approx([1 - point.sparsity for point in points])
+        values = [100 * (limit.dense_metric - p.drop) if options else p.rise for p in points]
+        assert container[0].get_ydata() == pytest.approx(values)
+    with pytest.raises(UserError, match=r"^limit: no pattern was measured"):
+        plot_patterns(small_limit())

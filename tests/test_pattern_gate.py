@@ -7,9 +7,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 from helpers import random, small_limit
-from test_cli import TASK, elsewhere  # noqa: F401
+from test_cli import FAST, TASK, elsewhere  # noqa: F401
 
-from pruning_limits import predict_limit
+from pruning_limits import PruningLimit, predict_limit
 from pruning_limits.gate import compare
 from pruning_limits.groups import Groups
 from pruning_limits.pattern_gate import fit_of, pattern_of, pattern_sparsity
@@ -188,6 +188,22 @@ def test_a_physically_smaller_checkpoint_is_judged_like_the_masked_one(predicted
     assert told["rise"] == pytest.approx(masked["rise"], abs=1e-5)
     assert told["drop"]["pruned"] == pytest.approx(masked["drop"]["pruned"])
     assert told["status"] == masked["status"]
+
+
+@pytest.mark.usefixtures("files")
+def test_the_command_predicts_patterns():
+    arguments = ("predict", *TASK, *FAST, "--checkpoint", "dense.pt", "--pattern", "2:4", "--pattern", "channels")
+    result = CliRunner().invoke(main, [*map(str, arguments), "--json", "new.json"])
+    assert result.exit_code == 0, result.output
+    limit = PruningLimit.from_json("new.json")
+    assert limit.pattern == "2:4"
+    assert [own.name for own in limit.evidence.patterns] == ["unstructured", "2:4", "channels"]
+    assert "removes at most" in result.stdout
+    asked = CliRunner().invoke(
+        main, [*map(str, ("predict", *TASK, *FAST, "--checkpoint", "dense.pt")), "--pattern", "x"]
+    )
+    assert (asked.exit_code, asked.output.count("\n")) != (0, 0)
+    assert "pattern: expected unstructured, N:M such as 2:4" in asked.output
 
 
 @pytest.mark.usefixtures("files")

@@ -9,6 +9,7 @@ import click
 
 from estimators.errors import UserError
 from pruning_limits.cli import PATH
+from pruning_limits.pattern_names import UNSTRUCTURED, pattern_names
 from validation.commands.options import allowance_options, task_options
 from validation.launch import shared
 
@@ -40,6 +41,7 @@ def predict(
         raise click.UsageError("--max-drop and --no-measure cannot be given together")
     if target is not None and not 0 <= target < 1:
         raise UserError(f"target: expected a number in [0, 1) (the removed fraction), got {target}")
+    pattern_names(options["pattern"] or UNSTRUCTURED)
     paths = {"json": json_path, "plot": plot_path, "report": report_path}
     refuse_unwritable_outputs(paths)
     task = taken_task(options)
