@@ -225,6 +225,21 @@ class PatternSettings:
 
 
 @dataclass(frozen=True)
+class SplitSettings:
+    """Which budgets are split over the layers.
+
+    Args:
+        shares: Removed shares of all weights, or of all multiply-accumulates.
+    """
+
+    shares: tuple[float, ...] = (0.5, 0.8)
+
+    def __post_init__(self) -> None:
+        if not all(0 < share < 1 for share in self.shares):
+            raise UserError(f"splits: shares must be in (0, 1), got {self.shares}")
+
+
+@dataclass(frozen=True)
 class Suite:
     """A named set of networks and the settings that all of them share.
 
@@ -241,6 +256,7 @@ class Suite:
         koopman: Settings of the tables ``koopman-*``.
         compare: Settings of the tables that compare pruners.
         patterns: Settings of the table ``patterns``.
+        splits: Settings of the table ``splits``.
     """
 
     name: str
@@ -255,6 +271,7 @@ class Suite:
     koopman: KoopmanSettings = field(default_factory=KoopmanSettings)
     compare: CompareSettings = field(default_factory=CompareSettings)
     patterns: PatternSettings = field(default_factory=PatternSettings)
+    splits: SplitSettings = field(default_factory=SplitSettings)
 
 
 def known_suites() -> list[str]:
@@ -274,6 +291,7 @@ SECTIONS: dict[str, type[Any]] = {
     "koopman": KoopmanSettings,
     "compare": CompareSettings,
     "patterns": PatternSettings,
+    "splits": SplitSettings,
 }
 
 
