@@ -68,13 +68,13 @@ def shrunk(
     profile, trial = GroupProfile(objective.chosen, _channels(limit, objective)), Trial(objective)
     gone = profile.gone(sparsity)
     removed = {root: gone[ids].nonzero().reshape(-1).tolist() for root, ids in profile.groups.roots.items()}
-    smaller = smaller_network(model, trial, removed)
+    smaller = smaller_network(objective.model, trial, removed)
     zeros = masked(trial, profile.masks(sparsity) | profile.companions(sparsity))
     if not same_outputs(trial.results(smaller), trial.results(zeros), objective.dtype):
         raise UserError(
             f"sparsity: at {sparsity:g} the smaller network differs from the masked one; use limit.prune instead"
         )
-    training = {name: module.training for name, module in model.named_modules()}
+    training = {name: module.training for name, module in objective.model.named_modules()}
     for name, module in smaller.named_modules():
         module.training = training.get(name, False)
     return smaller
@@ -109,7 +109,7 @@ def timings(
     objective = Objective(model, loader, loss_fn, parameters=list(limit.settings.parameters))
     _channels(limit, objective)
     trial = Trial(objective)
-    networks = [(0.0, trial.copied(model))]
+    networks = [(0.0, trial.copied(objective.model))]
     for sparsity in sparsities:
         smaller = shrunk(limit, model, loader, sparsity, loss_fn).eval()
         networks.append((1 - _weights(smaller, limit) / limit.parameters, smaller))

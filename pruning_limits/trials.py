@@ -77,7 +77,8 @@ def masked(trial: Trial, masks: Mapping[str, Tensor]) -> nn.Module:
     plain = {stored: name for name, stored in trial.stored.items()}
     with torch.no_grad():
         for name, mask in masks.items():
-            result.get_parameter(plain.get(name, name)).mul_(mask)
+            parameter = result.get_parameter(plain.get(name, name))
+            parameter.mul_(mask.to(parameter.device))
     return result
 
 
