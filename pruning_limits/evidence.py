@@ -171,7 +171,7 @@ def solve(
     answers: tuple[Answer, ...] = (alone, again, bound(evidence, along, lower), paper)
     if evidence.own is not None:
         answers = pattern_answers(evidence, settings, allowed, answers)
-        alone = answers[0]
+        alone = next(answer for answer in answers if answer.rung == "one-shot")
         lower = evidence.already_removed if alone.sparsity is None else alone.sparsity
     nodes, weights = evidence.hessian.measure.nodes, evidence.hessian.measure.weights
     masses = np.abs(nodes) * weights

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pruning_limits.settings import Settings
 
 NO_BOUND = "for this pattern a bound would take products along the weights that it removes"
+NOT_RETUNED = "re-tuned for single weights only"
 NOT_MEASURED = "not measured: name the pattern in predict_limit(pattern=...)"
 
 
@@ -32,16 +33,21 @@ def pattern_answers(
         evidence: What was computed, the pattern the present one.
         settings: What was asked for.
         allowed: The allowed rise of the criterion.
-        answers: The rungs as those of single weights: one-shot, re-trained, bound, formula.
+        answers: The rungs as those of single weights.
     """
     own = evidence.own
     assert own is not None
-    alone, again, bound, paper = answers
-    if evidence.unknown == "":
-        bound = replace(bound, status=NO_BOUND)
-    if own.fixed:
-        again, paper = (_compared(answer, own.name, own.most) for answer in (again, paper))
-    return _alone(evidence, settings, allowed, alone), again, bound, paper
+
+    def of_pattern(answer: Answer) -> Answer:
+        if answer.rung == "one-shot":
+            return _alone(evidence, settings, allowed, answer)
+        if answer.rung == "re-tuned":
+            return Answer("re-tuned", None, None, None, "unknown", None, NOT_RETUNED)
+        if answer.rung == "bound" and evidence.unknown == "":
+            return replace(answer, status=NO_BOUND)
+        return _compared(answer, own.name, own.most) if own.fixed else answer
+
+    return tuple(of_pattern(answer) for answer in answers)
 
 
 def _compared(answer: Answer, name: str, takes: float) -> Answer:

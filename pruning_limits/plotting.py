@@ -373,9 +373,12 @@ def plot_sensitivities(rows: Sequence[LayerSensitivity], ax: Axes | None = None)
     ax.set_yticks(range(len(rows)), [f"{row.name} ({row.weights:,})" for row in rows], fontsize=8)
     ax.invert_yaxis()
     ax.set(xlabel="rise of the loss", title="Every layer pruned alone, the others dense")
-    ax.set_xscale("symlog", linthresh=_least_rise(rows))
+    near = _least_rise(rows)
+    lowest = [point.rise - 2 * point.rise_error for row in rows for point in row.points if math.isfinite(point.rise)]
+    ax.set_xscale("symlog", linthresh=near)
+    ax.set_xlim(left=min([-near / 2, *(1.2 * low for low in lowest)]))
     ax.grid(axis="x", alpha=0.25)
-    ax.legend(fontsize=8)
+    ax.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
     return ax
 
 

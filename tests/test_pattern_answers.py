@@ -8,9 +8,9 @@ import torch
 from helpers import small_limit
 from scipy.optimize import brentq
 
-from pruning_limits import PruningLimit, UserError
+from pruning_limits import Answer, PruningLimit, UserError
 from pruning_limits.measured import Point
-from pruning_limits.pattern_answers import NO_BOUND, cost_text, equivalent
+from pruning_limits.pattern_answers import NO_BOUND, NOT_RETUNED, cost_text, equivalent, pattern_answers
 
 ASKED = ("unstructured", "1:2", "blocks:3x1", "channels")
 
@@ -131,6 +131,14 @@ def test_a_pattern_that_costs_nothing_or_too_much_has_no_equivalent(limit):
         own = with_point(limit, rise)
         assert equivalent(own.evidence, own.settings) is None
         assert own.check().margin == 0
+
+
+def test_what_was_re_tuned_is_that_of_single_weights(limit):
+    tuned = Answer("re-tuned", 0.8, 0.7, 0.9, "measured", None, "measured")
+    evidence = limit.evidence.of("channels")
+    first, second = pattern_answers(evidence, limit.settings, limit.allowed, (limit.answers[0], tuned))
+    assert first.rung == "one-shot"
+    assert (second.rung, second.sparsity, second.basis, second.status) == ("re-tuned", None, "unknown", NOT_RETUNED)
 
 
 def test_a_sparsity_is_needed_where_there_are_many(limit):
