@@ -141,7 +141,8 @@ def _isotropic(
     sparsity = carried_limit(estimate, evidence.curve, epsilon, negative)
     error = isotropic_limit(estimate.measure, evidence.curve, epsilon, negative).standard_error
     half = estimate.half_width(error)
-    return (sparsity, max(0.0, sparsity - half), min(1.0, sparsity + half)), error
+    ends = (sparsity, max(0.0, sparsity - half), sparsity + half)
+    return tuple(min(evidence.most, end) for end in ends), error  # type: ignore[return-value]
 
 
 def _numerical_status(estimate: Estimate, standard_error: float, settings: Settings, total: int) -> str:

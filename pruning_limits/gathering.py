@@ -29,12 +29,15 @@ from pruning_limits.metrics import metric_errors
 from pruning_limits.model_points import ModelPoint
 from pruning_limits.one_shot import PairedDifferences, measured_points
 from pruning_limits.parts import Cost, LayerCurvature, Origin
+from pruning_limits.pattern_gathering import gather_patterns
 from pruning_limits.progress import Progress
 from pruning_limits.quadratic import QuadraticRise, quadratic_limit
 from pruning_limits.removed_directions import removed_directions
 from pruning_limits.settings import Settings
+from pruning_limits.source import Source
 from pruning_limits.states import DIFFERENT_RANKS, fingerprint
 from pruning_limits.stopping import STOPPING
+from pruning_limits.structure import structure_of
 from pruning_limits.subsamples import Curvature, Subsamples
 
 # Width of the last bracket of measured one-shot pruning in units of the tolerance, of few samples and where draws help.
@@ -66,6 +69,7 @@ def gather(subject: Subject, asked: Settings, progress: Progress, checkpoint: st
     dense = DenseNetwork(subject, asked)
     with together(lambda: {DIFFERENT_RANKS: fingerprint(dense.losses.objective, dense.losses.values, dense.settings)}):
         pass  # before anything is evaluated at weights that depend on the arguments
+    dense.profile.structure = structure_of(dense.draws[0], asked.pattern, Source(subject))
     drop = None if subject.metric is None else dense.metric(subject, asked)
     rise = PairedDifferences(dense.draws, dense.profile, (dense.losses.values, dense.losses.sizes))
     network = dense.described(drop)
@@ -74,8 +78,10 @@ def gather(subject: Subject, asked: Settings, progress: Progress, checkpoint: st
     allowed = given or _from_metric(points, asked, dense)
     weights = f"{dense.profile.dimension:,}"
     LOGGER.info("%s weights, %s %.6g, epsilon %.4g", weights, asked.criterion, network.objective, allowed.epsilon)
+    bar = Bar(allowed.epsilon) if asked.max_drop is None else Bar(asked.max_drop, of_metric=True)
+    patterns = gather_patterns(dense, drop, bar, asked)
     curved = _Curved(dense, asked, allowed.epsilon, progress, checkpoint)
-    forward_samples = dense.samples + rise.samples + (0 if drop is None else drop.samples)
+    forward_samples = dense.samples + rise.samples + (0 if drop is None else drop.samples) + patterns.samples
     evidence = Evidence(
         parameters=dense.profile.dimension,
         already_removed=dense.profile.zeros / dense.profile.dimension,
@@ -96,7 +102,7 @@ def gather(subject: Subject, asked: Settings, progress: Progress, checkpoint: st
             type(subject.model).__name__, f"{network.samples:,} samples", _version(), date.today().isoformat()
         ),
     )
-    return Gathered(evidence, allowed, dense.settings, dense.profile)
+    return Gathered(patterns.beside(evidence), allowed, dense.settings, patterns.profile)
 
 
 def _given(losses: Losses, asked: Settings) -> Allowed:
@@ -186,6 +192,7 @@ class _Curved:
                 norm=float(torch.linalg.vector_norm(weight, dtype=torch.float64)),
                 trace=float(trace) + operator.outside * (weight.numel() - size),
                 trace_error=float(error),
+                macs=None if (uses := self.dense.profile.structure.uses.get(name)) is None else uses * weight.numel(),
             )
             for (name, weight), size, trace, error in zip(
                 weights, operator.blocks, traces.values, traces.errors, strict=True

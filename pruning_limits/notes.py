@@ -11,6 +11,7 @@ import torch
 from estimators.parameters import left_out
 from pruning_limits.answers import REFUTED, Answer, crossed
 from pruning_limits.model_points import ModelPoint, model_point
+from pruning_limits.pattern_evidence import pattern_notes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,7 +38,10 @@ def notes_of(evidence: Evidence, settings: Settings, allowed: Allowed, answers: 
     """
     rungs = {answer.rung: answer for answer in answers}
     notes = [*_chance(evidence), *_metric(evidence, settings, allowed), *_monotone(evidence, settings, allowed)]
-    notes += _compared(rungs["one-shot"], rungs["formula"])
+    own = evidence.own
+    notes += pattern_notes(own)
+    if own is None or not own.fixed:  # a margin is no sparsity
+        notes += _compared(rungs["one-shot"], rungs["formula"])
     at = rungs["formula"].sparsity
     if at is not None:
         notes += _model(model_point(evidence.model_points, at, evidence.curve), allowed.epsilon)

@@ -10,6 +10,7 @@ from numbers import Integral, Real
 from typing import Any, Literal
 
 from estimators.errors import UserError
+from pruning_limits.pattern_names import UNSTRUCTURED, pattern_names
 
 LARGEST_SEED = 1 << 62
 
@@ -116,6 +117,7 @@ class Settings:
         seed: Seed of probes and sub-sample.
         precision: ``"full"`` or ``"bfloat16"``.
         max_batches: Number of batches that are read, or None.
+        pattern: Names of the patterns of pruning, the one whose limit is returned first; see ``pattern_names``.
 
     Raises:
         UserError: A value is not what the argument may be.
@@ -138,12 +140,14 @@ class Settings:
     seed: int = 0
     precision: Literal["full", "bfloat16"] = "full"
     max_batches: int | None = None
+    pattern: tuple[str, ...] = (UNSTRUCTURED,)
 
     def __post_init__(self) -> None:
         for name in CONSTRAINTS:
             value = checked(name, getattr(self, name))
             if isinstance(value, Real):  # of NumPy, say
                 object.__setattr__(self, name, int(value) if isinstance(value, Integral) else float(value))
+        object.__setattr__(self, "pattern", pattern_names(self.pattern))
         texts = (self.penalty, self.metric, *self.parameters)
         if not all(text is None or isinstance(text, str) for text in texts):
             raise UserError(f"settings: expected names as text, got {texts}")
@@ -168,6 +172,8 @@ class Settings:
         wrong = sorted(set(plain) ^ names)
         if wrong:
             raise ValueError(f"settings: {wrong[0]!r} is not what predict_limit writes, or missing")
-        if not isinstance(plain.get("parameters"), list | tuple):
-            raise ValueError("settings: parameters are not a list of names")
-        return cls(**{**plain, "parameters": tuple(plain["parameters"])})
+        lists = {name: plain[name] for name in ("parameters", "pattern")}
+        for name, values in lists.items():
+            if not isinstance(values, list | tuple):
+                raise ValueError(f"settings: {name} is no list of names")
+        return cls(**{**plain, **{name: tuple(values) for name, values in lists.items()}})

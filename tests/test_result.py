@@ -98,7 +98,7 @@ def test_json_is_strict_and_names_its_format(limit):
         raise AssertionError(constant)
 
     plain = json.loads(limit.to_json(), parse_constant=refuse)
-    assert plain["format"] == "pruning-limit/4"
+    assert plain["format"] == "pruning-limit/5"
     assert plain["settings"]["parameters"] == ["0.weight", "2.weight"]
     assert "profile" not in plain
 
@@ -356,7 +356,7 @@ def test_repr_is_short_and_tells_the_answer(any_limit):
 
 def test_layers_as_a_data_frame(limit):
     frame = limit.to_pandas()
-    assert list(frame.columns) == ["name", "weights", "norm", "trace", "trace_error", "sparsity"]
+    assert list(frame.columns) == ["name", "weights", "norm", "trace", "trace_error", "macs", "sparsity"]
     assert frame.to_dict("records") == [dataclasses.asdict(layer) for layer in limit.layers()]
     empty = limit.what_if(weight_scale=2.0).to_pandas()
     assert list(empty.columns) == list(frame.columns)
