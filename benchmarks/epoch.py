@@ -1,93 +1,120 @@
-"""What a prediction of FC5 on CIFAR-10 costs, in epochs of training.
+"""What a prediction costs, in epochs of the training that made the network, and how well its rungs are known.
 
-``python benchmarks/epoch.py --out docs/results/benchmarks``, with the data in ``PRUNING_LIMITS_DATA``. About ten
-minutes once the networks of the suite ``cpu`` are trained, which are looked for in ``runs``.
+``python benchmarks/epoch.py --out docs/results/benchmarks``, with the data in ``PRUNING_LIMITS_DATA``. An hour once
+the networks are trained, which are looked for in ``runs``; every measurement runs in a process of its own.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import torch
-from timing import environment, environment_note, interleaved, options
+from networks import CASES
+from timing import environment, environment_note, options, seconds_of
 
-from pruning_limits import predict_limit
-from validation.data import ImageData, load_data
-from validation.models import build_model
-from validation.suite import load_suite
 from validation.tables import Column, Row, write_table
-from validation.training import Network, train, trained_network
 
-REPEATS = 2
+SMALL_BUDGET = 0.25
+RUNGS = ("one-shot", "re-trained", "bound", "formula")
 
 
-def row(network: Network, data: ImageData, runs: Path) -> Row:
-    """Compare one network's predictions with an epoch of the training that made it."""
-    trained, loader = trained_network(network, data, runs), data.batches("train", 1000)
-    recipe, limits = replace(network.recipe, epochs=1, warmup=0), {}
+def child(name: str, runs: Path, task: str) -> None:
+    """Measure an epoch, or one prediction, and print the numbers."""
+    torch.set_num_threads(1)
+    trained = CASES[name].trained(runs)
+    if task == "epoch":
+        print(json.dumps({"seconds": seconds_of(trained.epoch)}))
+        return
+    from pruning_limits import predict_limit
 
-    def epoch() -> None:
-        train(build_model(network.model, data.shape, data.classes, network.seed), data, recipe, network.seed)
+    asked: dict[str, Any] = {} if task == "default" else {"budget": float(task)}
+    started = time.process_time()
+    limit = predict_limit(trained.model, trained.batches, penalty=trained.penalty, progress=False, **asked)
+    row: Row = {"seconds": time.process_time() - started, "products": limit.cost.products}
+    row |= {"weights": limit.parameters, "samples": limit.evidence.dense.samples}
+    row |= {"memory": limit.cost.peak_memory / (1 << 20), "passes": getattr(limit.cost, "epochs", None)}
+    for rung in RUNGS:
+        answer = limit.answer(rung)
+        row[rung] = answer.sparsity
+        known = answer.low is not None and answer.high is not None
+        row[f"{rung} half"] = 50 * (answer.high - answer.low) if known else None
+    evidence = limit.evidence
+    if evidence.ggn is not None and evidence.directions is not None:
+        error = evidence.ggn.step_error + evidence.ggn.sample_error + evidence.directions.step_error
+        row["factor"] = 1 + error / max(1 - limit.upper, 1e-9)
+    print(json.dumps(row))
 
-    def predict(measure: bool) -> None:
-        options = {"penalty": network.recipe.penalty, "measure": measure, "progress": False}
-        limits[measure] = predict_limit(trained, loader, **options)
 
-    seconds = interleaved(
-        {"epoch": epoch, "alone": lambda: predict(measure=False), "measured": lambda: predict(measure=True)}, REPEATS
-    )
-    limit, measured = limits[False], limits[True]
-    return {
-        "seed": network.seed,
-        "limit": limit.sparsity,
-        "half": 100 * (limit.interval[1] - limit.interval[0]) / 2,
-        "samples": limit.evidence.hessian.samples,
-        "steps": limit.evidence.hessian.steps,
-        "products": limit.cost.products,
-        "epoch": seconds["epoch"],
-        "seconds": seconds["alone"],
-        "ratio": seconds["alone"] / seconds["epoch"],
-        "measured_ratio": seconds["measured"] / seconds["epoch"],
-        "achieved": measured.achieved,
-        "retrained": limit.retrained,
-    }
+def measured(name: str, runs: Path, task: str, against: Path | None = None) -> Row:
+    """Run one measurement in a new process, with this code or that of another checkout."""
+    variables = {**os.environ, "OMP_NUM_THREADS": "1"}
+    here = Path(__file__).resolve().parent.parent
+    variables["PYTHONPATH"] = os.pathsep.join(map(str, [against or here, Path(__file__).resolve().parent]))
+    command = [sys.executable, __file__, "--runs", str(runs), "--child", name, task]
+    run = subprocess.run(command, check=True, capture_output=True, text=True, env=variables)
+    row: Row = json.loads(run.stdout.splitlines()[-1])
+    print(name, task, row, flush=True)
+    return row
+
+
+def columns() -> list[Column]:
+    """Columns of the table."""
+    rows = [
+        Column("network", "network"),
+        Column("code", "prediction"),
+        Column("weights", "weights", ",d"),
+        Column("samples", "samples", ",d"),
+        Column("epoch", "one epoch, s", ".1f"),
+        Column("seconds", "prediction, s", ".1f"),
+        Column("ratio", "in epochs", ".2f"),
+        Column("passes", "in epochs, counted in passes", ".2f"),
+        Column("products", "products", ",d"),
+        Column("memory", "peak memory, MiB", ",.0f"),
+    ]
+    for rung in RUNGS:
+        rows += [Column(rung, rung, ".2%"), Column(f"{rung} half", "half-width, points", ".2f")]
+    return [*rows, Column("factor", "the bound's kept fraction and its error over itself", ".2f")]
 
 
 def main() -> None:
-    """Write the table."""
+    """Write the table, or measure once."""
     parser = options(__doc__)
-    parser.add_argument("--networks", type=int, default=3, help="Number of networks, by seed.")
+    parser.add_argument("--child", nargs=2, metavar=("NETWORK", "TASK"))
+    parser.add_argument("--networks", nargs="+", default=list(CASES), help="Names, all by default.")
+    parser.add_argument("--against", type=Path, help="Another checkout, whose default prediction is measured, too")
+    parser.add_argument("--repeats", type=int, default=1, help="Measurements of each time; the shortest counts.")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    data = load_data("cifar10")
-    networks = [one for one in load_suite("cpu").networks if (one.model, one.dataset) == ("fc5", "cifar10")]
-    networks = networks[: arguments.networks]
-    rows = [row(one, data, arguments.runs) for one in networks]
-    columns = [
-        Column("seed", "seed", "d"),
-        Column("limit", "limit", ".2%"),
-        Column("half", "half-width, points", ".2f"),
-        Column("samples", "samples", ",d"),
-        Column("steps", "steps", "d"),
-        Column("products", "products", "d"),
-        Column("epoch", "one epoch, s", ".1f"),
-        Column("seconds", "prediction, s", ".1f"),
-        Column("ratio", "prediction, epochs", ".2f"),
-        Column("measured_ratio", "with measuring, epochs", ".2f"),
-        Column("achieved", "measured one-shot", ".2%"),
-        Column("retrained", "re-trained limit", ".2%"),
-    ]
+    if arguments.child:
+        child(arguments.child[0], arguments.runs, arguments.child[1])
+        return
+    rows = []
+    for name in arguments.networks:
+        tasks = [("default", "default", None), (f"budget {SMALL_BUDGET}", str(SMALL_BUDGET), None)]
+        tasks += [("default, before", "default", arguments.against)] if arguments.against else []
+        epochs, runs = list[float](), dict[str, Row]()
+        for _ in range(arguments.repeats):
+            epochs.append(measured(name, arguments.runs, "epoch")["seconds"])
+            for label, task, against in tasks:
+                row = measured(name, arguments.runs, task, against)
+                runs[label] = min(row, runs.get(label, row), key=lambda values: values["seconds"])
+        for label, row in runs.items():
+            ratio = row["seconds"] / min(epochs)
+            rows.append({"network": name, "code": label, "epoch": min(epochs), "ratio": ratio, **row})
     notes = [
-        f"Made by `python benchmarks/epoch.py --out {arguments.out} --networks {arguments.networks}`. "
-        f"{environment_note()}",
-        "FC5 on CIFAR-10 (JPEG) of the suite `cpu`, 3,883,000 weights. `predict_limit(..., penalty=L1(5e-5))`: "
-        "spectra of Hessian and GGN, directions, notes and layers; without and with `measure`, which evaluates "
-        "pruned networks on all training data. Without it the losses are those of a draw of 16,384 images. Processor "
-        f"times on one thread, the shortest of {REPEATS} after one that does not count; all take turns.",
+        f"Made by `python benchmarks/epoch.py --out {arguments.out}`. {environment_note()}",
+        "`predict_limit(model, batches, penalty=...)` with measuring, batches of 1,000 images or 250 windows; an epoch"
+        " is one of the training that made the network, in batches of 128 images or 64 windows. Processor times on one "
+        f"thread, the shortest of {arguments.repeats}. Aimed at: 1.0 epoch, or 10 s where an epoch is shorter, and 1.3 "
+        "in the last column.",
     ]
     write_table(
-        arguments.out, "epoch", "A prediction in epochs of training", notes, columns, rows, environment=environment()
+        arguments.out, "epoch", "A prediction in epochs of training", notes, columns(), rows, environment=environment()
     )
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pruning_limits.isotropic import Negative, carried_limit, isotropic_limit
 from pruning_limits.kinematics import concentration_width
-from pruning_limits.measured import ERRORS, Bar, Crossing, Point, at_sparsity, crossing, level
+from pruning_limits.measured import DEVIATIONS, ERRORS, Bar, Crossing, Point, at_sparsity, crossing, level
 from pruning_limits.stopping import STOPPING
 
 if TYPE_CHECKING:
@@ -100,8 +100,12 @@ def one_shot(evidence: Evidence, settings: Settings, allowed: Allowed) -> Answer
     if where.high >= 1 and where.low >= 1:
         between = "no point of the grid fails"
     if settings.max_drop is None:
-        drawn = any(point.rise_error for point in evidence.points if point.sparsity in (low, high))
-        on = "draws beside all data, right in 99.9 % of draws" if drawn else "all data"
+        bar, start = Bar(allowed.epsilon), evidence.already_removed
+        low = crossing(evidence.points, bar, start, DEVIATIONS).low
+        high = crossing(evidence.points, bar, start, -DEVIATIONS).high
+        drawn = any(point.rise_error for point in evidence.points if low <= point.sparsity <= high)
+        beside = "a draw of the data" if evidence.dense.objective_error else "draws beside all data"
+        on = f"{beside}, right in 99.9 % of draws" if drawn else "all data"
         return Answer("one-shot", where.low, low, high, "measured", metric, f"measured on {on}; {between}")
     start = evidence.already_removed
     ends = [level(evidence.points, settings.max_drop, sign * ERRORS, start) for sign in (1, -1)]

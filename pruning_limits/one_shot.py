@@ -14,12 +14,11 @@ from estimators.distributed import gathered
 from estimators.vectors import named
 from pruning_limits.crossing import first_crossing
 from pruning_limits.magnitude import MagnitudeProfile
-from pruning_limits.measured import Bar, Point, crossing
+from pruning_limits.measured import DEVIATIONS, Bar, Point, crossing
 from pruning_limits.progress import Progress, told
 
 DRAWS = (2048, 8192)  # samples of the draws that decide before all data do
 DRAWN_BYTES = 2 << 30
-DEVIATIONS = 4.0  # a draw decides where its mean is as many standard errors away: wrong in 3e-5 of normal draws
 # Of values 0 and 1 it must also be away by so many samples: a change that as many samples of a draw show on average is
 # shown by none of them in 8e-7 of draws.
 RARE = 14.0
@@ -83,6 +82,8 @@ class PairedDifferences:
         profile: Magnitude profile of its weights.
         dense: Values of the dense network in loader order ``[n]``, and the number of samples behind each ``[n]``.
         sign: 1 for values that must not rise, -1 for those that must not fall.
+        total: Number of samples that all data, which draws are compared with, were themselves drawn from; None takes
+            them as complete.
     """
 
     def __init__(
@@ -91,10 +92,12 @@ class PairedDifferences:
         profile: MagnitudeProfile,
         dense: tuple[Tensor, Tensor],
         sign: int = 1,
+        total: int | None = None,
     ) -> None:
         self.draws, self.objective = draws, draws[-1]
         self.profile, self.sign = profile, sign
         self.values, self.sizes = dense
+        self.total = total or self.objective.samples
         self.samples = 0
         self._parts = draws if len(self.values) == self.objective.samples else draws[-1:]
         self._step = float(bool(((self.values == 0) | (self.values == 1)).all()))
@@ -125,6 +128,15 @@ class PairedDifferences:
         self._known[count] = difference
         return difference
 
+    def error(self, difference: Difference) -> float:
+        """Return the standard error of a difference where all data are themselves drawn."""
+        left = 1 / self.objective.samples - 1 / self.total
+        return (
+            math.hypot(difference.error, difference.spread * math.sqrt(difference.samples * left))
+            if left
+            else difference.error
+        )
+
     def guess(self, allowed: float, low: int, high: int) -> int | None:
         """Guess between two compared counts where the mean passes what is allowed, linear in the kept logarithm.
 
@@ -151,7 +163,7 @@ class PairedDifferences:
         if complete and len(values) != len(self.values):  # memory ran out and batches were split
             self.values, self.sizes = part.sample_losses()
             self.samples += part.samples
-        differences = self.sign * (values - _picked(self.values, part))
+        differences = self.sign * (values - (self.values if complete else _picked(self.values, part)))
         if not bool(differences.isfinite().all()):
             return Difference(math.inf, 0.0, 0.0, part.samples, complete)
         penalty = self.sign * self._penalty(weights)
@@ -182,9 +194,7 @@ class PairedDifferences:
 
 
 def _picked(values: Tensor, part: Objective) -> Tensor:
-    """Return values of all data at the samples of a draw, multiplied as their losses are there."""
-    if part.picked is None:
-        return values
+    """Return values of all data at the samples of a draw of them, multiplied as their losses are there."""
     picked = values[part.picked]
     return picked if part.factors is None else picked * part.factors
 
@@ -268,7 +278,7 @@ def measured_points(
             Point(
                 sparsity=count / dimension,
                 rise=rise.mean,
-                rise_error=rise.error,
+                rise_error=criterion.error(rise),
                 drop=None if drop is None else drop.mean,
                 drop_error=None if drop is None else drop.spread,
             )

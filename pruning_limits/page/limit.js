@@ -274,6 +274,9 @@ function oneShot(evidence, { max_drop: maxDrop }, { epsilon }) {
   if (maxDrop !== null) {
     const [early, late] = [1, -1].map((sign) => level(points, maxDrop, sign * ERRORS, start));
     [low, high] = [Math.min(low, Math.max(start, early)), Math.max(high, late)];
+  } else {
+    ({ low } = crossing(points, bar, start, DEVIATIONS));
+    ({ high } = crossing(points, bar, start, -DEVIATIONS));
   }
   return { ...answer, low, high, basis: "measured", metric: metricAt(evidence, answer.sparsity) };
 }

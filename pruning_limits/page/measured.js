@@ -1,14 +1,19 @@
 // Measured one-shot pruning as numbers: points, what is allowed, and where it is crossed; see measured.py, epsilon.py.
 
 const ERRORS = 2;
+const DEVIATIONS = 4;
 
 const placeOf = (sparsity) => -Math.log(Math.max(1 - sparsity, 1e-12));
 
-/** Where points lose more than is allowed for the first time: the last sparsity before it, and the first beyond. */
-function crossing(points, { allowed, ofMetric }, start) {
+/**
+ * Where points lose more than is allowed for the first time: the last sparsity before it, and the first beyond. Some
+ * standard errors are added to every rise.
+ */
+function crossing(points, { allowed, ofMetric }, start, shift = 0) {
   let low = start;
-  for (const { sparsity, drop, rise } of points) {
-    const lost = (ofMetric ? drop : rise) ?? Infinity;
+  for (const { sparsity, drop, rise, rise_error: error } of points) {
+    const raised = rise === null || !shift ? rise : rise + shift * error;
+    const lost = (ofMetric ? drop : raised) ?? Infinity;
     if (!(lost <= allowed)) return { low, high: Math.min(1, Math.max(low, sparsity)) };
     low = Math.max(low, sparsity);
   }

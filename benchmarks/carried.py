@@ -1,0 +1,110 @@
+"""Limits carried from sub-samples to all data, against all data, on networks that did not set the rules.
+
+``python benchmarks/carried.py --out docs/results/benchmarks``, with the data in ``PRUNING_LIMITS_DATA``. About half an
+hour once the networks are trained, which are looked for in ``runs``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from networks import CASES, Images
+from timing import environment, environment_note, options
+
+from estimators import Objective
+from pruning_limits.estimates import Estimates
+from pruning_limits.losses import all_losses
+from pruning_limits.magnitude import MagnitudeProfile
+from pruning_limits.settings import Settings
+from pruning_limits.stopping import STOPPING, Kind
+from pruning_limits.subsamples import Subsamples
+from validation.tables import Column, Row, write_table
+from validation.training import Network, Recipe
+
+BATCH = 256
+PARTS = (16, 8, 4)
+OTHERS = {
+    "LeNet-300-100, Fashion-MNIST": Images(Network("lenet-300-100", "fashion-mnist", Recipe(4, 0.05, warmup=1), 0)),
+    "small-cnn, digits": Images(Network("small-cnn", "digits", Recipe(30, 0.05), 0)),
+}
+SAMPLES = {  # that count as all data, so that all data can be passed
+    "LeNet-300-100, Fashion-MNIST": 16384,
+    "small-cnn, digits": 1437,
+    "FC5, CIFAR-10": 4096,
+    "MnistNet, Fashion-MNIST": 4096,
+    "ResNet-8, CIFAR-10, 10,000 images": 2048,
+    "character transformer": 512,
+}
+
+
+def first(batches: object, samples: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Return the first samples of a loader in batches."""
+    x, y = (torch.cat(parts) for parts in zip(*_enough(batches, samples), strict=True))
+    return list(zip(x[:samples].split(BATCH), y[:samples].split(BATCH), strict=True))
+
+
+def _enough(batches: object, samples: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    left = samples
+    for x, y in batches:  # type: ignore[attr-defined]
+        yield x, y
+        left -= len(y)
+        if left <= 0:
+            return
+
+
+def rows_of(name: str, runs: Path, kind: Kind) -> list[Row]:
+    """Compare the kept fractions that sub-samples are carried to with that of all data."""
+    trained = (CASES | OTHERS)[name].trained(runs)
+    objective = Objective(trained.model, first(trained.batches, SAMPLES[name]))
+    losses, curve = all_losses(objective), MagnitudeProfile(objective.chosen).curve()
+    epsilon, total = losses.epsilon(), objective.samples
+    steps, rows, truth = STOPPING.steps(kind), list[Row](), 0.0
+    for samples in (total, *(total // part for part in PARTS)):
+        settings = Settings(samples=samples, steps=steps, probes=1)
+        estimates = Estimates(Subsamples(losses, settings), curve, epsilon, progress=False)
+        estimate = estimates.estimate(kind)
+        limit = estimate.limit(estimates._isotropic)
+        if samples == total:
+            truth = 1 - limit
+            continue
+        sample, error = 1 - estimates.root(estimate), estimate.sample_error
+        row: Row = {"network": name, "kind": kind, "total": total, "samples": samples, "truth": truth, "sample": sample}
+        row |= {"carried": 1 - limit, "before": sample / truth, "ratio": (1 - limit) / truth, "error": error}
+        rows.append(row | {"holds": abs(1 - limit - truth) <= error})
+        print(rows[-1], flush=True)
+    return rows
+
+
+def main() -> None:
+    """Write the table."""
+    parser = options(__doc__)
+    parser.add_argument("--kinds", nargs="+", default=["ggn", "hessian"])
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = [row for kind in arguments.kinds for name in SAMPLES for row in rows_of(name, arguments.runs, kind)]
+    columns = [
+        Column("network", "network"),
+        Column("kind", "curvature"),
+        Column("total", "all samples", ",d"),
+        Column("samples", "sub-sample", ",d"),
+        Column("truth", "kept, all data", ".3%"),
+        Column("sample", "kept, sub-sample", ".3%"),
+        Column("carried", "kept, carried", ".3%"),
+        Column("before", "sub-sample / all data", ".2f"),
+        Column("ratio", "carried / all data", ".2f"),
+        Column("error", "stated error of the sub-sample", ".3%"),
+        Column("holds", "holds"),
+    ]
+    notes = [
+        f"Made by `python benchmarks/carried.py --out {arguments.out}`. {environment_note()}",
+        f"Isotropic limits at the default epsilon from {STOPPING.ggn_steps} steps (GGN) and {STOPPING.hessian_steps} "
+        "steps (Hessian), one probe. All data are the first samples of the data set, so many that they can be passed. "
+        "The rules were set on LeNet-300-100 and MnistNet with MNIST; none of these networks was used.",
+    ]
+    write_table(arguments.out, "carried", "Limits carried to all data", notes, columns, rows, environment=environment())
+
+
+if __name__ == "__main__":
+    main()
