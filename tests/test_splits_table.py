@@ -20,6 +20,7 @@ def test_rows_are_those_of_networks_that_are_pruned_and_trained_by_hand(tmp_path
     bench = Bench(SUITE, digits, tmp_path, tmp_path, progress=False)
     rows = [TABLE.run(cell, bench) for cell in TABLE.cells(SUITE)]
     assert [row["budget"] for row in rows] == ["weights", "multiply-accumulates"]
+    assert {row["model"] for row in rows} == {"cnn-tiny"}
     model = bench.model(SUITE.networks[0])
     objective = Objective(model, digits.batches("train", 1000))
     for row in rows:

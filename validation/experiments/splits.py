@@ -25,7 +25,7 @@ NAME = "splits"
 GRID = (0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
 SPLITS = {
     "curves": "best by measured curves",
-    "model": "best by the GGN's blocks",
+    "blocks": "best by the GGN's blocks",
     "magnitude": "global magnitude",
     "uniform": "same share of every layer",
 }
@@ -62,10 +62,10 @@ def run(cell: Cell, bench: Bench) -> Row:
     uses = None if budget == "weights" else {name: often or 0.0 for name, often in weight_uses(objective).items()}
     curves = curves_of(layer_sensitivities(objective, sparsities=GRID, samples=None))
     by_curves = compare_splits(objective, share, curves, uses=uses)
-    by_model = compare_splits(objective, share, uses=uses)
+    by_blocks = compare_splits(objective, share, uses=uses)
     splits = {
         "curves": by_curves.best,
-        "model": by_model.best,
+        "blocks": by_blocks.best,
         "magnitude": by_curves.magnitude,
         "uniform": by_curves.uniform,
     }
@@ -134,7 +134,7 @@ def _words(rows: Sequence[Row], ending: str, said: str) -> str:
 
 def settings(suite: Suite) -> dict[str, Any]:
     """Return the suite's settings that a row depends on."""
-    return {"splits": asdict(suite.splits)}
+    return {"splits": asdict(suite.splits), "grid": GRID}
 
 
 TABLE = Table(NAME, settings, run, write, cells, limits=False)
