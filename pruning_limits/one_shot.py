@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -16,6 +16,7 @@ from pruning_limits.magnitude import MagnitudeProfile
 from pruning_limits.measured import Bar, Point, crossing
 from pruning_limits.progress import Progress, told
 
+Evaluated = Callable[[Objective], tuple[Objective, Tensor]]
 DRAWS = (2048, 16384)  # samples of the draws that decide before all data do
 DRAWN_BYTES = 2 << 30
 DEVIATIONS = 5.0  # a draw decides where its mean is as many standard errors away: wrong in 6e-7 of normal draws
@@ -100,18 +101,44 @@ class PairedDifferences:
         Returns:
             The difference on the largest draw so far.
         """
-        place, difference = self._known.get(count, (-1, None))
-        last = len(self._parts) - 1
+
+        def pruned(part: Objective) -> tuple[Objective, Tensor]:
+            return part, self.profile.vector - self.profile.removed(count / self.profile.dimension)
+
+        self._known[count] = self._grown(pruned, self._known.get(count, (-1, None)), allowed, surely)
+        return self._known[count][1]
+
+    def of(
+        self, network: Evaluated, allowed: float | None = None, surely: bool = False, most: int | None = None
+    ) -> Difference:
+        """Compare a network of any weights with the dense one.
+
+        Args:
+            network: From an objective on a draw to the objective of the network's weights there, and these.
+            allowed: See ``at``.
+            surely: See ``at``.
+            most: Largest draw that is passed; None passes all data where smaller ones do not decide.
+        """
+        parts = [part for part in self._parts if most is None or part.samples <= most] or self._parts[:1]
+        return self._grown(network, (-1, None), allowed, surely, parts)[1]
+
+    def _grown(
+        self,
+        network: Evaluated,
+        known: tuple[int, Difference | None],
+        allowed: float | None,
+        surely: bool,
+        parts: Sequence[Objective] | None = None,
+    ) -> tuple[int, Difference]:
+        parts = self._parts if parts is None else parts
+        (place, difference), last = known, len(parts) - 1
         while difference is None or (place < last and (surely or not _decided(difference, allowed))):
             place = last if surely else place + 1
-            difference = self._difference(self._parts[place], count)
-        self._known[count] = place, difference
-        return difference
+            difference = self._difference(parts[place], *network(parts[place]))
+        return place, difference
 
-    def _difference(self, part: Objective, count: int) -> Difference:
-        removed = self.profile.removed(count / self.profile.dimension)
-        weights = self.profile.vector - removed
-        values, sizes = part.sample_losses(weights)
+    def _difference(self, part: Objective, at: Objective, weights: Tensor) -> Difference:
+        values, sizes = at.sample_losses(weights)
         self.samples += part.samples
         complete = part is self.objective
         if complete and len(values) != len(self.values):  # memory ran out and batches were split
@@ -126,14 +153,13 @@ class PairedDifferences:
         spread = float(differences.std()) / math.sqrt(len(differences)) if len(differences) > 1 else math.inf
         error = 0.0 if complete else spread * math.sqrt(1 - part.samples / self.objective.samples)
         rare = 0.0 if complete else RARE * self._step / part.samples
-        return Difference(mean + self.sign * self._penalty(weights), error, spread, complete, rare)
+        return Difference(mean + self.sign * self._penalty(at, weights), error, spread, complete, rare)
 
-    def _penalty(self, weights: Tensor) -> float:
+    def _penalty(self, at: Objective, weights: Tensor) -> float:
         """Return by how much the penalty rises."""
         if self.objective.penalty is None:
             return 0.0
-        chosen = self.objective.chosen
-        return self.objective.penalty_value(named(weights, chosen)) - self.objective.penalty_value(chosen)
+        return at.penalty_value(named(weights, at.chosen)) - self.objective.penalty_value(self.objective.chosen)
 
     @property
     def counts(self) -> set[int]:
