@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pruning_limits.answers import bound, directional, formula, one_shot, retrained, settled_text, with_window
+from pruning_limits.answers import (
+    bound,
+    directional,
+    formula,
+    one_shot,
+    retrained,
+    retuned,
+    settled_text,
+    with_window,
+)
 from pruning_limits.isotropic import isotropic_limit
 from pruning_limits.parts import Cost, Dense, Estimate, Layer, LayerCurvature, Origin, Sharpness
 
@@ -20,6 +29,10 @@ if TYPE_CHECKING:
     from pruning_limits.model_points import ModelPoint
     from pruning_limits.result import PruningLimit
     from pruning_limits.settings import Settings
+    from pruning_limits.tuned_points import Tuning
+
+
+MEASURED = ("pruning alone", "re-tuning")
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +56,7 @@ class Evidence:
         remarks: What is to be said whatever is allowed.
         cost: What it took.
         origin: Of what, by what and when.
+        retuned: Networks pruned in stages and re-tuned; None where nothing was re-tuned, or under scaled conditions.
     """
 
     parameters: int
@@ -61,6 +75,7 @@ class Evidence:
     remarks: tuple[str, ...]
     cost: Cost
     origin: Origin
+    retuned: Tuning | None = None
 
     def scaled(self, weight_scale: float, curvature_scale: float) -> Evidence:
         """Return the evidence of scaled weights and a scaled curvature; a gradient is taken to scale with both."""
@@ -86,6 +101,7 @@ class Evidence:
                 for layer in self.layers
             ),
             trace_error=self.trace_error * curvature_scale,
+            retuned=None,
         )
 
     def certified(self, epsilon: float, settings: Settings) -> Evidence:
@@ -125,7 +141,9 @@ def solve(
     assert paper.high is not None
     along = directional(evidence, allowed)
     again = retrained(evidence, allowed)
-    answers = (alone, again, bound(evidence, along, alone.sparsity), paper)
+    tuned = retuned(evidence, settings, allowed, alone)
+    reached, how = max((answer.sparsity or 0.0, how) for answer, how in zip((alone, *tuned), MEASURED, strict=False))
+    answers = (alone, *tuned, again, bound(evidence, along, reached, how), paper)
     nodes, weights = evidence.hessian.measure.nodes, evidence.hessian.measure.weights
     masses = np.abs(nodes) * weights
     return PruningLimit(

@@ -17,6 +17,7 @@ import torch
 from estimators import L1, UserError
 from estimators.distributed import gathered, together
 from estimators.trace import traces_of_blocks
+from pruning_limits.answers import bar_of
 from pruning_limits.dense_network import DenseNetwork, Subject
 from pruning_limits.epsilon import Allowed, from_max_drop
 from pruning_limits.estimates import Estimates
@@ -24,7 +25,7 @@ from pruning_limits.evidence import Evidence
 from pruning_limits.isotropic import carried_limit
 from pruning_limits.losses import Losses
 from pruning_limits.magnitude import MagnitudeProfile
-from pruning_limits.measured import Bar, Point
+from pruning_limits.measured import Bar, Point, crossing
 from pruning_limits.metrics import metric_errors
 from pruning_limits.model_points import ModelPoint
 from pruning_limits.one_shot import PairedDifferences, measured_points
@@ -32,10 +33,12 @@ from pruning_limits.parts import Cost, LayerCurvature, Origin
 from pruning_limits.progress import Progress
 from pruning_limits.quadratic import QuadraticRise, quadratic_limit
 from pruning_limits.removed_directions import removed_directions
-from pruning_limits.settings import Settings
-from pruning_limits.states import DIFFERENT_RANKS, fingerprint
+from pruning_limits.retuning import Compared, staged_retuning
+from pruning_limits.settings import Retuning, Settings
+from pruning_limits.states import DIFFERENT_RANKS, States, fingerprint
 from pruning_limits.stopping import STOPPING
 from pruning_limits.subsamples import Curvature, Subsamples
+from pruning_limits.tuned_points import Tuning
 
 RESOLUTION_SHARE = 0.05  # of the tolerance: the width of the last bracket of measured one-shot pruning
 MODEL_KEPT = (1 / 2, 1 / 4, 1 / 16, 1 / 64, 1 / 256)  # of what is there: where the quadratic model is evaluated
@@ -74,6 +77,9 @@ def gather(subject: Subject, asked: Settings, progress: Progress, checkpoint: st
     weights = f"{dense.profile.dimension:,}"
     LOGGER.info("%s weights, %s %.6g, epsilon %.4g", weights, asked.criterion, network.objective, allowed.epsilon)
     curved = _Curved(dense, asked, allowed.epsilon, progress, checkpoint)
+    retuned = None
+    if asked.retune is not None:
+        retuned = _retuned(asked.retune, dense, rise, drop, points, allowed, progress, checkpoint)
     forward_samples = dense.samples + rise.samples + (0 if drop is None else drop.samples)
     evidence = Evidence(
         parameters=dense.profile.dimension,
@@ -94,6 +100,7 @@ def gather(subject: Subject, asked: Settings, progress: Progress, checkpoint: st
         origin=Origin(
             type(subject.model).__name__, f"{network.samples:,} samples", _version(), date.today().isoformat()
         ),
+        retuned=retuned,
     )
     return Gathered(evidence, allowed, dense.settings, dense.profile)
 
@@ -120,6 +127,27 @@ def _points(
     bar = Bar(asked.max_drop or 0.0, of_metric=True) if given is None else Bar(given.epsilon)
     with metric_errors("held_out" if asked.held_out else "loader") if drop else nullcontext():
         return measured_points(rise, drop, bar, RESOLUTION_SHARE * asked.tolerance, progress)
+
+
+def _retuned(
+    retuning: Retuning,
+    dense: DenseNetwork,
+    rise: PairedDifferences,
+    drop: PairedDifferences | None,
+    points: tuple[Point, ...],
+    allowed: Allowed,
+    progress: Progress,
+    checkpoint: str | Path | None,
+) -> Tuning:
+    """Measure what staged re-tuning reaches."""
+    profile, losses, asked = dense.profile, dense.losses, dense.settings
+    bar = bar_of(asked, allowed.epsilon)
+    alone = round(crossing(points, bar, profile.zeros / profile.dimension).low * profile.dimension)
+    width = max(1, round(asked.tolerance * profile.dimension))
+    states = States(checkpoint, fingerprint(losses.objective, losses.values, asked))
+    with metric_errors("held_out" if asked.held_out else "loader") if drop else nullcontext():
+        compared = Compared(rise, drop, bar)
+        return staged_retuning(losses.objective, retuning, compared, alone, width, asked.seed, progress, states)
 
 
 class _Curved:

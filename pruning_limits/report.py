@@ -6,7 +6,7 @@ import base64
 import hashlib
 import html
 import json
-from dataclasses import asdict, astuple, replace
+from dataclasses import astuple, replace
 from importlib.resources import files
 from pathlib import Path
 from string import Template
@@ -20,6 +20,7 @@ from estimators.measure import Rule
 from pruning_limits import ladder
 from pruning_limits.parts import Estimate
 from pruning_limits.result import PruningLimit
+from pruning_limits.settings import Retuning
 
 LARGEST = 1_000_000
 FEWEST_NODES = 16
@@ -32,6 +33,7 @@ SETTINGS = {
     "negative": "negative eigenvalues",
     "parameters": "prunable parameters",
     "tolerance": "wanted half-width, in sparsity",
+    "retune": "re-tuning",
     "max_batches": "batches read at most",
 }
 _FILES = ("template.html", "report.css", "text.js", "limit.js", "measured.js", "ladder.js", "charts.js", "report.js")
@@ -189,7 +191,7 @@ def _behind(limit: PruningLimit) -> dict[str, list[tuple[str, str]]]:
             ("training samples", f"{dense.samples:,}"),
             ("predicted", f"{origin.date}, version {origin.version}"),
         ],
-        "Settings": [(SETTINGS.get(name, name), _text(value)) for name, value in asdict(limit.settings).items()],
+        "Settings": [(SETTINGS.get(name, name), _text(value)) for name, value in ladder.settings_of(limit).items()],
         "Cost": [
             ("curvature-vector products", f"{cost.products:,}"),
             ("samples seen by products", f"{cost.samples:,}"),
@@ -212,6 +214,8 @@ def _metric(limit: PruningLimit) -> list[tuple[str, str]]:
 def _text(value: Any) -> str:
     if value is None:
         return "left open"
+    if isinstance(value, Retuning):
+        return str(value)
     if isinstance(value, bool):
         return "yes" if value else "no"
     return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)

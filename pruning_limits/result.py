@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pruning_limits.magnitude import MagnitudeProfile
 
 Value = TypeVar("Value")
-FORMAT = "pruning-limit/4"
+FORMAT = "pruning-limit/5"
 LEAST_LOGARITHM, LARGEST_SCALE = -700.0, 1e50
 
 

@@ -22,12 +22,13 @@ from pruning_limits.measured import Point
 from pruning_limits.model_points import ModelPoint
 from pruning_limits.parts import Cost, Dense, Estimate, Layer, LayerCurvature, Origin, Sharpness
 from pruning_limits.settings import Settings
+from pruning_limits.tuned_points import TunedPoint, Tuning
 
 MOST_BYTES = 64 << 20
 INFINITE = math.inf
 ENDS = ("sparsity", "low", "high")
 RUNGS, BASES, ORIGINS = get_args(Rung), get_args(Basis), ("batch-std", "number", "max-drop")
-Row = TypeVar("Row", Sharpness, Cost, Layer, LayerCurvature, Dense, Origin, Point, ModelPoint)
+Row = TypeVar("Row", Sharpness, Cost, Layer, LayerCurvature, Dense, Origin, Point, TunedPoint, ModelPoint)
 
 
 def to_plain(value: Any) -> Any:
@@ -194,7 +195,22 @@ def _evidence(plain: dict[str, Any]) -> Evidence:
         remarks=tuple(str(remark) for remark in plain["remarks"]),
         cost=_row(Cost, plain["cost"]),
         origin=_row(Origin, plain["origin"]),
+        retuned=_tuning(plain["retuned"], infinite),
     )
+
+
+def _tuning(plain: dict[str, Any] | None, infinite: set[str]) -> Tuning | None:
+    """Return what re-tuning reached, where it was asked for."""
+    if plain is None:
+        return None
+    points = tuple(
+        _row(TunedPoint, row | {name: INFINITE for name in infinite if row[name] is None}) for row in plain["points"]
+    )
+    if any(not 0 <= share <= 1 for point in points for share in (point.sparsity, point.start)):
+        raise ValueError("re-tuned networks are beyond 0 to 1")
+    if list(points) != sorted(points, key=lambda point: (point.seed, point.sparsity)):
+        raise ValueError("re-tuned networks are not sorted by run and sparsity")
+    return Tuning(points, int(plain["samples"]), _number(plain["passed"]), _number(plain["seconds"]))
 
 
 def _by_sparsity(point: Point) -> float:

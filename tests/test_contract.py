@@ -20,6 +20,7 @@ DEFAULTS = {
     "criterion": "loss",
     "epsilon": "batch-std",
     "penalty": None,
+    "retune": False,
     "curvature": "hessian",
     "negative": "abs",
     "parameters": None,
