@@ -204,7 +204,7 @@ class _Search:
             "finished": self.finished,
         }
         if self.base is not self.tuning.dense and not self.finished:
-            state |= {"vector": self.base.vector, "kept": self.base.kept, "buffers": self.base.buffers}
+            state |= network_state(self.base)
         self.states.keep(f"re-tuned {self.run}", state, self.finished)
 
     def _restore(self) -> None:
@@ -217,13 +217,27 @@ class _Search:
             self.cost, self._last, self.tuning.cost = state["costs"]
             self.finished = state["finished"]
             if "vector" in state:
-                self.base = _network(state, self.tuning.dense)
+                self.base = kept_network(state, self.tuning.dense)
         except (KeyError, TypeError, ValueError):
             raise UserError("checkpoint: what it holds of re-tuning is damaged; delete it and start again") from None
 
 
-def _network(state: Mapping[str, Any], dense: Network) -> Network:
-    """Return a network that was kept, on the device of the dense one."""
+def network_state(network: Network) -> dict[str, Any]:
+    """Return what ``kept_network`` needs."""
+    return {"vector": network.vector, "kept": network.kept, "buffers": network.buffers}
+
+
+def kept_network(state: Mapping[str, Any], dense: Network) -> Network:
+    """Return a network that was kept, on the device of the dense one.
+
+    Args:
+        state: What ``network_state`` returned, read from a file.
+        dense: The dense network.
+
+    Raises:
+        KeyError: Something is missing.
+        ValueError: The weights are of another number or type.
+    """
     device = dense.vector.device
     vector, kept = (state[name].to(device) for name in ("vector", "kept"))
     if vector.shape != dense.vector.shape or vector.dtype != dense.vector.dtype or kept.dtype != torch.bool:

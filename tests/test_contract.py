@@ -38,7 +38,20 @@ DEFAULTS = {
 NUMBERS = ["sparsity", "lower", "achieved", "retrained", "upper", "directional", "headroom", "objective", "epsilon"]
 TEXTS = ["status", "criterion"]
 OTHERS = ["interval", "answers", "notes", "sharpness", "cost", "evidence", "metric", "max_drop", "dense_metric"]
-METHODS = ["answer", "what_if", "check", "mask", "prune", "layers", "summary", "details", "report", "to_json", "plot"]
+METHODS = [
+    "answer",
+    "what_if",
+    "check",
+    "mask",
+    "prune",
+    "retune",
+    "layers",
+    "summary",
+    "details",
+    "report",
+    "to_json",
+    "plot",
+]
 METHODS += ["to_pandas", "from_json", "epsilon_for", "weight_scale_for", "curvature_scale_for"]
 COMMANDS = {
     "demo": "--out",
@@ -47,6 +60,7 @@ COMMANDS = {
     "check": "--sparsity --limit --dense --pruned --max-drop --junit --json",
     "spectrum": "--model --dataset --plot",
     "report": "--out",
+    "retune": "--sparsity --model --checkpoint --dataset --out --force --limit",
     "validate": "--suite --table --out --resume --jobs",
 }
 

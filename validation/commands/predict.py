@@ -20,6 +20,7 @@ from validation.launch import shared
 @click.option("--curvature", type=click.Choice(["hessian", "ggn"]), default="hessian", show_default=True)
 @click.option("--tolerance", type=float, default=0.005, show_default=True, help="Wanted half-width, in sparsity.")
 @click.option("--no-measure", is_flag=True, help="Do not measure what one-shot pruning achieves.")
+@click.option("--retune", is_flag=True, help="Also measure what staged re-tuning on few samples reaches.")
 @click.option("--target", type=float, help="Sparsity in [0, 1) to be judged in the last line.")
 @click.option("--json", "json_path", type=PATH, help="Write the limit as JSON, .json.")
 @click.option("--plot", "plot_path", type=PATH, help="Write the figure, .png, .pdf, .svg ...")
@@ -31,8 +32,9 @@ def predict(
     """Predict the pruning limit of a trained network."""
     from validation.commands.prediction import predicted, refuse_unwritable_outputs, taken_task, write_outputs
 
-    if options["max_drop"] is not None and options["no_measure"]:
-        raise click.UsageError("--max-drop and --no-measure cannot be given together")
+    for name in ("max_drop", "retune"):
+        if options[name] not in (None, False) and options["no_measure"]:
+            raise click.UsageError(f"--{name.replace('_', '-')} and --no-measure cannot be given together")
     if target is not None and not 0 <= target < 1:
         raise UserError(f"target: expected a number in [0, 1) (the removed fraction), got {target}")
     paths = {"json": json_path, "plot": plot_path, "report": report_path}

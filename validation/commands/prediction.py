@@ -37,6 +37,7 @@ def predicted(
     curvature: Any = "hessian",
     tolerance: float = 0.005,
     no_measure: bool = False,
+    retune: bool = False,
 ) -> PruningLimit:
     """Predict the limit of a task."""
     measure = task.metric(metric)
@@ -56,6 +57,7 @@ def predicted(
         probes=probes,
         tolerance=tolerance,
         measure=not no_measure,
+        retune=retune,
         seed=seed,
     )
     return with_origin(limit, task.name, task.data.name)
