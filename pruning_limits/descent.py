@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-RATE = 0.006  # a step's share of the weights' norm at the beginning; it falls to zero along a cosine
+RATE = 0.005  # a step's share of the weights' norm at the beginning; it falls to zero along a cosine
 MOMENTUM = 0.9
 MEMORY = 0.9  # of the running mean square of the gradient's norm
 GENTLER = 0.25  # factor on the rate after a pass that did not help

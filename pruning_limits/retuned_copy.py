@@ -128,10 +128,9 @@ def _reached(tuning: FineTuning, counts: Sequence[int], states: States, progress
         with intact(tuning.objective.model), told(progress, "stages", len(counts), "stage") as tell:
             for stage in range(done, len(counts)):
                 tell(stage)
-                size = size or tuning.sample(counts[stage]).size
                 base = best
                 for improved in tuning.improvements(base, counts[stage]):
-                    best, at = improved, counts[stage]
+                    best, at, size = improved, counts[stage], tuning.size
                 done = stage + 1
                 states.keep(KEY, {"steps": done, "size": size, **network_state(best)}, finished=True)
             tell(len(counts))
@@ -140,7 +139,7 @@ def _reached(tuning: FineTuning, counts: Sequence[int], states: States, progress
     if at < counts[-1]:
         with intact(tuning.objective.model):
             best = next(tuning.improvements(best, counts[-1]))
-    return Reached(best, done, size or min(tuning.samples, tuning.objective.samples), interrupted)
+    return Reached(best, done, size or tuning.size, interrupted)
 
 
 def _measured(

@@ -20,8 +20,9 @@ from pruning_limits.states import States
 from pruning_limits.tuned_points import STRIDE, TunedPoint, Tuning
 
 NARROW = 1.05  # ratio of kept numbers at which a bracket is left as it is
-FEWEST_SAMPLES = 1 << 14  # that the stages of a run may cost whatever the data
-MOST_COMPARED = 1 << 14  # training samples that a re-tuned network is compared on
+SMALL = 1 << 15  # samples up to which stages may cost more than a share of an epoch
+LEAST_BUDGET = 60_000  # of small data, in samples
+MOST_COMPARED = 1 << 14  # samples that a re-tuned network is compared on before it is the last
 RUN_SEEDS = 1_000_003
 
 
@@ -57,6 +58,7 @@ class Compared:
         dimension, of_metric = self.rise.profile.dimension, self.bar.of_metric
         drop: Difference | None = None
         if self.drop is not None:
+            surely = surely or self.drop.objective.samples <= MOST_COMPARED
             drop = self.drop.of(network, self.bar.allowed if of_metric else None, surely=surely)
         rise = self.rise.of(network, None if of_metric else self.bar.allowed, most=MOST_COMPARED)
         return TunedPoint(
@@ -132,7 +134,10 @@ class _Search:
         self.tuning = FineTuning(objective, retuning.samples, retuning.passes, run_seed(seed, run))
         self.compared, self.width, self.run, self.states = compared, width, run, states
         self.dimension, self.zeros = compared.rise.profile.dimension, compared.rise.profile.zeros
-        self.budget = max(retuning.epochs * objective.samples, FEWEST_SAMPLES) / retuning.seeds
+        self.budget = retuning.epochs * objective.samples
+        if objective.samples <= SMALL:
+            self.budget = max(self.budget, LEAST_BUDGET)
+        self.budget /= retuning.seeds
         self.points: list[TunedPoint] = []
         self.base, self.base_count = self.tuning.dense, self.zeros
         self.low, self.high = alone, self.dimension
@@ -175,7 +180,7 @@ class _Search:
         self.points.append(point)
         self._last = self.tuning.cost - before + FORWARD * (self.compared.samples - measured)
         self.cost += self._last
-        self.size = self.size or self.tuning.sample(count).size
+        self.size = max(self.size, self.tuning.size)
         if self.compared.bar.passes(self.compared.bar.loss(point)):
             self.low, self.base, self.base_count = count, network, count
         else:
@@ -183,7 +188,8 @@ class _Search:
 
     def _confirm(self) -> None:
         """Measure the metric of the last network that passed on all data."""
-        if self.compared.drop is None or self.base is self.tuning.dense:
+        drop = self.compared.drop
+        if drop is None or drop.objective.samples <= MOST_COMPARED or self.base is self.tuning.dense:
             return
         sparsity = self.base_count / self.dimension
         old = next(point for point in self.points if point.sparsity == sparsity)

@@ -112,21 +112,21 @@ class Retuning:
     Attributes:
         samples: Training samples of a stage, drawn afresh for each; all but a fifth where there are fewer. A quarter
             as many tell when to stop.
-        passes: Passes over them, at most.
+        passes: Passes over them; as many more where there are fewer samples.
         seeds: Runs with samples of their own; two or more give an interval of their spread.
-        epochs: What all stages may cost together, in epochs of training, or 16,384 samples where these are more; the
-            first stage is done in any case.
+        epochs: What all stages may cost together, in epochs of training; of data of at most 32,768 samples at least
+            60,000 samples. The first stage is done in any case.
 
     Raises:
         UserError: A value is not what it may be.
 
     Example:
         >>> Retuning(samples=512).passes
-        4
+        2
     """
 
     samples: int = 2048
-    passes: int = 4
+    passes: int = 2
     seeds: int = 1
     epochs: float = 0.5
 

@@ -31,8 +31,7 @@ class Tuning:
     Attributes:
         points: Networks of all runs, those of a run by rising sparsity.
         samples: Training samples of a stage.
-        passed: What all stages cost together, in samples that are trained on once; one that is only passed forward
-            counts a third.
+        passed: What all stages cost together, in samples of an epoch of training.
         seconds: Wall time.
     """
 

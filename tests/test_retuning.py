@@ -15,7 +15,7 @@ from estimators.files import load_tensors, save_tensors
 from pruning_limits import PruningLimit, Retuning, predict_limit
 from pruning_limits.fine_tuning import FineTuning
 from pruning_limits.magnitude import removed_count
-from pruning_limits.retuning import FEWEST_SAMPLES, NARROW, run_seed
+from pruning_limits.retuning import LEAST_BUDGET, NARROW, run_seed
 
 QUICK = {"steps": 4, "probes": 1, "samples": 100, "progress": False}
 SMALL = Retuning(samples=256, passes=2)
@@ -100,7 +100,7 @@ def test_the_budget_ends_the_search(problem):
     few = predict_limit(*problem, **QUICK, **DROP, retune=Retuning(samples=256, passes=200, epochs=1e-3))
     tuning = few.evidence.retuned
     assert len(tuning.points) == 1  # the first stage is done in any case
-    assert tuning.passed > FEWEST_SAMPLES
+    assert tuning.passed > LEAST_BUDGET
 
 
 def test_a_narrow_bracket_ends_the_search(limit):

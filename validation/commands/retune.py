@@ -21,7 +21,7 @@ SUFFIXES = (".safetensors",)
 @click.option("-o", "--out", type=PATH, required=True, help="Checkpoint to write, .safetensors.")
 @click.option("--force", is_flag=True, help="Write over a file that exists.")
 @click.option("--limit", "limit_path", type=PATH, help="A limit written by predict --retune --json, to go its way.")
-@click.option("--passes", type=int, default=4, show_default=True, help="Most passes over the samples of a stage.")
+@click.option("--passes", type=int, default=2, show_default=True, help="Passes over the samples of a stage.")
 @click.option("--state", "state_path", type=PATH, help="File that keeps the state after every stage, to continue.")
 @task_options
 @allowance_options
