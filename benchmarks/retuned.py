@@ -176,7 +176,7 @@ class Cell:
     def tuning(self, of_labels: bool, steps: Callable[[Tensor], Steps] = Descent, passes: int = PASSES) -> FineTuning:
         """Return what fine-tunes the network."""
         objective = Objective(self.subject.model, self.subject.training, labels if of_labels else None)
-        return FineTuning(objective, self.samples, passes, self.seed, steps)
+        return FineTuning(objective, self.samples, passes, self.seed, steps, layerwise=False)
 
     def count(self, tuning: FineTuning) -> int:
         """Return the number of removed weights."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from estimators import Objective, UserError
 from estimators.default_loss import cross_entropy
@@ -21,6 +21,15 @@ from pruning_limits.batch_statistics import ByBatch, Statistics, measured_statis
 from pruning_limits.descent import Descent
 from pruning_limits.matching import DenseScores, matching
 from pruning_limits.one_shot import Evaluated
+from pruning_limits.reconstruction import (
+    MOST_FEATURES,
+    damped,
+    layers_of,
+    moments_of,
+    reconstructed,
+    saliencies,
+    solving_cost,
+)
 from pruning_limits.stage_sample import StageSample
 
 WIDTH = 64  # samples of a mini-batch
@@ -80,7 +89,8 @@ class Turn:
 class FineTuning:
     r"""Stages of re-tuning of a trained network; each is a function of where it begins, its mask and the seed.
 
-    A stage removes the smallest of the weights that are left and trains all parameters that are not frozen on a fresh
+    A stage removes the smallest of the weights that are left, or begins with the dense network reconstructed layer by
+    layer where that is better, see ``reconstructed``, and trains all parameters that are not frozen on a fresh
     sample, in evaluation mode. Where statistics of batch normalisation that are measured anew serve the pruned network
     better, they take the place of the old ones, and batch normalisation goes by the batch meanwhile.
 
@@ -95,6 +105,7 @@ class FineTuning:
         passes: Passes over them; as many more where there are fewer samples.
         seed: Seed of samples and their order.
         steps: Makes the rule of the steps from the weights whose norms set the scale.
+        layerwise: Whether a stage may begin with the reconstruction of its layers.
 
     Attributes:
         objective: The criterion of all weights ``[T]`` that are pruned or trained.
@@ -119,6 +130,7 @@ class FineTuning:
         passes: int,
         seed: int,
         steps: Callable[[Tensor], Steps] = Descent,
+        layerwise: bool = True,
     ) -> None:
         prunable, dtype = set(objective.names), objective.dtype
         trained = {
@@ -137,6 +149,8 @@ class FineTuning:
             flatten([torch.full_like(weight, name in which, dtype=torch.bool) for name, weight in chosen.items()])
             for which in (prunable, trained)
         )
+        self._layers = layers_of(objective.model, prunable & trained) if layerwise else {}
+        self._biases = trained - prunable
         layers = normalising(objective.model)
         self._by_batch = _of_loss(self.objective, ByBatch(self.objective.loss_fn, layers.values())) if layers else None
         self._matches = self.objective.loss_fn is cross_entropy
@@ -187,7 +201,7 @@ class FineTuning:
         best = start = self._start(base, count, sample)
         yield best
         generator = torch.Generator().manual_seed(self._seed(count))
-        by_batch = start.buffers is not base.buffers
+        by_batch = start.buffers is not base.buffers and start.buffers is not self.dense.buffers
         scores = self._dense_scores(sample)
         steps = self.steps(start.kept & self.prunable & self.trained)
         for number in range(passes):
@@ -237,12 +251,70 @@ class FineTuning:
         return replace(network, loss=loss if math.isfinite(loss) else math.inf)
 
     def _start(self, base: Network, count: int, sample: StageSample) -> Network:
-        """Return the pruned network with the statistics that serve it better."""
-        pruned = self.evaluated(self.pruned(base, count), sample)
-        if self._by_batch is None:
-            return pruned
-        anew = self.evaluated(self.normalised(pruned, sample), sample)
-        return anew if anew.loss < pruned.loss else pruned
+        """Return the pruned network that serves best: as it is, with statistics anew, or with layers reconstructed."""
+        best = self.evaluated(self.pruned(base, count), sample)
+        networks = [best, self.reconstructed(count, sample)]
+        if self._by_batch is not None:
+            networks += [None if network is None else self.normalised(network, sample) for network in networks]
+        for network in networks[1:]:
+            if network is not None:
+                tried = self.evaluated(network, sample)
+                best = tried if tried.loss < best.loss else best
+        return best
+
+    @plain_modes()
+    @torch.no_grad()
+    def reconstructed(self, count: int, sample: StageSample) -> Network | None:
+        """Prune the dense network layer by layer, and let the weights that are kept make up for the others.
+
+        Every layer loses as many weights as by ``pruned``. The saliencies of the optimal brain surgeon say which ones,
+        and the kept weights and the bias reproduce the layer's outputs on the training samples. Layers that are too
+        wide, or whose inputs cannot be seen, stay as ``pruned`` leaves them.
+
+        Args:
+            count: Number of prunable weights that are removed afterwards.
+            sample: The samples of the stage.
+
+        Returns:
+            The network; None where no layer can be reconstructed.
+        """
+        base, pruned = self.dense, self.pruned(self.dense, count)
+        before, alive, kept = (self._named(part) for part in (base.vector, base.kept, pruned.kept.clone()))
+        layers = {name: layer for name, layer in self._layers.items() if self._worth(kept[name].flatten(1))}
+        if not layers:
+            return None
+        at, vector = base.on(self.objective)
+        with torch.enable_grad():  # with gradients attention calls its layers one by one
+            moments = moments_of(at, self._named(vector), layers, (batch for batch, _ in sample.training))
+        self.cost += FORWARD * sample.size
+        weights = self._named(pruned.vector.clone())
+        for name, moment in moments.items():
+            weight, stays = before[name].flatten(1), kept[name].flatten(1)
+            scores = torch.where(alive[name].flatten(1), saliencies(weight, damped(moment[:-1, :-1])), -1.0)
+            order = torch.sort(scores.flatten(), descending=True, stable=True).indices
+            mask = torch.zeros_like(stays).flatten().index_fill_(0, order[: int(stays.sum())], True).view_as(stays)
+            bias = self._bias(name)
+            if bias is None:
+                solved = reconstructed(weight, mask, damped(moment[:-1, :-1]))
+            else:
+                joined = torch.cat([weight, before[bias][:, None]], 1)
+                solved = reconstructed(joined, nn.functional.pad(mask, (0, 1), value=True), damped(moment))
+                weights[bias].copy_(solved[:, -1])
+                solved = solved[:, :-1]
+            weights[name].copy_(solved.reshape(weights[name].shape))
+            kept[name].copy_(mask.view_as(kept[name]))
+        return Network(flatten(list(weights.values())), flatten(list(kept.values())), base.buffers)
+
+    def _worth(self, kept: Tensor) -> bool:
+        """Tell whether a layer's reconstruction costs no more than the passes over the samples."""
+        passes = 6.0 * kept.numel() * self.samples * self.passes
+        return kept.shape[1] <= MOST_FEATURES and solving_cost(kept) <= passes
+
+    def _bias(self, name: str) -> str | None:
+        """Return the name of the bias that belongs to a weight and is trained, or None."""
+        path, _, key = name.rpartition(".")
+        bias = f"{path}.bias" if path else "bias"
+        return bias if key == "weight" and bias in self._biases else None
 
     @plain_modes()
     def _passed(

@@ -20,6 +20,7 @@ from pruning_limits.states import States
 from pruning_limits.tuned_points import STRIDE, TunedPoint, Tuning
 
 NARROW = 1.05  # ratio of kept numbers at which a bracket is left as it is
+FEWEST_STAGES = 2  # that are done whatever they cost
 SMALL = 1 << 15  # samples up to which stages may cost more than a share of an epoch
 LEAST_BUDGET = 60_000  # of small data, in samples
 MOST_COMPARED = 1 << 14  # samples that a re-tuned network is compared on before it is the last
@@ -153,7 +154,8 @@ class _Search:
         """Go on until the bracket is narrow or the budget is spent."""
         while not self.finished:
             count = self._next()
-            if count is None or (self.points and self.cost + self._last > self.budget):
+            spent = len(self.points) >= FEWEST_STAGES and self.cost + self._last > self.budget
+            if count is None or spent:
                 self._confirm()
                 self.finished = True
             else:

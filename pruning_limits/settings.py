@@ -115,7 +115,7 @@ class Retuning:
         passes: Passes over them; as many more where there are fewer samples.
         seeds: Runs with samples of their own; two or more give an interval of their spread.
         epochs: What all stages may cost together, in epochs of training; of data of at most 32,768 samples at least
-            60,000 samples. The first stage is done in any case.
+            60,000 samples. Two stages are done in any case.
 
     Raises:
         UserError: A value is not what it may be.

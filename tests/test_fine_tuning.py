@@ -124,7 +124,7 @@ def test_a_pass_that_does_not_help_is_undone_and_the_next_takes_shorter_steps():
         def gentler(self):
             calls.append("gentler")
 
-    tuning = FineTuning(Objective(model, data), 300, 3, 0, Wild)
+    tuning = FineTuning(Objective(model, data), 300, 3, 0, Wild, layerwise=False)
     network = tuning.stage(tuning.dense, 50)
     assert calls == ["gentler"] * 3
     assert torch.equal(network.vector, tuning.pruned(tuning.dense, 50).vector)
@@ -259,7 +259,8 @@ def test_the_cost_counts_what_is_passed():
     sample = tuning.sample(150)
     stopping = sum(size for _, size in sample.stopping)
     read = 2 * READ * tuning.objective.samples  # once for the stage, once here
-    assert tuning.cost == pytest.approx((2 * TRAINED + FORWARD) * sample.size + 3 * FORWARD * stopping + read)
+    # scores and moments of the training samples; losses as pruned, as reconstructed, and after two passes
+    assert tuning.cost == pytest.approx((2 * TRAINED + 2 * FORWARD) * sample.size + 4 * FORWARD * stopping + read)
 
 
 def test_fewer_samples_are_passed_more_often():
@@ -285,3 +286,32 @@ def test_networks_are_values():
     _, network = tuned(model, data, 150, passes=1)
     with pytest.raises(dataclasses.FrozenInstanceError):
         network.loss = 0.0
+
+
+def test_layers_are_reconstructed_as_the_dense_solution_says():
+    """Of a linear network there is one layer, whose outputs are those of the network."""
+    model, data = doubled()
+    tuning = FineTuning(Objective(model, data, squares), 320, 1, 0)
+    sample = tuning.sample(HALF)
+    network = tuning.reconstructed(HALF, sample)
+    kept = network.vector.view(2, -1) != 0
+    assert int(kept.sum()) == HALF
+    assert torch.equal(kept.flatten(), network.kept)
+    x = torch.cat([batch[0] for batch, _ in sample.training])
+    moments = x.T @ x / len(x)
+    moments += 0.01 * moments.diagonal().mean() * torch.eye(len(moments), dtype=moments.dtype)
+    for row, keep, old in zip(network.vector.view(2, -1), kept, model.weight.detach(), strict=True):
+        assert_close(row[keep], torch.linalg.solve(moments[keep][:, keep], moments[keep] @ old))
+    alone = loss_of(tuning, tuning.pruned(tuning.dense, HALF), data)
+    assert loss_of(tuning, network, data) < 0.05 * alone
+
+
+def test_frozen_and_too_dear_layers_are_not_reconstructed():
+    model, data = classes()
+    model[0].requires_grad_(False)
+    tuning = FineTuning(Objective(model, data), 300, 1, 0)
+    network = tuning.reconstructed(150, tuning.sample(150))
+    expected = tuning.pruned(tuning.dense, 150).vector
+    assert torch.equal(network.vector[~tuning.trained], expected[~tuning.trained])
+    few = FineTuning(Objective(model.requires_grad_(True), data), 3, 1, 0)
+    assert few.reconstructed(150, tuning.sample(150)) is None

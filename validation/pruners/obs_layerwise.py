@@ -7,68 +7,11 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from validation.layer_inputs import input_moments, layers
+from pruning_limits.reconstruction import damped, layers_of, reconstructed, saliencies
+from validation.layer_inputs import input_moments
 from validation.masks import prunable, select
 from validation.pruners import Problem, Pruned, register
 from validation.pruners.calibration import calibration_images, normalised_anew
-
-DAMPING = 0.01  # of the mean diagonal of the moments, as in SparseGPT
-
-
-def saliencies(weight: Tensor, moments: Tensor) -> Tensor:
-    r"""Rise of a layer's squared output error where a weight alone is removed and its row makes up for it.
-
-    :math:`w_q^2 / [H^{-1}]_{qq}` with the damped moments H.
-
-    Args:
-        weight: Weight ``[rows, features]``.
-        moments: Second moments of the inputs ``[features, features]``.
-
-    Returns:
-        Scores ``[rows, features]``, float64.
-
-    Source: Hassibi and Stork, Second order derivatives for network pruning, NeurIPS 1992.
-    """
-    inverse: Tensor = torch.linalg.inv(damped(moments))
-    scores: Tensor = weight.double().square() / inverse.diagonal()
-    return scores
-
-
-def damped(moments: Tensor) -> Tensor:
-    """Return second moments with a hundredth of their mean diagonal added."""
-    size = len(moments)
-    return moments + DAMPING * float(moments.diagonal().mean()) * torch.eye(size, dtype=moments.dtype)
-
-
-def reconstructed(weight: Tensor, kept: Tensor, moments: Tensor) -> Tensor:
-    r"""Kept weights that reproduce a layer's outputs best.
-
-    Row by row the minimum of :math:`(v - w)^\top H (v - w)` over all v that are zero where removed:
-    :math:`H_{kk} v_k = (H w)_k`.
-
-    Args:
-        weight: Weight ``[rows, features]``.
-        kept: Mask of the same shape, True where kept.
-        moments: Second moments H of the inputs, positive definite ``[features, features]``.
-
-    Returns:
-        The new weight, float64 ``[rows, features]``, exactly zero where removed.
-
-    Source: Frantar and Alistarh, SparseGPT, ICML 2023, whose objective this solves exactly.
-
-    Example:
-        >>> moments = torch.tensor([[1.0, 1.0], [1.0, 1.0]]) + 1e-6 * torch.eye(2)
-        >>> reconstructed(torch.tensor([[1.0, 2.0]]), torch.tensor([[False, True]]), moments).round(decimals=4)
-        tensor([[0., 3.]], dtype=torch.float64)
-    """
-    h, w = moments.double(), weight.double()
-    pulled, result = w @ h, torch.zeros_like(w)
-    for row, keep in enumerate(kept):
-        places = keep.nonzero().squeeze(1)
-        if len(places):
-            factor = torch.linalg.cholesky(h[places][:, places])
-            result[row, places] = torch.cholesky_solve(pulled[row, places, None], factor).squeeze(1)
-    return result
 
 
 @torch.no_grad()
@@ -84,18 +27,18 @@ def reconstruct(model: nn.Module, x: Tensor, counts: dict[str, int]) -> dict[str
     Returns:
         Bool masks by name, True where kept.
     """
-    masks = {}
-    for name, module in layers(model).items():
+    masks, layers = {}, layers_of(model, prunable(model))
+    for name in prunable(model):
         stored = dict(model.named_parameters())[name]
         weight = stored.flatten(1)
         moments = input_moments(model, x, [name]).get(name) if counts[name] else None
-        scores = weight.abs() if moments is None else saliencies(weight, moments[:-1, :-1])
+        scores = weight.abs() if moments is None else saliencies(weight, damped(moments[:-1, :-1]))
         mask = select({name: scores}, counts[name] / scores.numel())[name]
         masks[name] = mask.view_as(stored)
         if moments is None:
             stored.mul_(masks[name])
             continue
-        bias = getattr(module, "bias", None) if not isinstance(module, nn.MultiheadAttention) else None
+        bias = getattr(layers[name], "bias", None)
         if bias is None:
             stored.copy_(reconstructed(weight, mask, damped(moments[:-1, :-1])).view_as(stored))
             continue
