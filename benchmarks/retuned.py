@@ -532,6 +532,9 @@ def main() -> None:
         "The rule of the steps was looked for on the networks marked found and on networks on digits; its rate was "
         "halved after a look at ResNet-8, so that only the others confirm it. A solve of the damped GGN takes at least "
         "one step, which can be longer than the time that SGD has.",
+        "The rung of the library begins with the layer-wise reconstruction where that is better, and goes on with SGD "
+        "to the dense scores; its reconstruction takes one pass over the samples, that of this table one for every "
+        "layer.",
         *verdicts(lines),
     ]
     extra = {"environment": environment(), "cells": rows}
