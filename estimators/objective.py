@@ -118,6 +118,16 @@ class Objective:
         other.patterns = list(names)
         return other
 
+    def with_buffers(self, buffers: Mapping[str, Tensor]) -> Objective:
+        """Return the same objective of a model with other buffers, such as batch-norm statistics measured anew.
+
+        Args:
+            buffers: Tensors by name; buffers that are not named stay the model's.
+        """
+        other = copy.copy(self)
+        other.weights = self.weights.with_buffers(buffers)
+        return other
+
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the chosen parameters, in order."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -59,6 +60,12 @@ class Weights:
         chosen = set(self.names)
         return self._effective([name for name in self._own if name not in chosen])
 
+    def with_buffers(self, buffers: Mapping[str, Tensor]) -> Weights:
+        """Return the same weights beside other buffers, by name; those that are not named stay the model's."""
+        other = copy.copy(self)
+        other.buffers = {name: buffers.get(name, buffer) for name, buffer in self.buffers.items()}
+        return other
+
     def project(self, vectors: Tensor) -> Tensor:
         """Return columns ``[D, K]`` over the chosen weights as they are: these are all of them."""
         return vectors
@@ -100,7 +107,7 @@ class Weights:
 
     def _drop_written(self) -> None:
         """Forget the copies that a forward pass wrote to."""
-        for name in [name for name, copy in self._copies.items() if copy._version]:
+        for name in [name for name, tensor in self._copies.items() if tensor._version]:
             del self._copies[name]
 
 

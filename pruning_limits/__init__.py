@@ -15,8 +15,19 @@ if TYPE_CHECKING:
     from pruning_limits.magnitude import MagnitudeProfile
     from pruning_limits.predict import predict_limit
     from pruning_limits.result import PruningLimit
+    from pruning_limits.settings import Retuning
 
-__all__ = ["L1", "L2", "Answer", "MagnitudeProfile", "PruningLimit", "UserError", "Verdict", "predict_limit"]
+__all__ = [
+    "L1",
+    "L2",
+    "Answer",
+    "MagnitudeProfile",
+    "PruningLimit",
+    "Retuning",
+    "UserError",
+    "Verdict",
+    "predict_limit",
+]
 
 import_later(
     __name__,
@@ -27,6 +38,7 @@ import_later(
         "pruning_limits.answers": "Answer Verdict",
         "pruning_limits.predict": "predict_limit",
         "pruning_limits.result": "PruningLimit",
+        "pruning_limits.settings": "Retuning",
     },
 )
 logging.getLogger("pruning_limits").addHandler(logging.NullHandler())

@@ -21,6 +21,7 @@ Basis = Literal["measured", "forecast", "bound", "formula", "unknown"]
 Rung = Literal["one-shot", "re-tuned", "re-trained", "bound", "formula"]
 MOST_TIMES, MOST_COUNTED = 1e6, 1 << 62
 REFUTED = "the quadratic model's bound is refuted"
+NOT_RETUNED = "nothing was re-tuned under these conditions"
 NO_COVERAGE = "the paper's formula with the GGN; nothing is claimed about how often the truth lies within"
 
 
@@ -115,12 +116,61 @@ def one_shot(evidence: Evidence, settings: Settings, allowed: Allowed) -> Answer
     return Answer("one-shot", where.low, low, high, "measured", metric, status)
 
 
+def retuned(evidence: Evidence, settings: Settings, allowed: Allowed, alone: Answer) -> tuple[Answer, ...]:
+    """Answer what staged re-tuning reaches, where it was measured: what all of its runs reach.
+
+    Args:
+        evidence: What was computed.
+        settings: What was asked for.
+        allowed: The allowed rise of the criterion.
+        alone: The answer of pruning alone, which is reached in any case.
+    """
+    tuning = evidence.retuned
+    if settings.retune is not None and tuning is None:
+        return (Answer("re-tuned", None, None, None, "unknown", None, NOT_RETUNED),)
+    if tuning is None or alone.sparsity is None or alone.low is None or alone.high is None:
+        return ()
+    bar, start, ends = bar_of(settings, allowed.epsilon), evidence.already_removed, list[tuple[float, float, float]]()
+    for seed in tuning.runs:
+        points = tuning.run(seed)
+        where = crossing(points, bar, start)
+        low, high = where.low, where.high
+        if settings.max_drop is not None and where.low > alone.sparsity:
+            noise = [level(points, settings.max_drop, sign * ERRORS, start) for sign in (1, -1)]
+            low, high = min(low, max(start, noise[0])), max(high, min(noise[1], points[-1].sparsity))
+        ends.append((where.low, low, high))
+    reached = min(at for at, _, _ in ends)
+    runs = "" if len(ends) == 1 else f" in each of {len(ends)} runs"
+    cost = f"{tuning.samples:,} training samples a stage, {tuning.seconds:.0f} s"
+    if reached <= alone.sparsity:
+        tried = min(point.sparsity for point in tuning.points)
+        status = f"no re-tuned network passed, from {tried:.2%} on, so that pruning alone reaches as far; {cost}"
+        return (
+            Answer(
+                "re-tuned", alone.sparsity, alone.low, max(alone.high, ends[0][2]), "measured", alone.metric, status
+            ),
+        )
+    low, high = min(low for _, low, _ in ends), max(high for _, _, high in ends)
+    drops = [point.drop for point in tuning.points if point.sparsity == reached and point.drop is not None]
+    dense = evidence.dense.metric
+    metric = None if dense is None or not drops else dense - max(drops)
+    noise_text = "" if settings.max_drop is None else "; the interval holds two standard errors of the metric's fall"
+    status = f"measured on networks that were pruned in stages and re-tuned{runs}; {cost}{noise_text}"
+    return (Answer("re-tuned", reached, low, high, "measured", metric, status),)
+
+
 def metric_at(evidence: Evidence, sparsity: float) -> float | None:
     """Return the mean metric of the network pruned in one shot to a sparsity, read off what was measured."""
     drop = at_sparsity(evidence.points, sparsity, "drop", evidence.already_removed)
     if drop is None or evidence.dense.metric is None:
         return None
     return evidence.dense.metric - drop
+
+
+def tuned_to(answers: tuple[Answer, ...], sparsity: float) -> Answer | None:
+    """Return the answer of re-tuning where it was measured to reach a sparsity; None elsewhere."""
+    tuned = next((answer for answer in answers if answer.rung == "re-tuned"), None)
+    return tuned if tuned is not None and tuned.sparsity is not None and sparsity <= tuned.sparsity else None
 
 
 def retrained(evidence: Evidence, allowed: Allowed) -> Answer:
@@ -187,13 +237,14 @@ def directional(evidence: Evidence, allowed: Allowed) -> float | None:
     return ggn.limit(lambda measure: directions.limit(measure, evidence.curve, allowed.epsilon).sparsity)
 
 
-def bound(evidence: Evidence, at: float | None, lower: float) -> Answer:
+def bound(evidence: Evidence, at: float | None, lower: float, how: str = "pruning alone") -> Answer:
     """Answer beyond which sparsity re-tuning fails in the quadratic model.
 
     Args:
         evidence: What was computed.
         at: The directional limit.
-        lower: What one-shot pruning reaches.
+        lower: What was measured to be reached.
+        how: What reaches it.
     """
     if at is None or evidence.ggn is None or evidence.directions is None:
         return Answer("bound", None, None, None, "unknown", None, evidence.unknown)
@@ -201,7 +252,7 @@ def bound(evidence: Evidence, at: float | None, lower: float) -> Answer:
     error = evidence.ggn.step_error + evidence.ggn.sample_error + evidence.directions.step_error
     high = upper + error
     if lower > high:
-        reason = f"{REFUTED}: it is {upper:.2%}, and pruning alone reaches {lower:.2%}"
+        reason = f"{REFUTED}: it is {upper:.2%}, and {how} reaches {lower:.2%}"
         return Answer("bound", None, None, None, "unknown", None, reason)
     if high >= 1:
         reason = f"the quadratic model's bound, {upper:.2%}, has a numerical error of {100 * error:.1f} points"

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pruning_limits.answers import bound, directional, formula, one_shot, retrained, settled_text, with_window
+from pruning_limits.answers import (
+    bound,
+    directional,
+    formula,
+    one_shot,
+    retrained,
+    retuned,
+    settled_text,
+    with_window,
+)
 from pruning_limits.isotropic import isotropic_limit
 from pruning_limits.parts import Cost, Dense, Estimate, Layer, LayerCurvature, Origin, Sharpness
 from pruning_limits.pattern_answers import pattern_answers
@@ -25,6 +34,10 @@ if TYPE_CHECKING:
     from pruning_limits.result import PruningLimit
     from pruning_limits.saving import Saving
     from pruning_limits.settings import Settings
+    from pruning_limits.tuned_points import Tuning
+
+
+MEASURED = ("pruning alone", "re-tuning")
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +66,7 @@ class Evidence:
         pattern: The one that ``curve``, ``already_removed``, ``directions``, ``points``, ``model_points`` and
             ``savings`` are of.
         savings: What is left of the network, by rising sparsity.
+        retuned: Networks pruned in stages and re-tuned; None where nothing was re-tuned, or under scaled conditions.
     """
 
     parameters: int
@@ -104,6 +118,8 @@ class Evidence:
             savings=row.savings,
         )
 
+    retuned: Tuning | None = None
+
     def scaled(self, weight_scale: float, curvature_scale: float) -> Evidence:
         """Return the evidence of scaled weights and a scaled curvature; a gradient is taken to scale with both."""
         if weight_scale == curvature_scale == 1.0:
@@ -129,6 +145,7 @@ class Evidence:
             ),
             trace_error=self.trace_error * curvature_scale,
             patterns=tuple(row.scaled(weight_scale, curvature_scale) for row in self.patterns),
+            retuned=None,
         )
 
     def certified(self, epsilon: float, settings: Settings) -> Evidence:
@@ -168,7 +185,9 @@ def solve(
     along = directional(evidence, allowed)
     again = retrained(evidence, allowed)
     lower = evidence.already_removed if alone.sparsity is None else alone.sparsity
-    answers: tuple[Answer, ...] = (alone, again, bound(evidence, along, lower), paper)
+    tuned = retuned(evidence, settings, allowed, alone)
+    reached, how = max((answer.sparsity or 0.0, how) for answer, how in zip((alone, *tuned), MEASURED, strict=False))
+    answers: tuple[Answer, ...] = (alone, *tuned, again, bound(evidence, along, reached, how), paper)
     if evidence.own is not None:
         answers = pattern_answers(evidence, settings, allowed, answers)
         alone = next(answer for answer in answers if answer.rung == "one-shot")

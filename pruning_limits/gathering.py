@@ -17,6 +17,7 @@ import torch
 from estimators import L1, UserError
 from estimators.distributed import gathered, together
 from estimators.trace import traces_of_blocks
+from pruning_limits.answers import bar_of
 from pruning_limits.dense_network import DenseNetwork, Subject
 from pruning_limits.epsilon import Allowed, from_max_drop
 from pruning_limits.estimates import Estimates
@@ -24,7 +25,7 @@ from pruning_limits.evidence import Evidence
 from pruning_limits.isotropic import carried_limit
 from pruning_limits.losses import Losses
 from pruning_limits.magnitude import MagnitudeProfile
-from pruning_limits.measured import Bar, Point
+from pruning_limits.measured import Bar, Point, crossing
 from pruning_limits.metrics import metric_errors
 from pruning_limits.model_points import ModelPoint
 from pruning_limits.one_shot import PairedDifferences, measured_points
@@ -33,12 +34,14 @@ from pruning_limits.pattern_gathering import gather_patterns
 from pruning_limits.progress import Progress
 from pruning_limits.quadratic import QuadraticRise, quadratic_limit
 from pruning_limits.removed_directions import removed_directions
-from pruning_limits.settings import Settings
+from pruning_limits.retuning import Compared, staged_retuning
+from pruning_limits.settings import Retuning, Settings
 from pruning_limits.source import Source
-from pruning_limits.states import DIFFERENT_RANKS, fingerprint
+from pruning_limits.states import DIFFERENT_RANKS, States, fingerprint
 from pruning_limits.stopping import STOPPING
 from pruning_limits.structure import structure_of
 from pruning_limits.subsamples import Curvature, Subsamples
+from pruning_limits.tuned_points import Tuning
 
 # Width of the last bracket of measured one-shot pruning in units of the tolerance, of few samples and where draws help.
 RESOLUTION, DRAWN_RESOLUTION = 0.05, 0.5
@@ -82,6 +85,10 @@ def gather(subject: Subject, asked: Settings, progress: Progress, checkpoint: st
     patterns = gather_patterns(dense, drop, bar, asked)
     curved = _Curved(dense, asked, allowed.epsilon, progress, checkpoint)
     forward_samples = dense.samples + rise.samples + (0 if drop is None else drop.samples) + patterns.samples
+    retuned = None
+    if asked.retune is not None:
+        retuned = _retuned(asked.retune, dense, rise, drop, points, allowed, progress, checkpoint)
+    forward_samples = dense.samples + rise.samples + (0 if drop is None else drop.samples)
     evidence = Evidence(
         parameters=dense.profile.dimension,
         already_removed=dense.profile.zeros / dense.profile.dimension,
@@ -101,6 +108,7 @@ def gather(subject: Subject, asked: Settings, progress: Progress, checkpoint: st
         origin=Origin(
             type(subject.model).__name__, f"{network.samples:,} samples", _version(), date.today().isoformat()
         ),
+        retuned=retuned,
     )
     return Gathered(patterns.beside(evidence), allowed, dense.settings, patterns.profile)
 
@@ -128,6 +136,27 @@ def _points(
     with metric_errors("held_out" if asked.held_out else "loader") if drop else nullcontext():
         drawn = len((drop if drop is not None and bar.of_metric else rise).draws) > 1
         return measured_points(rise, drop, bar, (DRAWN_RESOLUTION if drawn else RESOLUTION) * asked.tolerance, progress)
+
+
+def _retuned(
+    retuning: Retuning,
+    dense: DenseNetwork,
+    rise: PairedDifferences,
+    drop: PairedDifferences | None,
+    points: tuple[Point, ...],
+    allowed: Allowed,
+    progress: Progress,
+    checkpoint: str | Path | None,
+) -> Tuning:
+    """Measure what staged re-tuning reaches."""
+    profile, losses, asked = dense.profile, dense.losses, dense.settings
+    bar = bar_of(asked, allowed.epsilon)
+    alone = round(crossing(points, bar, profile.zeros / profile.dimension).low * profile.dimension)
+    width = max(1, round(asked.tolerance * profile.dimension))
+    states = States(checkpoint, fingerprint(losses.objective, losses.values, asked))
+    with metric_errors("held_out" if asked.held_out else "loader") if drop else nullcontext():
+        compared = Compared(rise, drop, bar)
+        return staged_retuning(losses.objective, retuning, compared, alone, width, asked.seed, progress, states)
 
 
 class _Curved:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from pruning_limits.answers import Answer, Verdict, metric_at
+from pruning_limits.answers import Answer, Verdict, metric_at, tuned_to
 from pruning_limits.pattern_answers import pattern_verdict
 from pruning_limits.pattern_table import cells, text_table
 
@@ -98,14 +98,19 @@ def rows(limit: PruningLimit) -> list[Row]:
 def _row(limit: PruningLimit, answer: Answer) -> Row:
     if answer.sparsity is None or answer.low is None or answer.high is None:
         return Row(NAMES[answer.rung], "unknown", "", NONE, answer.status)
+    tuning = limit.evidence.retuned
+    samples = f", {tuning.samples:,} samples" if answer.rung == "re-tuned" and tuning is not None else ""
     interval = f"{percent(answer.low).removesuffix(' %')} to {percent(answer.high)}"
     metric = metric_text(limit, answer.metric)
-    return Row(NAMES[answer.rung], percent(answer.sparsity), interval, metric, _how(limit, answer))
+    return Row(NAMES[answer.rung] + samples, percent(answer.sparsity), interval, metric, _how(limit, answer))
 
 
 def _how(limit: PruningLimit, answer: Answer) -> str:
     if answer.rung == "one-shot":
         return "measured" if answer.basis == "measured" else "quadratic model, not measured"
+    if answer.rung == "re-tuned":
+        tuning = limit.evidence.retuned
+        return "measured" if tuning is None else f"measured, {tuning.seconds:.0f} s"
     if answer.rung == "re-trained":
         return "formula, no claim of coverage" if answer.basis == "formula" else answer.basis
     if answer.rung == "bound":
@@ -140,6 +145,11 @@ def judged(limit: PruningLimit, sparsity: float) -> Verdict:
         reason = f"{target} is in reach by pruning alone, which gets to {reached} ({how}){keeps}"
         return Verdict("achievable", reason, limit.lower - sparsity, metric)
     alone = f"{target} is out of reach by pruning alone, which gets to {reached} ({how}){keeps}"
+    tuned = tuned_to(limit.answers, sparsity)
+    if tuned is not None and tuned.sparsity is not None:
+        at = "" if tuned.metric is None else f", {limit.metric} there: {metric_text(limit, tuned.metric)}"
+        reason = f"{alone}; re-tuning reaches it: it gets to {percent(tuned.sparsity)} (measured{at})"
+        return Verdict("open", reason, min(sparsity - limit.lower, tuned.sparsity - sparsity), metric)
     bound = limit.answer("bound")
     if bound.high is None:
         reason = f"{alone}; no bound is established beyond {reached}: {bound.status}"
@@ -222,6 +232,11 @@ def html(limit: PruningLimit) -> str:
     )
 
 
+def settings_of(limit: PruningLimit) -> dict[str, Any]:
+    """Return the settings by name."""
+    return {column.name: getattr(limit.settings, column.name) for column in fields(limit.settings)}
+
+
 def details(limit: PruningLimit) -> str:
     """Write what is behind the answer."""
     sharpness, cost = limit.sharpness, limit.cost
@@ -234,7 +249,7 @@ def details(limit: PruningLimit) -> str:
         ("top eigenvalue", f"{sharpness.top_eigenvalue:.4g}"),
         ("products", f"{cost.products:,} on {cost.samples:,} samples together"),
         ("forward passes", f"{cost.forward_samples:,} samples"),
-        *((f"setting {name}", "-" if value is None else str(value)) for name, value in asdict(limit.settings).items()),
+        *((f"setting {name}", "-" if value is None else str(value)) for name, value in settings_of(limit).items()),
     ]
     width = max(len(name) for name, _ in lines)
     return "\n".join(f"{name:<{width}}  {text}" for name, text in lines)

@@ -52,16 +52,9 @@ def pruned_copy(
             "model: one sharded by fully_shard cannot be copied; gather its weights into a plain module, or multiply "
             "them by limit.mask(sparsity)"
         )
-    result = detached_copy(model)
+    result = copied(model)
     parameters = dict(result.named_parameters())
-    missing = [name for name in names if name not in parameters]
-    if missing:
-        raise UserError(f"model: expected a parameter {missing[0]!r}, as in the network of the limit; it has none")
-    weights = Weights(result, [escape(name) for name in names]).chosen
-    size = sum(weight.numel() for weight in weights.values())
-    if size != dimension:
-        raise UserError(f"model: expected {dimension:,} prunable weights, as in the network of the limit, got {size:,}")
-    profile = profile_of(weights)
+    profile = profile_of(weights_of(result, names, dimension))
     masks = profile.masks(sparsity) | {
         name: mask.reshape(-1, *[1] * (parameters[name].dim() - 1)).to(parameters[name].device)
         for name, mask in profile.companions(sparsity).items()
@@ -69,17 +62,42 @@ def pruned_copy(
     with torch.no_grad():
         for name, mask in masks.items():
             parameters[name].copy_(torch.where(mask, parameters[name], 0))
-        for module in result.modules():
-            for hook in module._forward_pre_hooks.values():
-                if isinstance(hook, BasePruningMethod | WeightNorm):
-                    hook(module, ())  # computes the layer's weight from its parameters, as in every forward pass
+    recompute_weights(result)
     return result
 
 
-def detached_copy(model: nn.Module) -> nn.Module:
-    """Return a deep copy of a model.
+def weights_of(model: nn.Module, names: Sequence[str], dimension: int) -> dict[str, Tensor]:
+    """Return the weights of a model that a limit is about.
 
-    Weights that hooks computed and that hang on a graph, which cannot be copied, are copied without it.
+    Args:
+        model: The network.
+        names: Names of the chosen parameters.
+        dimension: Number D of their weights.
+
+    Raises:
+        UserError: A parameter is missing, or the number of weights is another one.
     """
+    own = {name for name, _ in model.named_parameters()}
+    missing = [name for name in names if name not in own]
+    if missing:
+        raise UserError(f"model: expected a parameter {missing[0]!r}, as in the network of the limit; it has none")
+    weights = Weights(model, [escape(name) for name in names]).chosen
+    size = sum(weight.numel() for weight in weights.values())
+    if size != dimension:
+        raise UserError(f"model: expected {dimension:,} prunable weights, as in the network of the limit, got {size:,}")
+    return weights
+
+
+@torch.no_grad()
+def recompute_weights(model: nn.Module) -> None:
+    """Let hooks compute the weights of layers from their parameters, as in every forward pass."""
+    for module in model.modules():
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, BasePruningMethod | WeightNorm):
+                hook(module, ())
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """Return a deep copy; weights that hooks computed and that hang on a graph, which cannot be copied, without it."""
     computed = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
     return copy.deepcopy(model, {id(value): value.detach().clone() for value in computed if not value.is_leaf})

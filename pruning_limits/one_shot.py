@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,6 +17,7 @@ from pruning_limits.magnitude import MagnitudeProfile
 from pruning_limits.measured import DEVIATIONS, Bar, Point, crossing
 from pruning_limits.progress import Progress, told
 
+Evaluated = Callable[[Objective], tuple[Objective, Tensor]]
 DRAWS = (2048, 8192)  # samples of the draws that decide before all data do
 DRAWN_BYTES = 2 << 30
 # Of values 0 and 1 it must also be away by so many samples: a change that as many samples of a draw show on average is
@@ -123,9 +124,28 @@ class PairedDifferences:
                     break
                 if part.samples <= difference.samples and (difference.beside or self._reference is None):
                     continue
-            difference = self._difference(part, count)
+            weights = self.profile.vector - self.profile.removed(count / self.profile.dimension)
+            difference = self._difference(part, part, weights, near=True)
         assert difference is not None
         self._known[count] = difference
+        return difference
+
+    def of(
+        self, network: Evaluated, allowed: float | None = None, surely: bool = False, most: int | None = None
+    ) -> Difference:
+        """Compare a network of any weights with the dense one.
+
+        Args:
+            network: From an objective on a draw to the objective of the network's weights there, and these.
+            allowed: See ``at``.
+            surely: Pass all data.
+            most: Largest draw that is passed; None passes all data where smaller ones do not decide.
+        """
+        parts = [part for part in self._parts if most is None or part.samples <= most] or self._parts[:1]
+        for part in parts[-1:] if surely else parts:
+            difference = self._difference(part, *network(part), near=False)
+            if _decided(difference, allowed):
+                break
         return difference
 
     def error(self, difference: Difference) -> float:
@@ -154,10 +174,9 @@ class PairedDifferences:
         places = [math.log(max(dimension - count, 0.5)) for count in (low, high)]
         return dimension - round(math.exp(places[0] + share * (places[1] - places[0])))
 
-    def _difference(self, part: Objective, count: int) -> Difference:
-        removed = self.profile.removed(count / self.profile.dimension)
-        weights = self.profile.vector - removed
-        values, sizes = part.sample_losses(weights)
+    def _difference(self, part: Objective, at: Objective, weights: Tensor, near: bool) -> Difference:
+        """Compare weights on a draw, beside the network that all data were passed through where that is near."""
+        values, sizes = at.sample_losses(weights)
         self.samples += part.samples
         complete = part is self.objective
         if complete and len(values) != len(self.values):  # memory ran out and batches were split
@@ -166,26 +185,25 @@ class PairedDifferences:
         differences = self.sign * (values - (self.values if complete else _picked(self.values, part)))
         if not bool(differences.isfinite().all()):
             return Difference(math.inf, 0.0, 0.0, part.samples, complete)
-        penalty = self.sign * self._penalty(weights)
+        penalty = self.sign * self._penalty(at, weights)
         if complete:
             mean, spread = mean_and_error(differences, sizes)
-            self._reference = mean, differences
+            self._reference = (mean, differences) if near else self._reference
             return Difference(mean + penalty, 0.0, spread, part.samples, complete)
         spread = float(differences.std()) / math.sqrt(len(differences)) if len(differences) > 1 else math.inf
-        start, beside = 0.0, self._reference is not None
-        if self._reference is not None:
+        start, beside = 0.0, near and self._reference is not None
+        if beside and self._reference is not None:
             start, known = self._reference
             differences = differences - _picked(known, part)
         mean, error = float(differences.mean()), drawn_error(differences, part.factors, self.objective.samples)
         rare = RARE * self._step / part.samples
         return Difference(start + mean + penalty, error, spread, part.samples, complete, rare, beside)
 
-    def _penalty(self, weights: Tensor) -> float:
+    def _penalty(self, at: Objective, weights: Tensor) -> float:
         """Return by how much the penalty rises."""
         if self.objective.penalty is None:
             return 0.0
-        chosen = self.objective.chosen
-        return self.objective.penalty_value(named(weights, chosen)) - self.objective.penalty_value(chosen)
+        return at.penalty_value(named(weights, at.chosen)) - self.objective.penalty_value(self.objective.chosen)
 
     @property
     def counts(self) -> set[int]:

@@ -7,7 +7,7 @@ import hashlib
 import html
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, astuple, replace
+from dataclasses import astuple, replace
 from importlib.resources import files
 from pathlib import Path
 from string import Template
@@ -22,6 +22,7 @@ from pruning_limits import ladder, layer_report, pattern_table
 from pruning_limits.parts import Estimate
 from pruning_limits.pattern_names import UNSTRUCTURED
 from pruning_limits.result import PruningLimit
+from pruning_limits.settings import Retuning
 
 LARGEST = 1_000_000
 FEWEST_NODES = 16
@@ -34,6 +35,7 @@ SETTINGS = {
     "negative": "negative eigenvalues",
     "parameters": "prunable parameters",
     "tolerance": "wanted half-width, in sparsity",
+    "retune": "re-tuning",
     "max_batches": "batches read at most",
 }
 _FILES = ("template.html", "report.css", "text.js", "limit.js", "measured.js", "ladder.js", "charts.js", "report.js")
@@ -196,7 +198,7 @@ def _behind(limit: PruningLimit) -> dict[str, list[tuple[str, str]]]:
             ("training samples", f"{dense.samples:,}"),
             ("predicted", f"{origin.date}, version {origin.version}"),
         ],
-        "Settings": [(SETTINGS.get(name, name), _text(value)) for name, value in asdict(limit.settings).items()],
+        "Settings": [(SETTINGS.get(name, name), _text(value)) for name, value in ladder.settings_of(limit).items()],
         "Cost": [
             ("curvature-vector products", f"{cost.products:,}"),
             ("samples seen by products", f"{cost.samples:,}"),
@@ -219,6 +221,8 @@ def _metric(limit: PruningLimit) -> list[tuple[str, str]]:
 def _text(value: Any) -> str:
     if value is None:
         return "left open"
+    if isinstance(value, Retuning):
+        return str(value)
     if isinstance(value, bool):
         return "yes" if value else "no"
     return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)

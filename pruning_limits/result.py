@@ -23,16 +23,19 @@ from pruning_limits.parts import Cost, Layer, Sharpness
 from pruning_limits.pattern_names import UNSTRUCTURED, parsed
 from pruning_limits.saving import Budget, Saving, saving_at
 from pruning_limits.serial import fields_of, read_plain, to_plain
-from pruning_limits.settings import Settings, checked
+from pruning_limits.settings import Retuning, Settings, checked
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
     from torch import Tensor, nn
 
+    from estimators import Penalty
     from estimators.objective import LossFunction
     from pruning_limits.exports import LayerRatios
     from pruning_limits.magnitude import MagnitudeProfile
+    from pruning_limits.metrics import Metric
+    from pruning_limits.progress import Progress
     from pruning_limits.sensitivity import LayerSensitivity
     from pruning_limits.shrinking import Timing
 
@@ -253,6 +256,80 @@ class PruningLimit:
 
         evidence, profile = other_pattern(self.evidence, self.profile, name)
         return solve(evidence, self.settings, self.allowed, profile)
+
+    def retune(
+        self,
+        model: nn.Module,
+        loader: Iterable[Any],
+        sparsity: float,
+        loss_fn: LossFunction | None = None,
+        metric: Metric | None = None,
+        held_out: Iterable[Any] | None = None,
+        penalty: Penalty | None = None,
+        retuning: Retuning | None = None,
+        progress: Progress = None,
+        checkpoint: str | Path | None = None,
+    ) -> tuple[nn.Module, Answer]:
+        """Return a copy of a model that is pruned to a sparsity in stages and re-tuned on few samples, and its answer.
+
+        All parameters that are not frozen are re-tuned; frozen ones are pruned and else left as they are. The way to a
+        sparsity that was measured with ``predict_limit(retune=True)`` is the same, and so are the weights at its end.
+        Ctrl-C returns the best network so far.
+
+        Args:
+            model: The network that the limit was predicted for; it is left as it is.
+            loader: Batches of its training data, as for ``predict_limit``.
+            sparsity: Removed fraction in [0, 1), at least what is removed already.
+            loss_fn: The loss that the limit was predicted with; default cross-entropy on ``(x, y)``.
+            metric: The metric; default accuracy where it is that of the limit, and else none.
+            held_out: Batches that the metric is measured on, and nothing else; None takes the training data.
+            penalty: The penalty, needed by the criterion ``"objective"``.
+            retuning: How much it may take; default what the limit was predicted with, or ``Retuning()``.
+            progress: See ``predict_limit``.
+            checkpoint: File that keeps the state after every stage; a run that was killed continues from it.
+
+        Returns:
+            The copy, exactly zero where removed, and the answer of rung ``"re-tuned"`` with its metric.
+
+        Raises:
+            UserError: Bad input, told in one line.
+
+        Example:
+            >>> import torch
+            >>> from pruning_limits import predict_limit
+            >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
+            >>> data = [(torch.randn(64, 4), torch.arange(64) % 2)]
+            >>> limit = predict_limit(model, data, progress=False)
+            >>> pruned, answer = limit.retune(model, data, 0.5)
+            >>> sum(int((layer.weight == 0).sum()) for layer in (pruned[0], pruned[2]))
+            24
+        """
+        from estimators.arguments import plain_model
+        from pruning_limits.dense_network import Subject
+        from pruning_limits.masking import weights_of
+        from pruning_limits.metrics import metric_loss, metric_name
+        from pruning_limits.retuned_copy import retuned_copy
+        from pruning_limits.tuned_points import stages_to
+
+        if not 0 <= sparsity < 1:
+            raise UserError(f"sparsity: expected a number in [0, 1) (the removed fraction), got {sparsity}")
+        weights_of(plain_model(model), self.settings.parameters, self.parameters)
+        if metric is None and self.metric == "accuracy":
+            metric = "accuracy"
+        tuning = self.evidence.retuned
+        settings = dataclasses.replace(
+            self.settings,
+            retune=retuning or self.settings.retune or Retuning(),
+            metric=None if metric is None else metric_name(metric),
+            max_drop=None if metric is None else self.max_drop,
+            held_out=held_out is not None,
+            measure=True,
+        )
+        points = () if tuning is None or settings.retune != self.settings.retune else tuning.run(0)
+        values = None if metric is None else metric_loss(metric)
+        subject = Subject(model, loader, loss_fn, penalty, None, values, held_out)
+        way = stages_to(points, sparsity, self.lower, self.evidence.already_removed)
+        return retuned_copy(subject, settings, way, progress, checkpoint)
 
     @np.errstate(over="ignore")  # curves, measures and directions refuse what overflows
     def what_if(

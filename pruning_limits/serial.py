@@ -26,12 +26,14 @@ from pruning_limits.pattern_evidence import PatternEvidence
 from pruning_limits.pattern_names import UNSTRUCTURED, pattern_names
 from pruning_limits.saving import Saving
 from pruning_limits.settings import Settings
+from pruning_limits.tuned_points import TunedPoint, Tuning
 
 MOST_BYTES = 64 << 20
 INFINITE = math.inf
+INFINITE_NAMES = ({"rise"}, {"rise", "drop", "drop_error"})  # without a metric, with one
 ENDS = ("sparsity", "low", "high")
 RUNGS, BASES, ORIGINS = get_args(Rung), get_args(Basis), ("batch-std", "number", "max-drop")
-Row = TypeVar("Row", Sharpness, Cost, Layer, LayerCurvature, Dense, Origin, Point, ModelPoint, Saving)
+Row = TypeVar("Row", Sharpness, Cost, Layer, LayerCurvature, Dense, Origin, Point, TunedPoint, ModelPoint, Saving)
 
 
 def to_plain(value: Any) -> Any:
@@ -199,6 +201,7 @@ def _evidence(plain: dict[str, Any]) -> Evidence:
         patterns=patterns,
         pattern=pattern,
         savings=_savings(plain["savings"]),
+        retuned=_tuning(plain["retuned"], INFINITE_NAMES[of_metric]),
     )
 
 
@@ -242,7 +245,7 @@ def _curve(plain: dict[str, Any]) -> MagnitudeCurve:
 
 
 def _points(rows: list[dict[str, Any]], of_metric: bool) -> tuple[Point, ...]:
-    infinite = {"rise", "drop", "drop_error"} if of_metric else {"rise"}
+    infinite = INFINITE_NAMES[of_metric]
     points = tuple(_row(Point, row | {name: INFINITE for name in infinite if row[name] is None}) for row in rows)
     if any(not 0 <= point.sparsity <= 1 for point in points) or list(points) != sorted(points, key=_by_sparsity):
         raise ValueError("points are not sorted by sparsity, or beyond 0 to 1")
@@ -251,6 +254,20 @@ def _points(rows: list[dict[str, Any]], of_metric: bool) -> tuple[Point, ...]:
 
 def _by_sparsity(row: Point | Saving) -> float:
     return row.sparsity
+
+
+def _tuning(plain: dict[str, Any] | None, infinite: set[str]) -> Tuning | None:
+    """Return what re-tuning reached, where it was asked for."""
+    if plain is None:
+        return None
+    points = tuple(
+        _row(TunedPoint, row | {name: INFINITE for name in infinite if row[name] is None}) for row in plain["points"]
+    )
+    if any(not 0 <= share <= 1 for point in points for share in (point.sparsity, point.start)):
+        raise ValueError("re-tuned networks are beyond 0 to 1")
+    if list(points) != sorted(points, key=lambda point: (point.seed, point.sparsity)):
+        raise ValueError("re-tuned networks are not sorted by run and sparsity")
+    return Tuning(points, int(plain["samples"]), _number(plain["passed"]), _number(plain["seconds"]))
 
 
 def _directions(plain: dict[str, Any]) -> Directions:

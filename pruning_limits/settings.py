@@ -40,6 +40,11 @@ def count(expected: str = "at least 1 or None") -> Constraint:
     return Constraint(expected, lambda value: value is None or (_whole(value) and value >= 1), (0, -1, 1.5, "2"))
 
 
+def whole(expected: str) -> Constraint:
+    """A whole number from 1 on."""
+    return Constraint(expected, lambda value: _whole(value) and value >= 1, (0, -1, 1.5, "2", None))
+
+
 def positive(expected: str, *words: str | None) -> Constraint:
     """A positive number, or one of some words, or None where it is among them."""
 
@@ -75,6 +80,12 @@ CONSTRAINTS: Mapping[str, Constraint] = {
 }
 
 
+RETUNING: Mapping[str, Constraint] = {
+    **dict.fromkeys(("samples", "passes", "seeds"), whole("a whole number, at least 1")),
+    "epochs": positive("a positive number (of epochs of training)"),
+}
+
+
 def checked(name: str, value: Any) -> Any:
     """Return a value of an argument.
 
@@ -93,6 +104,41 @@ def checked(name: str, value: Any) -> Any:
     if not CONSTRAINTS[name].accepts(value):
         raise UserError(f"{name}: expected {CONSTRAINTS[name].expected}, got {value!r}")
     return value
+
+
+@dataclass(frozen=True)
+class Retuning:
+    """How much staged re-tuning may take; the rule of its steps is one for every network, see ``descent``.
+
+    Attributes:
+        samples: Training samples of a stage, drawn afresh for each; all but a fifth where there are fewer. A quarter
+            as many tell when to stop.
+        passes: Passes over them; as many more where there are fewer samples.
+        seeds: Runs with samples of their own; two or more give an interval of their spread.
+        epochs: What all stages may cost together, in epochs of training; of data of at most 32,768 samples at least
+            60,000 samples. Two stages are done in any case.
+
+    Raises:
+        UserError: A value is not what it may be.
+
+    Example:
+        >>> Retuning(samples=512).passes
+        2
+    """
+
+    samples: int = 2048
+    passes: int = 2
+    seeds: int = 1
+    epochs: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name, constraint in RETUNING.items():
+            if not constraint.accepts(getattr(self, name)):
+                raise UserError(f"{name}: expected {constraint.expected}, got {getattr(self, name)!r}")
+
+    def __str__(self) -> str:
+        runs = "" if self.seeds == 1 else f", {self.seeds} runs"
+        return f"{self.samples:,} samples a stage, {self.passes} passes{runs}, at most {self.epochs:g} epochs"
 
 
 @dataclass(frozen=True)
@@ -118,6 +164,7 @@ class Settings:
         precision: ``"full"`` or ``"bfloat16"``.
         max_batches: Number of batches that are read, or None.
         pattern: Names of the patterns of pruning, the one whose limit is returned first; see ``pattern_names``.
+        retune: How much staged re-tuning may take, or None where it is left out.
 
     Raises:
         UserError: A value is not what the argument may be.
@@ -141,6 +188,7 @@ class Settings:
     precision: Literal["full", "bfloat16"] = "full"
     max_batches: int | None = None
     pattern: tuple[str, ...] = (UNSTRUCTURED,)
+    retune: Retuning | None = None
 
     def __post_init__(self) -> None:
         for name in CONSTRAINTS:
@@ -154,6 +202,10 @@ class Settings:
         for name in ("held_out", "measure"):
             if not isinstance(getattr(self, name), bool):
                 raise UserError(f"{name}: expected True or False, got {getattr(self, name)!r}")
+        if not isinstance(self.retune, Retuning | None):
+            raise UserError(f"retune: expected True, False or Retuning(...), got {self.retune!r}")
+        if self.retune is not None and not self.measure:
+            raise UserError("retune: re-tuned networks are measured; leave out measure=False")
         if self.max_drop is not None and self.metric is None:
             raise UserError("max_drop: is a fall of the metric; name it with metric=, for instance metric='accuracy'")
         if self.max_drop is not None and self.epsilon != "batch-std":
@@ -176,4 +228,5 @@ class Settings:
         for name, values in lists.items():
             if not isinstance(values, list | tuple):
                 raise ValueError(f"settings: {name} is no list of names")
-        return cls(**{**plain, **{name: tuple(values) for name, values in lists.items()}})
+        retune = None if plain["retune"] is None else Retuning(**plain["retune"])
+        return cls(**{**plain, **{name: tuple(values) for name, values in lists.items()}, "retune": retune})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,12 +76,29 @@ class States:
         if self.path is None:
             return
         with together():
-            started = time.monotonic()
-            if rank() == 0 and (finished or started >= self._rest):
-                self.states[key] = run.state(vectors=not finished) | {"known": list(known)}
-                save_tensors(self.path, {"fingerprint": self.fingerprint, "states": self.states})
-                ended = time.monotonic()
-                self._rest = ended + (ended - started) / WRITING_SHARE
+            self._write(key, lambda: run.state(vectors=not finished) | {"known": list(known)}, finished)
+
+    def kept(self, key: str) -> dict[str, Any] | None:
+        """Return a state that was kept, or None."""
+        return self.states.get(key)
+
+    def keep(self, key: str, state: dict[str, Any], finished: bool = False) -> None:
+        """Write a state, an entry ``"steps"`` among what it holds, on one rank.
+
+        Large states are written less often, as in ``save``; that of what is finished at once.
+        """
+        if self.path is None:
+            return
+        with together():
+            self._write(key, lambda: state, finished)
+
+    def _write(self, key: str, state: Callable[[], dict[str, Any]], finished: bool) -> None:
+        started = time.monotonic()
+        if rank() == 0 and self.path is not None and (finished or started >= self._rest):
+            self.states[key] = state()
+            save_tensors(self.path, {"fingerprint": self.fingerprint, "states": self.states})
+            ended = time.monotonic()
+            self._rest = ended + (ended - started) / WRITING_SHARE
 
 
 def fingerprint(objective: Objective, losses: Tensor, settings: Settings) -> str:

@@ -11,6 +11,7 @@ from unittest import mock
 
 import torch
 from helpers import CASES, classification, mlp, random, seeded
+from retuning_problems import classes
 from test_predict import Stop, batched, wide_problem
 from test_refusals import Once, nested
 from torch import distributed as dist
@@ -21,7 +22,7 @@ from torch.distributed.fsdp import fully_shard
 from estimators import GGN, L1, L2, DifferenceGGN, DifferenceHessian, Hessian, Objective, Shard, UserError, distributed
 from estimators.automatic import AutomaticCurvature
 from estimators.derivatives import untrue_derivatives
-from pruning_limits import losses, predict_limit
+from pruning_limits import Retuning, losses, predict_limit
 from pruning_limits.dense_network import CHANCE_SAMPLES
 
 NAMES = ("ragged", "scalar mean", "dict", "batch norm")
@@ -90,6 +91,23 @@ def limits() -> dict[str, str]:
         "quadratic": predict_limit(model, loader, **LIMIT, measure=False, curvature="ggn").to_json(),
         "dense": predict_limit(model, loader, parameters="2.weight").to_json(),
     }
+
+
+def re_tuned() -> dict[str, Any]:
+    """Networks that are pruned in stages and re-tuned, of a normalised network and of whole batches of their own."""
+    result = {}
+    for name, batches in (("few", batched(*data_of_retuning(), 20)), ("many", batched(*data_of_retuning(), 7))):
+        model = classes(normalised=True)[0]
+        options = LIMIT | {"metric": "accuracy", "epsilon": 0.2, "penalty": None}
+        limit = predict_limit(model, batches, **options, retune=Retuning(samples=100, passes=2))
+        points = limit.evidence.retuned.points
+        result[name] = torch.tensor([[point.sparsity, point.rise, point.drop] for point in points])
+    return result
+
+
+def data_of_retuning() -> tuple[torch.Tensor, torch.Tensor]:
+    data = classes(normalised=True)[1]
+    return torch.cat([x for x, _ in data]), torch.cat([y for _, y in data])
 
 
 def resumed(checkpoint: Path) -> dict[str, str]:
@@ -251,6 +269,7 @@ def main(rank: int, folder: Path) -> None:
     )
     result: dict[str, Any] = {name: measured(one) for name, one in objectives().items()}
     result["limits"] = limits() | resumed(folder / "run.pt")
+    result["re-tuned"] = re_tuned()
     result["failures"] = failures(rank, folder)
     result["shards"] = measured(Objective(seeded(mlp), Shard(FIVE[3:] if rank else FIVE[:3])))
     own = Shard(OWN_VALUES[3:] if rank else OWN_VALUES[:3])

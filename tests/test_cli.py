@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import pickle
 import zipfile
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from helpers import with_bounds
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pruning_limits import PruningLimit, predict_limit
@@ -163,7 +164,7 @@ def test_check_of_a_model(checkpoints):
     assert json.loads(result.stdout)["status"] == "achievable"
 
 
-@pytest.mark.parametrize("command", ["", "demo", "predict", "spectrum", "check", "validate"])
+@pytest.mark.parametrize("command", ["", "demo", "predict", "retune", "spectrum", "check", "validate"])
 def test_help(command):
     result = run(*command.split(), "--help")
     assert result.stdout.startswith("Usage: ")
@@ -414,3 +415,58 @@ def test_predict_writes_a_page(checkpoints):
     assert result.stdout.endswith("wrote out/page.html\n")
     assert "data: digits, 1,400 training images" in result.stdout
     assert Path("out/page.html").read_text().startswith("<!doctype html>")
+
+
+RETUNE = ("retune", *TASK, "--samples", 256, "--passes", 1)
+
+
+def test_retune_writes_a_network_that_the_gate_reads(checkpoints):
+    dense = checkpoints / "net.safetensors"
+    told = run(*RETUNE, "--checkpoint", dense, "--sparsity", 0.7, "-o", "pruned.safetensors")
+    assert "wrote pruned.safetensors" in told.output
+    assert "70.0" in told.output
+    assert "held-out samples" in told.output
+    weights = load_file("pruned.safetensors")
+    counted = [weights[name] for name in weights if name.endswith("weight") and weights[name].dim() == 2]
+    total = sum(weight.numel() for weight in counted)
+    assert sum(int((weight == 0).sum()) for weight in counted) == math.ceil(0.7 * total)
+    gate = ("check", "--dense", dense, "--pruned", "pruned.safetensors", *TASK, *FAST)
+    result = CliRunner().invoke(cli.main, [str(part) for part in (*gate, "--max-drop", 0.5, "--json")])
+    assert json.loads(result.stdout)["sparsity"] == pytest.approx(math.ceil(0.7 * total) / total)
+    refused = run(*RETUNE, "--checkpoint", dense, "--sparsity", 0.7, "-o", "pruned.safetensors", code=1)
+    assert "Error: out: pruned.safetensors exists; name another file, or write over it with --force" in refused.output
+    run(*RETUNE, "--checkpoint", dense, "--sparsity", 0.6, "-o", "pruned.safetensors", "--force")
+
+
+def test_retune_goes_the_way_of_a_limit(checkpoints):
+    dense = checkpoints / "net.safetensors"
+    predicted = run("predict", *TASK, *FAST, "--checkpoint", dense, "--retune", "--max-drop", 0.05, "--json", "l.json")
+    assert "re-tuned, " in predicted.output
+    answer = PruningLimit.from_json("l.json").answer("re-tuned")
+    told = run(
+        "retune",
+        *TASK,
+        "--checkpoint",
+        dense,
+        "--limit",
+        "l.json",
+        "--sparsity",
+        answer.sparsity,
+        "-o",
+        "p.safetensors",
+    )
+    assert f"to {answer.metric:.4g} on" in told.output or "pruning alone reaches as far" in answer.status
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (("--sparsity", 1.0, "-o", "p.safetensors"), 1, "sparsity: expected a number in [0, 1)"),
+        (("--sparsity", 0.5, "-o", "p.pt"), 1, "cannot write p.pt: expected a name that ends in .safetensors"),
+        (("--sparsity", 0.5), 2, "Missing option '-o'"),
+        (("--sparsity", 0.5, "-o", "p.safetensors", "--steps", 3), 2, "--steps and --probes are for predict"),
+        (("--sparsity", 0.5, "-o", "p.safetensors", "--passes", 0), 1, "passes: expected a whole number, at least 1"),
+    ],
+)
+def test_retune_refuses_bad_options_first(options, code, message):
+    assert message in run("retune", *TASK, *options, code=code).output

@@ -20,6 +20,7 @@ DEFAULTS = {
     "criterion": "loss",
     "epsilon": "batch-std",
     "penalty": None,
+    "retune": False,
     "curvature": "hessian",
     "negative": "abs",
     "parameters": None,
@@ -50,7 +51,7 @@ OTHERS = [
     "dense_metric",
 ]
 METHODS = ["answer", "what_if", "check", "mask", "prune", "layers", "summary", "details", "report", "to_json", "plot"]
-METHODS += ["for_pattern", "to_pandas", "from_json", "epsilon_for", "weight_scale_for", "curvature_scale_for"]
+METHODS += ["retune", "for_pattern", "to_pandas", "from_json", "epsilon_for", "weight_scale_for", "curvature_scale_for"]
 COMMANDS = {
     "demo": "--out",
     "predict": "--model --model-arg --checkpoint --dataset --data --loss --metric --max-drop --held-out --criterion "
@@ -58,6 +59,7 @@ COMMANDS = {
     "check": "--sparsity --pattern --limit --dense --pruned --max-drop --junit --json",
     "spectrum": "--model --dataset --plot",
     "report": "--out",
+    "retune": "--sparsity --model --checkpoint --dataset --out --force --limit",
     "validate": "--suite --table --out --resume --jobs",
 }
 

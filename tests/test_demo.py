@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from torch.nn import functional
 
 from pruning_limits import PruningLimit
-from pruning_limits.ladder import percent, rows
+from pruning_limits.ladder import NAMES, percent, rows
 from validation import cli
 from validation.commands.demo import MAX_DROP, NETWORK, TARGET
 from validation.training import trained_network
@@ -106,8 +106,8 @@ def test_it_writes_the_limit_its_figure_and_its_page(printed, folder):
 
 def test_it_says_of_every_rung_that_is_not_settled_why(printed, limit):
     tolerance = limit.settings.tolerance
-    for answer, row in zip(limit.answers, rows(limit)[1:], strict=True):
-        assert (f"  {row.name}: {answer.status}\n" in printed) is not answer.settled(tolerance)
+    for answer in limit.answers:
+        assert (f"  {NAMES[answer.rung]}: {answer.status}\n" in printed) is not answer.settled(tolerance)
     settled = limit.status.startswith("settled: ") and "not settled" not in limit.status
     assert ("not settled within 0.5 points, and why:\n" in printed) is not settled
 
@@ -140,6 +140,20 @@ def test_every_measured_point_is_what_the_network_does(limit, model, digits):
     for point in limit.evidence.points:
         assert point.drop == pytest.approx(right - accuracy(model, digits, point.sparsity), abs=1e-12)
         assert point.rise == pytest.approx(loss(model, digits, point.sparsity) - before, abs=1e-6)
+
+
+def test_re_tuning_reaches_what_it_says(printed, limit, model, digits):
+    ((x, y),) = digits.batches("test", 1000)
+    for sparsity, told in ((limit.answer("re-tuned").sparsity, None), (TARGET, "re-tuned there and measured")):
+        network, answer = limit.retune(model, digits.batches("train", 1000), sparsity)
+        right = float((network(x).argmax(1) == y).double().mean())
+        removed = sum(int((layer.weight == 0).sum()) for layer in network.modules() if hasattr(layer, "weight"))
+        assert removed == round(sparsity * limit.parameters) == round(answer.sparsity * limit.parameters)
+        if told is None:
+            assert right == pytest.approx(limit.answer("re-tuned").metric, abs=1e-12)
+            assert accuracy(model, digits, 0.0) - right <= MAX_DROP
+        else:
+            assert f"\n{told}: accuracy {100 * right:.2f} %\n" in printed
 
 
 def test_the_target_is_out_of_reach_of_pruning_alone(printed, limit, model, digits):

@@ -76,6 +76,13 @@ def test_ranks_that_hold_their_own_parts(ranks, one_process, name, shards):
         torch.testing.assert_close(found, expected, **CLOSE, msg=key)
 
 
+def test_two_ranks_re_tune_as_one_process_does(ranks):
+    assert_equal_bits(ranks[0]["re-tuned"], ranks[1]["re-tuned"])
+    for name, points in program.re_tuned().items():
+        assert len(points) > 1
+        torch.testing.assert_close(ranks[0]["re-tuned"][name], points, rtol=1e-9, atol=1e-11)
+
+
 def test_products_by_finite_differences_are_those_of_one_process(ranks):
     expected = program.by_differences()
     for kind in ("hessian", "ggn"):

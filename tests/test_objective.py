@@ -501,3 +501,18 @@ def test_model_is_left_as_it_was_when_the_loss_raises(use):
         getattr(Objective(model, classification(1, 4, 4)(), loss), use)()
     assert isinstance(error.value.__cause__, KeyError)
     assert same(before, snapshot(model))
+
+
+def test_other_buffers_stand_in_for_those_of_the_model():
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)).double().eval()
+    before = snapshot(model)
+    data = [(random(8, 4), torch.arange(8) % 3)]
+    objective = Objective(model, data)
+    mean, var = random(3, seed=1), random(3, seed=2).square()
+    other = objective.with_buffers({"1.running_mean": mean, "1.running_var": var})
+    hidden = (model[0](data[0][0]) - mean) / (var + model[1].eps).sqrt()
+    assert_close(other.sample_losses()[0], nn.functional.cross_entropy(hidden, data[0][1], reduction="none"))
+    assert_close(
+        objective.sample_losses()[0], nn.functional.cross_entropy(model(data[0][0]), data[0][1], reduction="none")
+    )
+    assert same(snapshot(model), before)

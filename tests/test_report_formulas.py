@@ -12,7 +12,7 @@ from helpers import small_limit, unknown_limit
 
 import pruning_limits
 from estimators import L1, UserError
-from pruning_limits import PruningLimit, predict_limit
+from pruning_limits import PruningLimit, Retuning, predict_limit
 from pruning_limits.ladder import allowed, percent, rows, target_line
 from pruning_limits.measured import monotone
 from validation.models import build_model
@@ -56,6 +56,10 @@ def limits(trained, digits) -> dict[str, PruningLimit]:
         "accuracy": metric_limit(),
         "accuracy falls": metric_limit(epsilon="batch-std", max_drop=0.05),
         "held-out": larger(probes=1, metric="accuracy", max_drop=0.02, held_out=held_out),
+        "re-tuned": larger(probes=1, retune=Retuning(samples=100, passes=1)),
+        "re-tuned, accuracy": larger(
+            probes=1, metric="accuracy", max_drop=0.02, held_out=held_out, retune=Retuning(128, 1, seeds=2)
+        ),
         "other metric": small_limit(metric=minus_loss, epsilon="batch-std", max_drop=0.05),
     }
     assert limits["sampled"].evidence.ggn.growth > 1
@@ -83,6 +87,11 @@ def limits(trained, digits) -> dict[str, PruningLimit]:
     single = tuple(dataclasses.replace(point, drop_error=np.inf) for point in points)
     limits["one sample"] = with_evidence(limits["accuracy falls"], points=single).what_if(max_drop=0.05)
     limits["pruned already"] = with_evidence(limits["accuracy falls"], already_removed=0.05).what_if(max_drop=0.04)
+    tuned = limits["re-tuned"].evidence.retuned
+    tuned = dataclasses.replace(
+        tuned, points=(*tuned.points, dataclasses.replace(tuned.points[-1], sparsity=0.999, rise=np.inf))
+    )
+    limits["infinite rise"] = with_evidence(limits["re-tuned"], retuned=tuned).what_if()
     assert "is refuted" in limits["refuted bound"].answer("bound").status
     return limits
 

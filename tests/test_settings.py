@@ -1,6 +1,7 @@
 """Settings check themselves; every argument is refused by one rule, in Python and in files."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from torch import nn
 
 from estimators import UserError
 from pruning_limits import predict_limit
-from pruning_limits.settings import CONSTRAINTS, Settings, checked
+from pruning_limits.settings import CONSTRAINTS, RETUNING, Retuning, Settings, checked
 
 BAD = [(name, value) for name, constraint in CONSTRAINTS.items() for value in constraint.bad]
 
@@ -52,7 +53,8 @@ def test_a_tensor_of_one_number_is_an_epsilon():
 
 def test_plain_settings_come_back():
     settings = Settings(epsilon=0.1, parameters=("a", "b"), penalty="L1(coefficient=1.0)", criterion="loss")
-    assert Settings.from_plain(dataclasses.asdict(settings)) == settings
+    for one in (settings, dataclasses.replace(settings, retune=Retuning(samples=64))):
+        assert Settings.from_plain(dataclasses.asdict(one)) == one
 
 
 @pytest.mark.parametrize(
@@ -85,3 +87,16 @@ def test_settings_that_lack_a_name_are_refused(name):
 def test_what_does_not_go_together_is_refused(change, message):
     with pytest.raises(UserError, match=f"^(settings: )?{message}"):
         Settings(**change)
+
+
+@pytest.mark.parametrize(("name", "bad"), [(name, bad) for name, rule in RETUNING.items() for bad in rule.bad])
+def test_every_bad_value_of_re_tuning_is_refused_in_one_line(name, bad):
+    with pytest.raises(UserError, match=rf"^{name}: expected .*, got {re.escape(repr(bad))}$"):
+        Retuning(**{name: bad})
+
+
+def test_re_tuning_needs_a_measurement_and_a_record_of_its_own():
+    with pytest.raises(UserError, match=r"^retune: re-tuned networks are measured; leave out measure=False$"):
+        Settings(retune=Retuning(), measure=False)
+    with pytest.raises(UserError, match=r"^retune: expected True, False or Retuning\(\.\.\.\), got 2048$"):
+        Settings(retune=2048)

@@ -92,3 +92,15 @@ def test_the_fingerprint_tells_weights_losses_and_settings_apart():
     prints = [print_of(), *map(print_of, changes), print_of(losses=2.0), print_of(seed=1), print_of(probes=1)]
     assert len(set(prints)) == len(prints)
     assert print_of() == prints[0]
+
+
+def test_other_states_are_kept_beside_those_of_runs(tmp_path):
+    path = tmp_path / "state.pt"
+    states = States(path, "print")
+    states.save("ggn-8", run(4))
+    states.keep("stages", {"steps": 1, "vector": torch.ones(3)}, finished=True)
+    again = States(path, "print")
+    assert torch.equal(again.kept("stages")["vector"], torch.ones(3))
+    assert again.kept("another") is None
+    assert again.known("ggn-8") == []
+    States(None, "print").keep("stages", {"steps": 1}, finished=True)

@@ -38,6 +38,8 @@ function allowedText(limit) {
 
 function how(limit, { rung, basis, sparsity }) {
   if (rung === "one-shot") return basis === "measured" ? "measured" : "quadratic model, not measured";
+  const tuning = limit.evidence.retuned;
+  if (rung === "re-tuned") return tuning === null ? "measured" : `measured, ${fixed(tuning.seconds, 0)} s`;
   if (rung === "re-trained") return basis === "formula" ? "formula, no claim of coverage" : basis;
   if (rung === "bound") return "bound of the quadratic model";
   if (limit.achieved === null || sparsity === null) return "formula";
@@ -49,7 +51,9 @@ function row(limit, answer) {
   const { rung, sparsity, low, high, metric, status } = answer;
   if (sparsity === null) return [NAMES[rung], "unknown", "", NONE, status];
   const interval = `${percent(low).replace(/ %$/, "")} to ${percent(high)}`;
-  return [NAMES[rung], percent(sparsity), interval, metricText(limit, metric), how(limit, answer)];
+  const tuning = limit.evidence.retuned;
+  const samples = rung === "re-tuned" && tuning !== null ? `, ${whole(tuning.samples)} samples` : "";
+  return [NAMES[rung] + samples, percent(sparsity), interval, metricText(limit, metric), how(limit, answer)];
 }
 
 /** The ladder: the dense network, then every rung; name, sparsity, interval, metric, how it is known. */
@@ -83,6 +87,12 @@ function judged(limit, sparsity) {
     return { status: "achievable", reason, margin: lower - sparsity, metric };
   }
   const alone = `${target} is out of reach by pruning alone, which gets to ${reached} (${way})${keeps}`;
+  const tuned = answerOf(limit, "re-tuned");
+  if (tuned && tuned.sparsity !== null && sparsity <= tuned.sparsity) {
+    const at = tuned.metric === null ? "" : `, ${limit.settings.metric} there: ${metricText(limit, tuned.metric)}`;
+    const reason = `${alone}; re-tuning reaches it: it gets to ${percent(tuned.sparsity)} (measured${at})`;
+    return { status: "open", reason, margin: Math.min(sparsity - lower, tuned.sparsity - sparsity), metric };
+  }
   const { high, status } = answerOf(limit, "bound");
   if (high === null) {
     const reason = `${alone}; no bound is established beyond ${reached}: ${status}`;

@@ -229,6 +229,7 @@ function scaledEvidence(evidence, weightScale, curvatureScale) {
     directions: evidence.directions && scaledDirections(evidence.directions, weightScale, curvatureScale),
     points: evidence.points.map((point) => ({ ...point, rise: risen(point), drop: null, drop_error: null })),
     measured: false,
+    retuned: null,
     model_points: evidence.model_points.map((point) => ({
       ...point,
       linear: point.linear * factor,
@@ -281,13 +282,39 @@ function oneShot(evidence, { max_drop: maxDrop }, { epsilon }) {
   return { ...answer, low, high, basis: "measured", metric: metricAt(evidence, answer.sparsity) };
 }
 
-function boundOf({ ggn, directions, unknown, parameters }, at, lower) {
+/** What staged re-tuning reaches in all of its runs, see answers.retuned; none where it was not asked for. */
+function retunedOf({ retuned, dense, already_removed: start }, { max_drop: maxDrop, retune }, { epsilon }, alone) {
+  if (retune !== null && retuned === null)
+    return [unknownAnswer("re-tuned", "nothing was re-tuned under these conditions")];
+  if (retuned === null) return [];
+  const bar = { allowed: maxDrop ?? epsilon, ofMetric: maxDrop !== null };
+  const ends = [...new Set(retuned.points.map(({ seed }) => seed))].map((run) => {
+    const points = retuned.points.filter(({ seed }) => seed === run);
+    const where = crossing(points, bar, start);
+    if (maxDrop === null || where.low <= alone.sparsity) return [where.low, where.low, where.high];
+    const [early, late] = [1, -1].map((sign) => level(points, maxDrop, sign * ERRORS, start));
+    const last = Math.min(late, points.at(-1).sparsity);
+    return [where.low, Math.min(where.low, Math.max(start, early)), Math.max(where.high, last)];
+  });
+  const reached = Math.min(...ends.map(([at]) => at));
+  const answer = { rung: "re-tuned", basis: "measured" };
+  if (reached <= alone.sparsity) {
+    const { sparsity, low, high, metric } = alone;
+    return [{ ...answer, sparsity, low, high: Math.max(high, ends[0][2]), metric }];
+  }
+  const drops = retuned.points.filter(({ sparsity, drop }) => sparsity === reached && drop !== null);
+  const metric = dense.metric === null || !drops.length ? null : dense.metric - Math.max(...drops.map((p) => p.drop));
+  const [low, high] = [Math.min(...ends.map((end) => end[1])), Math.max(...ends.map((end) => end[2]))];
+  return [{ ...answer, sparsity: reached, low, high, metric }];
+}
+
+function boundOf({ ggn, directions, unknown, parameters }, at, lower, by) {
   if (at === null) return unknownAnswer("bound", unknown);
   const upper = withWindow(at, parameters);
   const error = ggn.step_error + ggn.sample_error + directions.step_error;
   const high = upper + error;
   if (lower > high) {
-    const reached = `it is ${hundredths(upper)}, and pruning alone reaches ${hundredths(lower)}`;
+    const reached = `it is ${hundredths(upper)}, and ${by} reaches ${hundredths(lower)}`;
     return unknownAnswer("bound", `the quadratic model's bound is refuted: ${reached}`);
   }
   if (high >= 1) {
@@ -316,6 +343,14 @@ function solve(evidence, settings, allowed) {
   const again = ggn ? rung("re-trained", ggn, "clip") : unknownAnswer("re-trained", evidence.unknown);
   const paper = rung("formula", known.hessian, settings.negative);
   const lower = alone.sparsity;
+  const tuned = retunedOf(known, settings, allowed, alone);
+  const further = tuned.length > 0 && tuned[0].sparsity >= lower;
+  const bound = boundOf(
+    known,
+    directional,
+    further ? tuned[0].sparsity : lower,
+    further ? "re-tuning" : "pruning alone",
+  );
   return {
     sparsity: paper.sparsity,
     interval: [paper.low, paper.high],
@@ -324,7 +359,7 @@ function solve(evidence, settings, allowed) {
     retrained: again.sparsity,
     directional,
     upper: directional === null ? 1 : Math.max(lower, withWindow(directional, parameters)),
-    answers: [alone, again, boundOf(known, directional, lower), paper],
+    answers: [alone, ...tuned, again, bound, paper],
     allowed,
     settings,
     evidence: known,

@@ -16,7 +16,9 @@ const COLUMNS = {
 const WHY = {
   dense: "The network as it is, before pruning.",
   "one-shot": "The smallest weights are set to zero, and nothing else is done.",
-  "re-tuned": "The kept weights are adjusted to the data after pruning, without training.",
+  "re-tuned":
+    "The weights are removed in stages, and the kept ones adjusted on few samples each time, which takes about half an " +
+    "epoch of training.",
   "re-trained":
     "The kept weights are trained on. The formula with the Gauss-Newton matrix in the place of the Hessian.",
   bound: "Where the quadratic model of the loss holds, no values of the kept weights make up for what is removed.",

@@ -26,6 +26,7 @@ from validation.launch import shared
     multiple=True,
     help="unstructured, 2:4 or another N:M, blocks:16x1, channels or heads; repeat it. The first one's limit is told.",
 )
+@click.option("--retune", is_flag=True, help="Also measure what staged re-tuning on few samples reaches.")
 @click.option("--target", type=float, help="Sparsity in [0, 1) to be judged in the last line.")
 @click.option("--json", "json_path", type=PATH, help="Write the limit as JSON, .json.")
 @click.option("--plot", "plot_path", type=PATH, help="Write the figure, .png, .pdf, .svg ...")
@@ -37,8 +38,9 @@ def predict(
     """Predict the pruning limit of a trained network."""
     from validation.commands.prediction import predicted, refuse_unwritable_outputs, taken_task, write_outputs
 
-    if options["max_drop"] is not None and options["no_measure"]:
-        raise click.UsageError("--max-drop and --no-measure cannot be given together")
+    for name in ("max_drop", "retune"):
+        if options[name] not in (None, False) and options["no_measure"]:
+            raise click.UsageError(f"--{name.replace('_', '-')} and --no-measure cannot be given together")
     if target is not None and not 0 <= target < 1:
         raise UserError(f"target: expected a number in [0, 1) (the removed fraction), got {target}")
     pattern_names(options["pattern"] or UNSTRUCTURED)

@@ -39,6 +39,7 @@ def predicted(
     tolerance: float = 0.005,
     no_measure: bool = False,
     pattern: Sequence[str] = (),
+    retune: bool = False,
 ) -> PruningLimit:
     """Predict the limit of a task."""
     measure = task.metric(metric)
@@ -59,6 +60,7 @@ def predicted(
         tolerance=tolerance,
         measure=not no_measure,
         pattern=pattern or UNSTRUCTURED,
+        retune=retune,
         seed=seed,
     )
     return with_origin(limit, task.name, task.data.name)

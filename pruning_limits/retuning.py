@@ -1,0 +1,258 @@
+"""How far magnitude pruning gets with brief fine-tuning in stages: a search whose states are kept."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from estimators import Objective, UserError
+from pruning_limits.fine_tuning import FORWARD, FineTuning, Network
+from pruning_limits.measured import Bar
+from pruning_limits.one_shot import Difference, Evaluated, PairedDifferences
+from pruning_limits.progress import Progress, told
+from pruning_limits.settings import Retuning
+from pruning_limits.states import States
+from pruning_limits.tuned_points import STRIDE, TunedPoint, Tuning
+
+NARROW = 1.05  # ratio of kept numbers at which a bracket is left as it is
+FEWEST_STAGES = 2  # that are done whatever they cost
+SMALL = 1 << 15  # samples up to which stages may cost more than a share of an epoch
+LEAST_BUDGET = 60_000  # of small data, in samples
+MOST_COMPARED = 1 << 14  # samples that a re-tuned network is compared on before it is the last
+RUN_SEEDS = 1_000_003
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What re-tuned networks are measured by.
+
+    Attributes:
+        rise: Rise of the criterion on the training data.
+        drop: Fall of the metric, or None.
+        bar: What may be lost.
+    """
+
+    rise: PairedDifferences
+    drop: PairedDifferences | None
+    bar: Bar
+
+    @property
+    def samples(self) -> int:
+        """Samples that were passed so far."""
+        return self.rise.samples + (0 if self.drop is None else self.drop.samples)
+
+    def point(self, network: Evaluated, count: int, start: int, seed: int, surely: bool = False) -> TunedPoint:
+        """Compare a network with the dense one.
+
+        Args:
+            network: What evaluates the network.
+            count: Number of its removed weights.
+            start: That of the stage that it went on from.
+            seed: Number of the run.
+            surely: Measure the metric on all data.
+        """
+        dimension, of_metric = self.rise.profile.dimension, self.bar.of_metric
+        drop: Difference | None = None
+        if self.drop is not None:
+            surely = surely or self.drop.objective.samples <= MOST_COMPARED
+            drop = self.drop.of(network, self.bar.allowed if of_metric else None, surely=surely)
+        rise = self.rise.of(network, None if of_metric else self.bar.allowed, most=MOST_COMPARED)
+        return TunedPoint(
+            sparsity=count / dimension,
+            rise=rise.mean,
+            rise_error=rise.error,
+            drop=None if drop is None else drop.mean,
+            drop_error=None if drop is None else drop.spread,
+            start=start / dimension,
+            seed=seed,
+        )
+
+
+def staged_retuning(
+    objective: Objective,
+    retuning: Retuning,
+    compared: Compared,
+    alone: int,
+    width: int,
+    seed: int,
+    progress: Progress = False,
+    states: States | None = None,
+) -> Tuning:
+    r"""Measure how far magnitude pruning gets where the kept weights are re-tuned in stages.
+
+    The first stage keeps half of what pruning alone may keep, every other half of what the last one kept, until a
+    network loses more than is allowed. Then the bracket is halved again and again, in the logarithm of the kept number,
+    each stage going on from the last network that passed: nothing is trained twice. The search ends with the budget, or
+    with a bracket of 5 % of what is kept.
+
+    Args:
+        objective: The criterion on all training data.
+        retuning: Settings.
+        compared: What the networks are measured by.
+        alone: Number of weights that pruning alone may remove.
+        width: Bracket, in weights, that is narrow enough.
+        seed: Seed of the prediction.
+        progress: See ``progress.told``.
+        states: Where the state after every stage is kept; None keeps none.
+
+    Returns:
+        All networks that were measured, and what they took.
+
+    Raises:
+        UserError: See ``FineTuning``.
+    """
+    started = time.perf_counter()
+    points, passed, samples = list[TunedPoint](), 0.0, 0
+    for run in range(retuning.seeds):
+        search = _Search(objective, retuning, compared, alone, width, run, seed, states)
+        with told(progress, "re-tuned networks", search.expected, "network") as tell:
+            search.complete(tell)
+        points += sorted(search.points, key=lambda point: point.sparsity)
+        passed += search.cost
+        samples = max(samples, search.size)
+    return Tuning(tuple(points), samples, passed, time.perf_counter() - started)
+
+
+class _Search:
+    """The stages of one run."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        retuning: Retuning,
+        compared: Compared,
+        alone: int,
+        width: int,
+        run: int,
+        seed: int,
+        states: States | None,
+    ) -> None:
+        self.tuning = FineTuning(objective, retuning.samples, retuning.passes, run_seed(seed, run))
+        self.compared, self.width, self.run, self.states = compared, width, run, states
+        self.dimension, self.zeros = compared.rise.profile.dimension, compared.rise.profile.zeros
+        self.budget = retuning.epochs * objective.samples
+        if objective.samples <= SMALL:
+            self.budget = max(self.budget, LEAST_BUDGET)
+        self.budget /= retuning.seeds
+        self.points: list[TunedPoint] = []
+        self.base, self.base_count = self.tuning.dense, self.zeros
+        self.low, self.high = alone, self.dimension
+        self.size, self.cost, self._last, self.finished = 0, 0.0, 0.0, False
+        self._restore()
+
+    @property
+    def expected(self) -> int:
+        """A guess of the number of networks."""
+        return max(3, len(self.points))
+
+    def complete(self, tell: Callable[[int], None]) -> None:
+        """Go on until the bracket is narrow or the budget is spent."""
+        while not self.finished:
+            count = self._next()
+            spent = len(self.points) >= FEWEST_STAGES and self.cost + self._last > self.budget
+            if count is None or spent:
+                self._confirm()
+                self.finished = True
+            else:
+                self._advance(count)
+            tell(len(self.points))
+            self._keep()
+
+    def _next(self) -> int | None:
+        """Return the number of removed weights of the next stage; None where the bracket is narrow."""
+        kept, failed = self.dimension - self.low, self.dimension - self.high
+        if not failed:
+            count = self.dimension - max(1, round(STRIDE * kept))
+        elif self.high - self.low <= self.width or kept <= NARROW * failed:
+            return None
+        else:
+            count = self.dimension - round(math.sqrt(kept * failed))
+        return count if self.low < count < self.high else None
+
+    def _advance(self, count: int) -> None:
+        before, measured = self.tuning.cost, self.compared.samples
+        network = self.tuning.stage(self.base, count)
+        evaluated = self.tuning.evaluated_by(network)
+        point = self.compared.point(evaluated, count, self.base_count, self.run)
+        self.points.append(point)
+        self._last = self.tuning.cost - before + FORWARD * (self.compared.samples - measured)
+        self.cost += self._last
+        self.size = max(self.size, self.tuning.size)
+        if self.compared.bar.passes(self.compared.bar.loss(point)):
+            self.low, self.base, self.base_count = count, network, count
+        else:
+            self.high = count
+
+    def _confirm(self) -> None:
+        """Measure the metric of the last network that passed on all data."""
+        drop = self.compared.drop
+        if drop is None or drop.objective.samples <= MOST_COMPARED or self.base is self.tuning.dense:
+            return
+        sparsity = self.base_count / self.dimension
+        old = next(point for point in self.points if point.sparsity == sparsity)
+        before = self.compared.samples
+        start, evaluated = round(old.start * self.dimension), self.tuning.evaluated_by(self.base)
+        new = self.compared.point(evaluated, self.base_count, start, self.run, surely=True)
+        self.points = [new if point is old else point for point in self.points]
+        self.cost += FORWARD * (self.compared.samples - before)
+
+    def _keep(self) -> None:
+        if self.states is None:
+            return
+        state: dict[str, Any] = {
+            "steps": len(self.points),
+            "points": [asdict(point) for point in self.points],
+            "numbers": [self.base_count, self.low, self.high, self.size],
+            "costs": [self.cost, self._last, self.tuning.cost],
+            "finished": self.finished,
+        }
+        if self.base is not self.tuning.dense and not self.finished:
+            state |= network_state(self.base)
+        self.states.keep(f"re-tuned {self.run}", state, self.finished)
+
+    def _restore(self) -> None:
+        state = None if self.states is None else self.states.kept(f"re-tuned {self.run}")
+        if state is None:
+            return
+        try:
+            self.points = [TunedPoint(**point) for point in state["points"]]
+            self.base_count, self.low, self.high, self.size = state["numbers"]
+            self.cost, self._last, self.tuning.cost = state["costs"]
+            self.finished = state["finished"]
+            if "vector" in state:
+                self.base = kept_network(state, self.tuning.dense)
+        except (KeyError, TypeError, ValueError):
+            raise UserError("checkpoint: what it holds of re-tuning is damaged; delete it and start again") from None
+
+
+def network_state(network: Network) -> dict[str, Any]:
+    """Return what ``kept_network`` needs."""
+    return {"vector": network.vector, "kept": network.kept, "buffers": network.buffers}
+
+
+def kept_network(state: Mapping[str, Any], dense: Network) -> Network:
+    """Return a network that was kept, on the device of the dense one.
+
+    Args:
+        state: What ``network_state`` returned, read from a file.
+        dense: The dense network.
+
+    Raises:
+        KeyError: Something is missing.
+        ValueError: The weights are of another number or type.
+    """
+    device = dense.vector.device
+    vector, kept = (state[name].to(device) for name in ("vector", "kept"))
+    if vector.shape != dense.vector.shape or vector.dtype != dense.vector.dtype or kept.dtype != torch.bool:
+        raise ValueError("the weights are of another kind")
+    return Network(vector, kept, {name: buffer.to(device) for name, buffer in state["buffers"].items()})
+
+
+def run_seed(seed: int, run: int) -> int:
+    """Return the seed of one run of several."""
+    return seed + RUN_SEEDS * run
