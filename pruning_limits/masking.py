@@ -52,7 +52,7 @@ def pruned_copy(
             "model: one sharded by fully_shard cannot be copied; gather its weights into a plain module, or multiply "
             "them by limit.mask(sparsity)"
         )
-    result = copied(model)
+    result = detached_copy(model)
     parameters = dict(result.named_parameters())
     profile = profile_of(weights_of(result, names, dimension))
     masks = profile.masks(sparsity) | {
@@ -97,7 +97,7 @@ def recompute_weights(model: nn.Module) -> None:
                 hook(module, ())
 
 
-def copied(model: nn.Module) -> nn.Module:
+def detached_copy(model: nn.Module) -> nn.Module:
     """Return a deep copy; weights that hooks computed and that hang on a graph, which cannot be copied, without it."""
     computed = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
     return copy.deepcopy(model, {id(value): value.detach().clone() for value in computed if not value.is_leaf})

@@ -12,7 +12,7 @@ from torch.nn.utils import prune
 from estimators.batches import copied, leaves
 from estimators.parameters import pruning_masks
 from estimators.user_code import Draws, plain_modes
-from pruning_limits.masking import copied
+from pruning_limits.masking import detached_copy
 
 if TYPE_CHECKING:
     from estimators import Objective
@@ -43,7 +43,7 @@ class Trial:
 
     def copied(self, model: nn.Module) -> nn.Module:
         """Return a copy in evaluation mode whose masks of ``torch.nn.utils.prune`` are made permanent."""
-        result = copied(model).eval()
+        result = detached_copy(model).eval()
         for name in pruning_masks(result):
             path, _, last = name.removesuffix("_orig").rpartition(".")
             prune.remove(result.get_submodule(path), last)  # type: ignore[no-untyped-call]
