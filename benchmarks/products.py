@@ -1,19 +1,18 @@
 """Time of one product with the Hessian and the GGN against PyHessian and curvlinops, all in one run.
 
-Run by hand: ``python benchmarks/products.py --out docs/results/benchmarks``. Takes about twenty minutes.
+Run by hand: ``python benchmarks/products.py --out docs/results/benchmarks``. Takes about half an hour.
 """
 
 from __future__ import annotations
 
-import warnings
-
 import torch
 from curvlinops import GGNLinearOperator, HessianLinearOperator
+from gpu import equal_terms
+from networks import LENGTH, CharacterTransformer
 from pyhessian import hessian as PyHessian
 from pyhessian.utils import hessian_vector_product
 from timing import environment, environment_note, interleaved, options
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from estimators import GGN, Hessian, Objective
 from validation.models import build_model
@@ -24,22 +23,31 @@ WORK = {
     "mnistnet": ((1, 28, 28), 1000, 500),
     "resnet20": ((3, 32, 32), 128, 64),
     "resnet18": ((3, 32, 32), 32, 16),
+    "transformer": ((LENGTH,), 32, 16),
 }
+CHARACTERS = 100
 MATRICES = {"Hessian": (Hessian, HessianLinearOperator), "GGN": (GGN, GGNLinearOperator)}
 REPEATS = 15
 
 
-def batches(shape: tuple[int, int, int], samples: int, size: int) -> list[tuple[Tensor, Tensor]]:
-    """Draw random images with random labels."""
-    generator = torch.Generator().manual_seed(0)
-    x, y = torch.randn(samples, *shape, generator=generator), torch.arange(samples) % 10
-    return [(x[start : start + size], y[start : start + size]) for start in range(0, samples, size)]
+def problem(name: str) -> tuple[nn.Module, list[tuple[Tensor, Tensor]]]:
+    """Build a network and draw random images with labels, or random text."""
+    (shape, samples, size), generator = WORK[name], torch.Generator().manual_seed(0)
+    if name == "transformer":
+        torch.manual_seed(0)
+        model: nn.Module = CharacterTransformer(CHARACTERS)
+        text = torch.randint(CHARACTERS, (samples, LENGTH + 1), generator=generator)
+        x, y = text[:, :-1], text[:, 1:]
+    else:
+        model = build_model(name, shape, 10)
+        x, y = torch.randn(samples, *shape, generator=generator), torch.arange(samples) % 10
+    return model.eval(), [(x[start : start + size], y[start : start + size]) for start in range(0, samples, size)]
 
 
 def row(name: str, matrix: str) -> Row:
     """Time one product of every library that has the matrix on the same weights and samples."""
-    shape, samples, size = WORK[name]
-    model, data = build_model(name, shape, 10).eval(), batches(*WORK[name])
+    _, samples, size = WORK[name]
+    model, data = problem(name)
     objective = Objective(model, data)
     chosen = [model.get_parameter(one) for one in objective.names]
     for parameter in model.parameters():
@@ -49,8 +57,7 @@ def row(name: str, matrix: str) -> Row:
     loss = nn.CrossEntropyLoss()
     ours, curvlinops = MATRICES[matrix]
     kept = ours(objective, memory=8 << 30)
-    with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH):
-        warnings.simplefilter("ignore")
+    with equal_terms():
         linear = curvlinops(model, loss, chosen, data, check_deterministic=False)
         works = {
             "rebuilt": lambda: ours(objective, memory=0) @ vector,
@@ -94,8 +101,9 @@ def main() -> None:
     notes = [
         f"Made by `python benchmarks/products.py --out {arguments.out}`.",
         f"Shortest processor time of one product with a vector over {REPEATS} calls after one that does not count; "
-        "all take turns in one process. Random images; all get the same weights, the same batches in memory and "
-        "the same vector, and differentiate with respect to the weights of convolution and linear layers only. "
+        "all take turns in one process. Random images, and random text for the transformer, whose attention all "
+        "compute in its plain form; all get the same weights, the same batches in memory and the same vector, and "
+        "differentiate with respect to the weights of convolution and linear layers only. "
         "curvlinops is built without its check for determinism, which would cost further passes. Kept graphs are "
         "built in the call that does not count; PyHessian keeps one only where all samples are a single batch, and "
         "that column is outside the ratios. It has no GGN.",

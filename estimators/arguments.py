@@ -13,15 +13,18 @@ from torch.nn.parameter import is_lazy
 from torch.utils.data import Dataset, IterableDataset
 
 from estimators.errors import UserError
+from estimators.sharding import fully_sharded, spread_once
 
 SHARDED = (
     "gather the weights with torch.distributed.checkpoint.state_dict.get_model_state_dict "
-    "(full_state_dict=True) and load them into a plain module on every rank"
+    "(full_state_dict=True) and load them into a plain module on every rank, or shard it by fully_shard alone"
 )
 
 
 def plain_model(model: nn.Module) -> nn.Module:
     """Return a model, or that inside of ``DistributedDataParallel``, whose names do not begin with ``module.``.
+
+    One that ``torch.distributed.fsdp.fully_shard`` was applied to is returned as it is.
 
     Args:
         model: The model as the user gave it.
@@ -45,6 +48,7 @@ def refuse_model(model: nn.Module) -> None:
     """
     if not isinstance(model, nn.Module):
         raise UserError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    sharded = fully_sharded(model)
     for path, module in model.named_modules():
         where, kind = f"layer '{path}'" if path else "the model", type(module)
         if isinstance(module, torch.jit.ScriptModule):
@@ -55,7 +59,7 @@ def refuse_model(model: nn.Module) -> None:
         if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
             there = f"model.{path}" if path else "model"
             raise UserError(f"model: expected a plain module, got {kind.__name__}; give {there}.module")
-        if kind.__module__.startswith("torch.distributed.fsdp"):
+        if kind.__module__.startswith("torch.distributed.fsdp") and not fully_sharded(module):
             raise UserError(f"model: {where} is sharded by {kind.__name__}; {SHARDED}")
         if ".quantized" in kind.__module__ and kind.__module__.startswith("torch."):
             raise UserError(
@@ -63,16 +67,18 @@ def refuse_model(model: nn.Module) -> None:
                 "derivatives; give the floating point network that it was made from"
             )
         for name, tensor in (*module._parameters.items(), *module._buffers.items()):
-            if tensor is not None and is_lazy(tensor):
+            if tensor is None:
+                continue
+            if is_lazy(tensor):
                 raise UserError(
                     f"model: {where} ({kind.__name__}) is not initialised; pass one batch through the model first"
                 )
-            if tensor is not None and tensor.layout != torch.strided:
+            if tensor.layout != torch.strided:
                 raise UserError(
                     f"model: {name!r} of {where} ({kind.__name__}) is stored as {tensor.layout}; convert it with "
                     "to_dense()"
                 )
-            if hasattr(tensor, "full_tensor"):
+            if hasattr(tensor, "full_tensor") and not (sharded and spread_once(tensor)):
                 raise UserError(
                     f"model: {name!r} of {where} is a {type(tensor).__name__}, sharded over ranks; {SHARDED}"
                 )

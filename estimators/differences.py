@@ -16,11 +16,12 @@ from estimators.errors import UndefinedGGNError
 from estimators.forwards import Forwards
 from estimators.objective import Objective
 from estimators.outputs import loss_inputs, tensors
-from estimators.refusals import MISSING, once_differentiable_function
+from estimators.refusals import MISSING, graph_nodes, once_differentiable_function
 from estimators.spectrum import sphere_probes
 from estimators.vectors import aligned_rows, flatten, named
 
 MOST_DOUBLINGS, LONGEST = 8, 1 / 4
+FUSED = "ScaledDotProduct"  # with what names of torch's fast kernels of attention begin in a graph
 SMALL = 512  # weights of which the whole matrix is built, column by column
 
 
@@ -45,7 +46,8 @@ class Differences(Curvature):
     last digits, and :math:`T = \|A v\|/\|w\|`. From there s is doubled or halved as long as products with s and 2 s
     come closer to each other, for a random v, for A v, which lies where the curvature is large, and with few weights
     also for the one weight of every parameter where A v is largest. The largest of the relative distances is the
-    error of products; truncation makes up for three times its share in it.
+    error of products, or what those of the neighbouring steps say of it, if that is larger; truncation makes up for
+    three times its share in it.
 
     Args:
         objective: The objective; its penalty's curvature is included.
@@ -109,13 +111,14 @@ class Differences(Curvature):
         weights, epsilon = objective.vector(), torch.finfo(objective.dtype).eps
         scale = _norm(self._without_removed(weights[:, None])) or 1.0
         start, longest = scale * epsilon ** (1 / 3), scale * LONGEST
+        gradient = objective.gradient()
         image = self._moved(probe, start)
         size = _norm(image)
         if not 0 < size < math.inf:
             return self._closest(probe, start, longest)
         generator = torch.Generator().manual_seed(self.seed)
         signs = torch.randint(0, 2, weights.shape, generator=generator, device="cpu").mul_(2).sub_(1).to(weights)
-        noise = _norm(objective.gradient(weights * (1 + epsilon * signs)).to(self.dtype) - objective.gradient())
+        noise = _norm(objective.gradient(weights * (1 + epsilon * signs)).to(self.dtype) - gradient)
         start = min(max((noise * scale / size) ** (1 / 3), scale * epsilon**0.5), longest / 2)
         probes = [probe, image / size]
         if self.shape[0] <= SMALL:
@@ -130,9 +133,14 @@ class Differences(Curvature):
         return torch.cat(ones)
 
     def _closest(self, vectors: Tensor, start: float, longest: float) -> Step:
-        """Double or halve a step as long as products with it and with twice it come closer to each other."""
+        """Double or halve a step as long as products with it and with twice it come closer to each other.
+
+        The closest two may be so by luck. Rounding goes with 1/s and truncation with its square, so that half the
+        distance at half the step and a quarter of that at twice the step are estimates of its error, too.
+        """
         products = [self._moved(vectors, factor * start) for factor in (0.5, 1, 2, 4)]
         steps = [Step(factor * start, _distance(*products[n : n + 2])) for n, factor in enumerate((0.5, 1, 2))]
+        errors = {step.length: step.error for step in steps}
         best = min(steps, key=lambda step: step.error)
         up = best is steps[2]
         last = products[3 if up else 0]
@@ -143,10 +151,12 @@ class Differences(Curvature):
                 break
             following = self._moved(vectors, 2 * length if up else length)
             error = _distance(last, following) if up else _distance(following, last)
+            errors[length] = error
             if not error < best.error:
                 break
             best, last = Step(length, error), following
-        return best
+        others = errors.get(best.length / 2, 0.0) / 2, errors.get(2 * best.length, 0.0) / 4
+        return Step(best.length, max([best.error, *filter(math.isfinite, others)]))
 
     def _moved(self, vectors: Tensor, length: float) -> Tensor:
         """Multiply with columns ``[D, K]`` by a step of a length, whatever comes out."""
@@ -208,12 +218,16 @@ class DifferenceGGN(Differences):
     """
 
     def _ends(self, batch: Any, size: int, moves: Sequence[Tensor]) -> Iterator[Tensor | None]:
-        forward = Forwards(self.objective, memory=0).of_batch(batch, size)
+        forward = Forwards(self.objective, memory=0).of_batch(batch, size, twice=False)
         if not forward.loss.requires_grad:
             yield from (None for _ in moves)
             return
-        everything = list(tensors(forward.outputs))
         outputs = loss_inputs(forward.outputs, forward.loss)
+        if any(name.startswith(FUSED) for name, _ in graph_nodes([forward.loss], outputs)):
+            self.objective.plain_attention = True
+            forward = Forwards(self.objective, memory=0).of_batch(batch, size, twice=False)
+            outputs = loss_inputs(forward.outputs, forward.loss)
+        everything = list(tensors(forward.outputs))
         places = [next(place for place, part in enumerate(everything) if part is output) for output in outputs]
         slopes = _slopes(forward.loss, outputs)
         for move in moves:
@@ -222,7 +236,7 @@ class DifferenceGGN(Differences):
             if not bent:
                 yield None
                 continue
-            with self.objective.held():
+            with self.objective.held(twice=False):
                 curved = _curved(bent, outputs, along)
                 pulled = torch.autograd.grad(
                     outputs, forward.weights, curved, retain_graph=True, materialize_grads=True

@@ -118,12 +118,19 @@ class Forwards:
             del forward  # before the next graph is built
         self._forwards = keep
 
-    def of_batch(self, batch: Any, size: int, counted: bool = False) -> Forward:
-        """Pass a batch of a size; counting bytes takes time and is left out where nothing is kept."""
+    def of_batch(self, batch: Any, size: int, counted: bool = False, twice: bool = True) -> Forward:
+        """Pass a batch of a size.
+
+        Args:
+            batch: A batch on the model's device.
+            size: Its number of samples.
+            counted: Whether bytes are counted, which takes time and is left out where nothing is kept.
+            twice: Whether the model will be differentiated twice, see ``Objective.losses``.
+        """
         weights = {name: tensor.detach().requires_grad_() for name, tensor in self.objective.chosen.items()}
         counter = SavedBytes(self._shared())
         with torch.enable_grad(), counter.counting() if counted else nullcontext(), self._autocast():
-            outputs, losses = self.objective.outputs_and_losses(weights, batch)
+            outputs, losses = self.objective.outputs_and_losses(weights, batch, twice)
             loss = losses.sum() if losses.dim() else losses * size
         taken = counter.bytes if counted else math.inf
         return Forward(list(weights.values()), outputs, loss, taken, frozenset(counter.storages))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from glob import escape
@@ -18,7 +19,7 @@ from estimators.default_loss import cross_entropy
 from estimators.errors import UserError
 from estimators.layouts import close_losses, unchanged_by_cut
 from estimators.penalty import Penalty
-from estimators.refusals import no_lost_graphs
+from estimators.refusals import MISSING, no_lost_graphs
 from estimators.samples import Samples, shrinking
 from estimators.sampling import weighted
 from estimators.substitution import no_reentrant_checkpoints, substituted_functions, without_zero_units
@@ -34,6 +35,7 @@ DIFFERENT_BATCHES = (
 DIFFERENT_MODELS = "model: the ranks hold different weights or buffers; load the same checkpoint on every rank"
 DIFFERENT_VECTORS = "distributed: the ranks computed different vectors; give all the same arguments and like machines"
 CUT_BATCHES = 2
+REFUSED = re.compile(f"{MISSING.pattern}|No viable backend", re.IGNORECASE)
 
 
 class Objective:
@@ -50,7 +52,8 @@ class Objective:
     and have the same bits on each.
 
     Args:
-        model: Any module; all parameters on one device. Of ``DistributedDataParallel`` the module inside is taken.
+        model: Any module; all parameters on one device. Of ``DistributedDataParallel`` the module inside is
+            taken. What ``torch.distributed.fsdp.fully_shard`` has spread over ranks is gathered once, on every rank.
         loader: Iterable of batches that yields the same samples on every pass. A batch is a tensor or a tuple, list,
             dictionary or object of tensors whose first dimension counts samples; where first dimensions differ, the
             number of per-sample losses tells which of them does. Of several ranks all get the same loader, or each its
@@ -65,6 +68,8 @@ class Objective:
         data: The samples.
         picked: Of a sub-sample, the numbers of its samples in loader order; None of all data.
         factors: Of a sub-sample, what their losses are multiplied by; None of all data.
+        plain_attention: Whether attention must do without torch's fast kernels everywhere, since a first gradient of
+            the loss differentiates it twice, or the caller's settings allow none of them.
 
     Raises:
         UserError: The model, the loader or the loss function is not of the kind that is needed.
@@ -96,6 +101,7 @@ class Objective:
         self.data = Samples(loader, self.device, self.dtype, self._evaluated, self._draws)
         self.picked: Tensor | None = None
         self.factors: Tensor | None = None
+        self.plain_attention = False
         self._graph_inside = False
 
     def in_weights(self, weights: Weights) -> Objective:
@@ -200,21 +206,30 @@ class Objective:
         """Pass at most half as many samples at once from now on, see ``Samples.shrink``."""
         self.data.shrink()
 
-    def losses(self, weights: Mapping[str, Tensor], batch: Any) -> Tensor:
-        """Evaluate the loss function on one batch at substituted weights; differentiable in ``weights``."""
-        losses = self._called(weights, batch)
+    def losses(self, weights: Mapping[str, Tensor], batch: Any, twice: bool = True) -> Tensor:
+        """Evaluate the loss function on one batch at substituted weights; differentiable in ``weights``.
+
+        Args:
+            weights: The chosen weights by name.
+            batch: A batch on the model's device.
+            twice: Whether the losses may be differentiated twice, where gradients are recorded. Otherwise attention
+                runs on torch's fast kernels.
+        """
+        losses = self._called(weights, batch, twice)
         layout = self.data.layout
         size = None if layout is None else layout.size(batch)
         if losses.dim() and losses.shape != (size or len(losses),):
             raise UserError(f"loss_fn: expected losses of shape ({size},) or a scalar, got {tuple(losses.shape)}")
         return losses
 
-    def outputs_and_losses(self, weights: Mapping[str, Tensor], batch: Any) -> tuple[list[Any], Tensor]:
-        """Evaluate one batch and also return what every call of the model put out."""
+    def outputs_and_losses(
+        self, weights: Mapping[str, Tensor], batch: Any, twice: bool = True
+    ) -> tuple[list[Any], Tensor]:
+        """Evaluate one batch as ``losses`` does and also return what every call of the model put out."""
         outputs: list[Any] = []
         handle = self.model.register_forward_hook(lambda module, arguments, output: outputs.append(output))
         try:
-            return outputs, self.losses(weights, batch)
+            return outputs, self.losses(weights, batch, twice)
         finally:
             handle.remove()
 
@@ -309,12 +324,21 @@ class Objective:
         Returns:
             Losses, and the gradient ``[D]``, or None where the losses do not depend on the chosen weights.
         """
+        try:
+            return self._losses_and_slopes(weights, batch, size)
+        except RuntimeError as error:
+            if self.plain_attention or not MISSING.search(str(error)):
+                raise
+        self.plain_attention = True  # the model differentiates attention inside its forward pass, as force fields do
+        return self._losses_and_slopes(weights, batch, size)
+
+    def _losses_and_slopes(self, weights: Tensor, batch: Any, size: int) -> tuple[Tensor, Tensor | None]:
         at = {name: part.clone().requires_grad_() for name, part in named(weights.detach(), self.chosen).items()}
-        values = self.losses(at, batch)
+        values = self.losses(at, batch, twice=False)
         loss = _sum(values, size)
         if not loss.requires_grad:
             return values, None
-        with self.held(at), no_lost_graphs():
+        with self.held(at, twice=False), no_lost_graphs():
             slopes = torch.autograd.grad(loss, list(at.values()), materialize_grads=True)
         return values.detach(), flatten(slopes).detach()
 
@@ -357,7 +381,7 @@ class Objective:
         return result
 
     @contextmanager
-    def held(self, weights: Mapping[str, Tensor] | None = None) -> Iterator[None]:
+    def held(self, weights: Mapping[str, Tensor] | None = None, twice: bool = True) -> Iterator[None]:
         """Hold the model as ``losses`` sees it while a graph is differentiated.
 
         Activation checkpointing calls the model's layers again then; without this they would be called with the model's
@@ -365,34 +389,40 @@ class Objective:
 
         Args:
             weights: Chosen weights that the graph starts from; None means those of the model.
+            twice: What ``losses`` was told.
         """
         at = self.chosen if weights is None else weights
         with (
             self.weights.substituted({name: tensor.detach().requires_grad_() for name, tensor in at.items()}),
-            substituted_functions(self.model),
+            substituted_functions(self.model, twice or self.plain_attention),
         ):
             yield
 
-    def _called(self, weights: Mapping[str, Tensor], batch: Any) -> Tensor:
+    def _called(self, weights: Mapping[str, Tensor], batch: Any, twice: bool = False) -> Tensor:
         """Call the user's loss function, the one place where that happens."""
-        graph = torch.is_grad_enabled() or self._graph_inside
-        try:
-            losses: Any = self._run(weights, batch, graph)
-        except UserError as error:
-            if graph or NO_GRAPH not in str(error.__cause__):
-                raise
-            self._graph_inside = True  # the model differentiates inside its forward pass, as force fields do
-            losses = self._run(weights, batch, True)
+        twice = twice and torch.is_grad_enabled()
+        while True:
+            graph, plain = torch.is_grad_enabled() or self._graph_inside, twice or self.plain_attention
+            try:
+                losses: Any = self._run(weights, batch, graph, plain)
+                break
+            except UserError as error:
+                if not graph and NO_GRAPH in str(error.__cause__):
+                    self._graph_inside = True  # the model differentiates inside its forward pass, as force fields do
+                elif not plain and REFUSED.search(str(error.__cause__)):
+                    self.plain_attention = True  # it does so twice there, or the user's settings leave no fast kernel
+                else:
+                    raise
         if not isinstance(losses, Tensor):
             raise UserError(f"loss_fn: expected a tensor of losses, got {type(losses).__name__}; return its loss alone")
         return losses if torch.is_grad_enabled() else losses.detach()
 
-    def _run(self, weights: Mapping[str, Tensor], batch: Any, graph: bool) -> Any:
+    def _run(self, weights: Mapping[str, Tensor], batch: Any, graph: bool, twice: bool) -> Any:
         if graph and not torch.is_grad_enabled():
             weights = {name: tensor.detach().requires_grad_() for name, tensor in weights.items()}
         with (
             self.weights.substituted(weights),
-            substituted_functions(self.model),
+            substituted_functions(self.model, twice),
             torch.set_grad_enabled(graph),
             no_reentrant_checkpoints(),
         ):

@@ -10,15 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from estimators.parameters import choose_parameters, pruning_masks
+from estimators.sharding import fully_sharded, gathers, whole
 from estimators.substitution import evaluation_mode, replaced
 
 BACKWARD_HOOKS = ("_backward_hooks", "_backward_pre_hooks")
+FORWARD_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
 class Weights:
     """Private copies of a model's parameters, which its forward passes may write to, as some embeddings do.
 
     The copies follow the model: they are made anew when it was written to, and when a forward pass wrote to them.
+    Parameters that ``fully_shard`` has spread over ranks are gathered once, on every rank, and not followed.
 
     Args:
         model: Any module; all parameters on one device.
@@ -40,7 +43,8 @@ class Weights:
         first = next(iter(chosen.values()))
         self.device, self.dtype = first.device, first.dtype
         self.buffers = {name: buffer.detach() for name, buffer in model.named_buffers()}
-        self._own = {name: parameter.detach() for name, parameter in model.named_parameters()}
+        plain = whole if fully_sharded(model) else Tensor.detach
+        self._own = {name: plain(parameter) for name, parameter in model.named_parameters()}
         self._masks = pruning_masks(model)
         self._copies: dict[str, Tensor] = {}
         self._copied_at: list[int] | None = None
@@ -79,7 +83,7 @@ class Weights:
         """Put the model in evaluation mode, and other tensors in the place of its own, for a while.
 
         These are the given weights, copies of all other parameters and of the buffers. Backward hooks of the model's
-        modules are silent meanwhile; its forward hooks are called as always.
+        modules are silent meanwhile; its forward hooks are called as always, but for those of ``fully_shard``.
 
         Args:
             weights: The chosen weights by name.
@@ -88,7 +92,7 @@ class Weights:
         substitutes = {id(parameter): state[name] for name, parameter in self.model.named_parameters()}
         substitutes |= {id(buffer): self.buffers[name].clone() for name, buffer in self.model.named_buffers()}
         try:
-            with evaluation_mode(self.model), replaced(self.model, substitutes), _without_backward_hooks(self.model):
+            with evaluation_mode(self.model), replaced(self.model, substitutes), _without_hooks(self.model):
                 yield
         finally:
             self._drop_written()
@@ -113,13 +117,23 @@ def _written_bytes(tensor: Tensor) -> int:
 
 
 @contextmanager
-def _without_backward_hooks(model: nn.Module) -> Iterator[None]:
-    stores = [getattr(module, name) for module in model.modules() for name in BACKWARD_HOOKS]
-    hooks = [(store, list(store.items())) for store in stores if store]
+def _without_hooks(model: nn.Module) -> Iterator[None]:
+    """Silence backward hooks, and the forward hooks that put sharded parameters in the place of others."""
+    hooks = []
+    for module in model.modules():
+        for name in (*BACKWARD_HOOKS, *FORWARD_HOOKS):
+            store = getattr(module, name)
+            silent = {key for key, hook in store.items() if name in BACKWARD_HOOKS or gathers(hook)}
+            if silent:
+                hooks.append((store, list(store.items()), silent))
     try:
-        for store, _ in hooks:
-            store.clear()
+        for store, _, silent in hooks:
+            for key in silent:
+                del store[key]
         yield
     finally:
-        for store, items in hooks:
-            store.update(items)
+        for store, items, silent in hooks:  # in the order that they are called in
+            others = dict(store)
+            store.clear()
+            store.update((key, hook) for key, hook in items if key in silent or key in others)
+            store.update(others)

@@ -101,7 +101,9 @@ def one_shot(evidence: Evidence, settings: Settings, allowed: Allowed) -> Answer
     if where.high >= 1 and where.low >= 1:
         between = "no point of the grid fails"
     if settings.max_drop is None:
-        return Answer("one-shot", where.low, low, high, "measured", metric, f"measured on all data; {between}")
+        drawn = any(point.rise_error for point in evidence.points if point.sparsity in (low, high))
+        on = "draws beside all data, right in 99.9 % of draws" if drawn else "all data"
+        return Answer("one-shot", where.low, low, high, "measured", metric, f"measured on {on}; {between}")
     start = evidence.already_removed
     ends = [level(evidence.points, settings.max_drop, sign * ERRORS, start) for sign in (1, -1)]
     low, high = min(low, max(start, ends[0])), max(high, ends[1])
@@ -189,7 +191,8 @@ def _isotropic(
     sparsity = carried_limit(estimate, evidence.curve, epsilon, negative)
     error = isotropic_limit(estimate.measure, evidence.curve, epsilon, negative).standard_error
     half = estimate.half_width(error)
-    return (sparsity, max(0.0, sparsity - half), min(1.0, sparsity + half)), error
+    ends = (sparsity, max(0.0, sparsity - half), sparsity + half)
+    return tuple(min(evidence.most, end) for end in ends), error  # type: ignore[return-value]
 
 
 def _numerical_status(estimate: Estimate, standard_error: float, settings: Settings, total: int) -> str:

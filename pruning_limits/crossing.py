@@ -10,15 +10,20 @@ PARTS = 4
 
 
 def first_crossing(
-    passes: Callable[[int, bool], bool], dimension: int, start: int = 0, width: int = 1
+    passes: Callable[[int, bool], bool],
+    dimension: int,
+    start: int = 0,
+    width: int = 1,
+    guess: Callable[[int, int], int | None] = lambda low, high: None,
 ) -> tuple[int, int]:
     r"""Find where a function of the number of removed weights first fails on a grid.
 
     The grid keeps :math:`k_0/\sqrt2^j` weights, j = 1, 2, ..., of the :math:`k_0` that are there. From the last of its
     points that passes before the first that fails on, three points in between, even in the logarithm of the kept
-    number, narrow the bracket to a quarter again and again, always to the first that fails. So every point that was
-    asked for below the answer passes, also where the function passes again further on. Where all data contradict what
-    a draw said of an end, the search goes on from there, first along the grid.
+    number, narrow the bracket to a quarter again and again, always to the first that fails. After the first quarter two
+    points around a guess, a width apart, come instead, as long as these narrow it to a quarter again. So every point
+    that was asked for below the answer passes, also where the function passes again further on. Where all data
+    contradict what a draw said of an end, the search goes on from there, first along the grid.
 
     Args:
         passes: ``(count, surely) -> bool``: whether the removal of so many weights passes; ``surely`` asks for an
@@ -26,6 +31,7 @@ def first_crossing(
         dimension: Number D of weights.
         start: Number of weights that are removed already, 0 to D - 1; passes without being asked for.
         width: Largest wanted distance between the ends, in weights.
+        guess: ``(low, high) -> count`` between two counts where the function may start to fail, or None.
 
     Returns:
         The largest count up to which all points of the grid pass, and the first that fails: at most ``width`` apart.
@@ -44,12 +50,17 @@ def first_crossing(
         (failed if result else passed).discard(count)
         return result
 
+    before = math.inf
     while True:
         high = min(failed)
         low = max(count for count in passed if count < high)
         between = [count for count in grid if low < count < high]
         if not between and high - low > width:
-            between = _between(low, high, dimension)
+            fine = not {low, high} <= {start, *grid} and high <= dimension
+            middle = guess(low, high) if fine and PARTS * (high - low) <= before else None
+            before = high - low if middle is not None else math.inf
+            ends = [] if middle is None else [middle - width // 2, middle - width // 2 + max(1, width)]
+            between = [count for count in ends if low < count < high] or _between(low, high, dimension)
         if between:
             for count in between:
                 if not ask(count, surely=False):

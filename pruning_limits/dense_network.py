@@ -87,7 +87,8 @@ class DenseNetwork:
         self.remarks = (*note_untrue(untrue), *note_doubles(objective))
         if subject.parameters is None:
             self.remarks += note_uncounted(whole)
-        self.draws = draws_of(objective, asked.seed)
+        shares = losses.shares
+        self.draws = draws_of(objective, asked.seed, None if shares is None else shares + shares.mean())
         self.gradient = self._gradient()
 
     def _gradient(self) -> Tensor:

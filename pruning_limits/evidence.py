@@ -19,15 +19,20 @@ from pruning_limits.answers import (
 )
 from pruning_limits.isotropic import isotropic_limit
 from pruning_limits.parts import Cost, Dense, Estimate, Layer, LayerCurvature, Origin, Sharpness
+from pruning_limits.pattern_answers import pattern_answers
+from pruning_limits.pattern_names import UNSTRUCTURED
 
 if TYPE_CHECKING:
+    from pruning_limits.answers import Answer
     from pruning_limits.directions import Directions
     from pruning_limits.epsilon import Allowed
     from pruning_limits.magnitude import MagnitudeProfile
     from pruning_limits.magnitude_curve import MagnitudeCurve
     from pruning_limits.measured import Point
     from pruning_limits.model_points import ModelPoint
+    from pruning_limits.pattern_evidence import PatternEvidence
     from pruning_limits.result import PruningLimit
+    from pruning_limits.saving import Saving
     from pruning_limits.settings import Settings
     from pruning_limits.tuned_points import Tuning
 
@@ -57,6 +62,11 @@ class Evidence:
         cost: What it took.
         origin: Of what, by what and when.
         retuned: Networks pruned in stages and re-tuned; None where nothing was re-tuned, or under scaled conditions.
+        patterns: What was computed about patterns of pruning, that of single weights among them; empty where no other
+            was asked for.
+        pattern: The one that ``curve``, ``already_removed``, ``directions``, ``points``, ``model_points`` and
+            ``savings`` are of.
+        savings: What is left of the network, by rising sparsity.
     """
 
     parameters: int
@@ -76,6 +86,38 @@ class Evidence:
     cost: Cost
     origin: Origin
     retuned: Tuning | None = None
+    patterns: tuple[PatternEvidence, ...] = ()
+    pattern: str = UNSTRUCTURED
+    savings: tuple[Saving, ...] = ()
+
+    @property
+    def own(self) -> PatternEvidence | None:
+        """What was computed about the present pattern where weights go in groups; None of single weights."""
+        if self.pattern == UNSTRUCTURED:
+            return None
+        return next(row for row in self.patterns if row.name == self.pattern)
+
+    @property
+    def most(self) -> float:
+        """Largest sparsity of the present pattern; 1 where it has one only, which the answers are compared with."""
+        own = self.own
+        return 1.0 if own is None or own.fixed else own.most
+
+    def of(self, pattern: str) -> Evidence:
+        """Return the evidence with another of its patterns as the present one."""
+        if pattern == self.pattern:
+            return self
+        row = next(row for row in self.patterns if row.name == pattern)
+        return replace(
+            self,
+            pattern=pattern,
+            curve=row.curve,
+            already_removed=row.already_removed,
+            directions=row.directions,
+            points=row.points,
+            model_points=row.model_points,
+            savings=row.savings,
+        )
 
     def scaled(self, weight_scale: float, curvature_scale: float) -> Evidence:
         """Return the evidence of scaled weights and a scaled curvature; a gradient is taken to scale with both."""
@@ -102,6 +144,7 @@ class Evidence:
             ),
             trace_error=self.trace_error * curvature_scale,
             retuned=None,
+            patterns=tuple(row.scaled(weight_scale, curvature_scale) for row in self.patterns),
         )
 
     def certified(self, epsilon: float, settings: Settings) -> Evidence:
@@ -135,25 +178,30 @@ def solve(
     evidence = evidence.certified(allowed.epsilon, settings)
     alone = one_shot(evidence, settings, allowed)
     paper = formula(evidence, settings, allowed)
-    assert alone.sparsity is not None
     assert paper.sparsity is not None
     assert paper.low is not None
     assert paper.high is not None
     along = directional(evidence, allowed)
     again = retrained(evidence, allowed)
+    lower = evidence.already_removed if alone.sparsity is None else alone.sparsity
     tuned = retuned(evidence, settings, allowed, alone)
-    reached, how = max((answer.sparsity or 0.0, how) for answer, how in zip((alone, *tuned), MEASURED, strict=False))
-    answers = (alone, *tuned, again, bound(evidence, along, reached, how), paper)
+    ends = [lower, *(answer.sparsity or 0.0 for answer in tuned)]
+    reached, how = max(zip(ends, MEASURED, strict=False))
+    answers: tuple[Answer, ...] = (alone, *tuned, again, bound(evidence, along, reached, how), paper)
+    if evidence.own is not None:
+        answers = pattern_answers(evidence, settings, allowed, answers)
+        alone = next(answer for answer in answers if answer.rung == "one-shot")
+        lower = evidence.already_removed if alone.sparsity is None else alone.sparsity
     nodes, weights = evidence.hessian.measure.nodes, evidence.hessian.measure.weights
     masses = np.abs(nodes) * weights
     return PruningLimit(
         sparsity=paper.sparsity,
         interval=(paper.low, paper.high),
-        lower=alone.sparsity,
+        lower=lower,
         achieved=alone.sparsity if evidence.measured else None,
         retrained=again.sparsity,
         directional=along,
-        upper=1.0 if along is None else max(alone.sparsity, with_window(along, evidence.parameters)),
+        upper=1.0 if along is None else max(lower, with_window(along, evidence.parameters)),
         answers=answers,
         status=settled_text(answers, settings.tolerance),
         notes=notes_of(evidence, settings, allowed, answers),
@@ -173,8 +221,9 @@ def solve(
 
 
 def _layer_table(evidence: Evidence, profile: MagnitudeProfile, sparsity: float) -> tuple[Layer, ...]:
-    removed = {name: 1 - int(mask.sum()) / mask.numel() for name, mask in profile.masks(sparsity).items()}
+    most = sparsity if evidence.own is None else min(sparsity, evidence.own.most)
+    removed = {name: 1 - int(mask.sum()) / mask.numel() for name, mask in profile.masks(most).items()}
     return tuple(
-        Layer(row.name, row.weights, row.norm, row.trace, row.trace_error, sparsity=removed[row.name])
+        Layer(row.name, row.weights, row.norm, row.trace, row.trace_error, sparsity=removed[row.name], macs=row.macs)
         for row in evidence.layers
     )

@@ -11,10 +11,13 @@ from estimators import UserError
 from pruning_limits.ladder import drop_text, percent
 from pruning_limits.measured import ERRORS
 from pruning_limits.metric_drop import MetricDrop
+from pruning_limits.pattern_gate import fit_of, pattern_of, pattern_sparsity
+from pruning_limits.pattern_names import UNSTRUCTURED
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from pruning_limits.groups import Groups
     from pruning_limits.result import PruningLimit
 
 Status = Literal["achievable", "open", "infeasible"]
@@ -57,8 +60,10 @@ class Comparison:
             ``"limit"``, at most the ``"upper"`` bound and its error, or ``"beyond"`` them all; ``"unbounded"`` past
             the first two where no bound is established.
         layers: Removed share by parameter name, in the model's order.
-        cases: The questions and answers: ``"network"`` where it is no better than constant outputs, ``"sparsity"``, the
-            criterion, ``"metric"`` where it was measured, then the suspicious layers.
+        cases: The questions and answers: ``"network"`` where it is no better than constant outputs, ``"pattern"`` where
+            one of groups was looked for, ``"sparsity"``, the criterion, ``"metric"`` where it was measured, then the
+            suspicious layers.
+        pattern: The pattern of the zeros, whose limit it is judged by.
     """
 
     status: Status
@@ -70,6 +75,7 @@ class Comparison:
     place: Place
     layers: dict[str, float]
     cases: tuple[Case, ...]
+    pattern: str = UNSTRUCTURED
 
 
 def compare(
@@ -79,6 +85,8 @@ def compare(
     dense_value: float,
     value: float,
     drop: MetricDrop | None = None,
+    groups: Mapping[str, Groups] | None = None,
+    pattern: str | None = None,
 ) -> Comparison:
     """Judge a pruned network by its dense parent and the parent's limit.
 
@@ -98,6 +106,9 @@ def compare(
         dense_value: Criterion of the dense network, on the data and with the penalty of the limit.
         value: Criterion of the pruned network.
         drop: What became of the metric, or None where it was not measured.
+        groups: Groups of patterns by name, as ``patterns.groups_of`` returns them. The network is judged by the limit
+            of the first that its zeros fit.
+        pattern: The one of them that they have to fit; None lets the zeros tell.
 
     Returns:
         The comparison.
@@ -124,14 +135,18 @@ def compare(
     rise = value - dense_value
     decides = drop if drop is not None and drop.allowed is not None else None
     holds = rise <= limit.epsilon if decides is None else decides.holds
+    groups = groups or {}
+    fitting = pattern or (pattern_of(groups, pruned) if groups else limit.pattern)
+    own = limit.for_pattern(fitting)
     cases = [
         *_network(limit),
-        _sparsity(limit, sparsity, holds, limit.criterion if decides is None else _name(limit, decides)),
+        *_pattern(groups.get(fitting), pruned),
+        _sparsity(own, sparsity, holds, limit.criterion if decides is None else _name(limit, decides)),
         _criterion(limit, rise, decides),
         *([] if drop is None else [_metric(limit, drop)]),
     ]
     asked = len(cases)
-    cases += _layers(limit, removed)
+    cases += _layers(limit, removed, expected=own is limit)
     worst = max((case.status for case in cases), key=ORDER.index)
     telling = cases[:asked] if worst == "achievable" else [case for case in cases if case.status == worst]
     return Comparison(
@@ -141,9 +156,10 @@ def compare(
         rise=rise,
         epsilon=limit.epsilon,
         drop=drop,
-        place=_place(limit, sparsity),
+        place=_place(own, sparsity),
         layers=removed,
         cases=tuple(cases),
+        pattern=fitting,
     )
 
 
@@ -155,10 +171,20 @@ def _network(limit: PruningLimit) -> list[Case]:
     return [Case("network", "infeasible", reason)]
 
 
+def _pattern(groups: Groups | None, pruned: Mapping[str, Tensor]) -> list[Case]:
+    if groups is None:
+        return []
+    fit = fit_of(groups, pruned)
+    return [Case("pattern", "achievable" if fit.fits else "infeasible", fit.reason(groups))]
+
+
 def _sparsity(limit: PruningLimit, sparsity: float, holds: bool, decides: str) -> Case:
     alone = "pruning alone reaches" if limit.achieved is not None else "pruning alone reaches by the quadratic model"
     if limit.evidence.dense.at_chance:
         return Case("sparsity", "open", f"{percent(sparsity)} means nothing before the network is trained")
+    of_groups = pattern_sparsity(limit, holds, decides)
+    if of_groups is not None:
+        return Case("sparsity", *of_groups)
     here, reached = _apart(sparsity, limit.lower, _percent)
     if sparsity <= limit.lower:
         return Case("sparsity", "achievable", f"{here} is in reach: {alone} {reached}")
@@ -208,14 +234,16 @@ def _metric(limit: PruningLimit, drop: MetricDrop) -> Case:
     return Case("metric", status, f"{change}, a fall of {allowed}{unit} is allowed")
 
 
-def _layers(limit: PruningLimit, removed: Mapping[str, float]) -> list[Case]:
-    kept_at_limit, cases = {layer.name: 1 - layer.sparsity for layer in limit.layers()}, []
+def _layers(limit: PruningLimit, removed: Mapping[str, float], expected: bool) -> list[Case]:
+    """Name layers that are gone, and of single weights those that keep far less than is expected."""
+    kept_at_limit = {layer.name: 1 - layer.sparsity for layer in limit.layers()} if expected else {}
+    cases = []
     for name, share in removed.items():
-        expected = kept_at_limit.get(name, 0.0)
+        likely = kept_at_limit.get(name, 0.0)
         if share == 1:
             cases.append(Case(f"layer {name}", "open", f"{name} is removed altogether"))
-        elif FAR * (1 - share) < expected:
-            reason = f"{name} keeps {1 - share:.3%}, less than a tenth of the {expected:.3%} at the formula's limit"
+        elif FAR * (1 - share) < likely:
+            reason = f"{name} keeps {1 - share:.3%}, less than a tenth of the {likely:.3%} at the formula's limit"
             cases.append(Case(f"layer {name}", "open", reason))
     return cases
 

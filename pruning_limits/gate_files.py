@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 
 from pruning_limits.gate import ORDER, Case, Comparison
 from pruning_limits.ladder import allowed, rows, title
+from pruning_limits.pattern_table import cells
 
 if TYPE_CHECKING:
     from pruning_limits.answers import Verdict
@@ -90,11 +91,13 @@ def markdown(answer: Verdict | Comparison, limit: PruningLimit) -> str:
         **({} if limit.metric is None else {limit.metric: [row.metric for row in rows(limit)]}),
         "how it is known": [row.how for row in rows(limit)],
     }
+    names, lines = cells(limit)
     parts = [
         f"### Pruning limit: {answer.status}",
         _table(("question", "answer", "reason"), cases),
         f"{_plain(title(limit))}<br>{_plain(allowed(limit))}",
         _table(tuple(columns), zip(*columns.values(), strict=True)),
+        *([_table(names, lines)] if lines else []),
         f"Settings: {_plain(_settings(limit))}",
     ]
     return "\n\n".join(parts) + "\n"
@@ -106,7 +109,10 @@ def _table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 
 
 def _settings(limit: PruningLimit) -> str:
-    given = asdict(limit.settings) | {"parameters": f"{len(limit.settings.parameters)} tensors"}
+    given = asdict(limit.settings) | {
+        "parameters": f"{len(limit.settings.parameters)} tensors",
+        "pattern": " ".join(limit.settings.pattern),
+    }
     return ", ".join(f"{name} {value}" for name, value in given.items() if value is not None)
 
 

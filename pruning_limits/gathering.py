@@ -30,17 +30,21 @@ from pruning_limits.metrics import metric_errors
 from pruning_limits.model_points import ModelPoint
 from pruning_limits.one_shot import PairedDifferences, measured_points
 from pruning_limits.parts import Cost, LayerCurvature, Origin
+from pruning_limits.pattern_gathering import gather_patterns
 from pruning_limits.progress import Progress
 from pruning_limits.quadratic import QuadraticRise, quadratic_limit
 from pruning_limits.removed_directions import removed_directions
 from pruning_limits.retuning import Compared, staged_retuning
 from pruning_limits.settings import Retuning, Settings
+from pruning_limits.source import Source
 from pruning_limits.states import DIFFERENT_RANKS, States, fingerprint
 from pruning_limits.stopping import STOPPING
+from pruning_limits.structure import structure_of
 from pruning_limits.subsamples import Curvature, Subsamples
 from pruning_limits.tuned_points import Tuning
 
-RESOLUTION_SHARE = 0.05  # of the tolerance: the width of the last bracket of measured one-shot pruning
+# Width of the last bracket of measured one-shot pruning in units of the tolerance, of few samples and where draws help.
+RESOLUTION, DRAWN_RESOLUTION = 0.05, 0.5
 MODEL_KEPT = (1 / 2, 1 / 4, 1 / 16, 1 / 64, 1 / 256)  # of what is there: where the quadratic model is evaluated
 LOGGER = logging.getLogger("pruning_limits")
 
@@ -68,6 +72,7 @@ def gather(subject: Subject, asked: Settings, progress: Progress, checkpoint: st
     dense = DenseNetwork(subject, asked)
     with together(lambda: {DIFFERENT_RANKS: fingerprint(dense.losses.objective, dense.losses.values, dense.settings)}):
         pass  # before anything is evaluated at weights that depend on the arguments
+    dense.profile.structure = structure_of(dense.draws[0], asked.pattern, Source(subject))
     drop = None if subject.metric is None else dense.metric(subject, asked)
     rise = PairedDifferences(dense.draws, dense.profile, (dense.losses.values, dense.losses.sizes))
     network = dense.described(drop)
@@ -76,11 +81,13 @@ def gather(subject: Subject, asked: Settings, progress: Progress, checkpoint: st
     allowed = given or _from_metric(points, asked, dense)
     weights = f"{dense.profile.dimension:,}"
     LOGGER.info("%s weights, %s %.6g, epsilon %.4g", weights, asked.criterion, network.objective, allowed.epsilon)
+    bar = Bar(allowed.epsilon) if asked.max_drop is None else Bar(asked.max_drop, of_metric=True)
+    patterns = gather_patterns(dense, drop, bar, asked)
     curved = _Curved(dense, asked, allowed.epsilon, progress, checkpoint)
     retuned = None
     if asked.retune is not None:
         retuned = _retuned(asked.retune, dense, rise, drop, points, allowed, progress, checkpoint)
-    forward_samples = dense.samples + rise.samples + (0 if drop is None else drop.samples)
+    forward_samples = dense.samples + rise.samples + (0 if drop is None else drop.samples) + patterns.samples
     evidence = Evidence(
         parameters=dense.profile.dimension,
         already_removed=dense.profile.zeros / dense.profile.dimension,
@@ -102,7 +109,7 @@ def gather(subject: Subject, asked: Settings, progress: Progress, checkpoint: st
         ),
         retuned=retuned,
     )
-    return Gathered(evidence, allowed, dense.settings, dense.profile)
+    return Gathered(patterns.beside(evidence), allowed, dense.settings, patterns.profile)
 
 
 def _given(losses: Losses, asked: Settings) -> Allowed:
@@ -126,7 +133,8 @@ def _points(
         return ()
     bar = Bar(asked.max_drop or 0.0, of_metric=True) if given is None else Bar(given.epsilon)
     with metric_errors("held_out" if asked.held_out else "loader") if drop else nullcontext():
-        return measured_points(rise, drop, bar, RESOLUTION_SHARE * asked.tolerance, progress)
+        drawn = len((drop if drop is not None and bar.of_metric else rise).draws) > 1
+        return measured_points(rise, drop, bar, (DRAWN_RESOLUTION if drawn else RESOLUTION) * asked.tolerance, progress)
 
 
 def _retuned(
@@ -212,6 +220,7 @@ class _Curved:
                 norm=float(torch.linalg.vector_norm(weight, dtype=torch.float64)),
                 trace=float(trace) + operator.outside * (weight.numel() - size),
                 trace_error=float(error),
+                macs=None if (uses := self.dense.profile.structure.uses.get(name)) is None else uses * weight.numel(),
             )
             for (name, weight), size, trace, error in zip(
                 weights, operator.blocks, traces.values, traces.errors, strict=True

@@ -8,6 +8,8 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from pruning_limits.answers import Answer, Verdict, metric_at, tuned_to
+from pruning_limits.pattern_answers import pattern_verdict
+from pruning_limits.pattern_table import cells, text_table
 
 if TYPE_CHECKING:
     from pruning_limits.result import PruningLimit
@@ -63,6 +65,7 @@ def title(limit: PruningLimit) -> str:
     origin = limit.evidence.origin
     removed = limit.evidence.already_removed
     gone = f", {percent(removed)} of them removed already" if removed else ""
+    gone += f", pruned in {limit.pattern}" if limit.evidence.own is not None else ""
     return (
         f"{origin.model} on {origin.data}, {limit.parameters:,} prunable weights{gone}, version {origin.version}, "
         f"{origin.date}"
@@ -112,6 +115,9 @@ def _how(limit: PruningLimit, answer: Answer) -> str:
         return "formula, no claim of coverage" if answer.basis == "formula" else answer.basis
     if answer.rung == "bound":
         return "bound of the quadratic model"
+    own = limit.evidence.own
+    if own is not None and own.fixed:
+        return "formula, allowed at the R of the pattern"
     if limit.achieved is None or answer.sparsity is None:
         return "formula"
     points = 100 * (answer.sparsity - limit.achieved)
@@ -120,6 +126,9 @@ def _how(limit: PruningLimit, answer: Answer) -> str:
 
 def judged(limit: PruningLimit, sparsity: float) -> Verdict:
     """Judge whether a sparsity can be reached, see ``PruningLimit.check``."""
+    of_groups = None if limit.evidence.own is None else pattern_verdict(limit, sparsity)
+    if of_groups is not None:
+        return of_groups
     metric = metric_at(limit.evidence, sparsity)
     target, reached = percent(sparsity), percent(limit.lower)
     how = "measured" if limit.achieved is not None else "by the quadratic model, not measured"
@@ -166,6 +175,8 @@ def ladder(limit: PruningLimit, target: float | None = None) -> str:
         target: A sparsity to be judged, in [0, 1), or None.
     """
     lines = [title(limit), allowed(limit), "", *_table(limit), ""]
+    columns, rows = cells(limit)
+    lines += [*text_table(columns, rows), ""] if rows else []
     if target is not None:
         lines += [target_line(limit, target), ""]
     lines += [f"note: {note}" for note in limit.notes]

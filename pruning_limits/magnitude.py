@@ -13,6 +13,7 @@ from torch import Tensor
 from estimators import UserError
 from estimators.vectors import flatten, named
 from pruning_limits.magnitude_curve import Floats, MagnitudeCurve
+from pruning_limits.structure import Structure
 
 
 def removed_count(sparsity: float, dimension: int) -> int:
@@ -45,6 +46,7 @@ class MagnitudeProfile:
 
     Attributes:
         dimension: Number D of weights.
+        structure: What is known of the network that they belong to.
 
     Example:
         >>> profile = MagnitudeProfile({"w": torch.tensor([3.0, -1.0, 2.0, 0.5])})
@@ -56,6 +58,7 @@ class MagnitudeProfile:
         self.weights = {name: weight.detach().clone() for name, weight in weights.items()}
         self.vector = flatten(list(self.weights.values()))
         self.dimension = self.vector.numel()
+        self.structure = Structure()
         if not self.vector.isfinite().all():
             raise UserError("model: some weights are NaN or infinite")
         if not self.vector.any():
@@ -86,14 +89,18 @@ class MagnitudeProfile:
         magnitudes = self.vector[self.order].double().cpu().numpy()
         return np.concatenate([[0.0], np.cumsum(magnitudes**2)])
 
+    def count(self, sparsity: float) -> int:
+        """Number of weights that are removed at a sparsity."""
+        return removed_count(sparsity, self.dimension)
+
     def threshold(self, sparsity: float) -> float:
         """Largest magnitude that is removed; 0 when nothing is."""
-        count = removed_count(sparsity, self.dimension)
+        count = self.count(sparsity)
         return float(self.vector[self.order[count - 1]].abs()) if count else 0.0
 
     def removed_norm(self, sparsity: float) -> float:
         """Norm R of the removed weights at a sparsity, exact count."""
-        return float(self.squares[removed_count(sparsity, self.dimension)] ** 0.5)
+        return float(self.squares[self.count(sparsity)] ** 0.5)
 
     def curve(self, knots: int = 4096) -> MagnitudeCurve:
         """Return R(s)^2 on knots: all counts for a small model, else half of them even in s, half in log(1 - s).
@@ -115,8 +122,12 @@ class MagnitudeProfile:
 
     def removed(self, sparsity: float) -> Tensor:
         """Return the removed part d = w - w^k of the weights, ``[D]``."""
-        return torch.where(self.rank < removed_count(sparsity, self.dimension), self.vector, 0)
+        return torch.where(self.rank < self.count(sparsity), self.vector, 0)
+
+    def companions(self, sparsity: float) -> dict[str, Tensor]:
+        """Return masks of what goes with weights beside them, by parameter name: nothing goes with single weights."""
+        return {}
 
     def masks(self, sparsity: float) -> dict[str, Tensor]:
         """Return masks by parameter name, True where a weight is kept; exactly ``ceil(s D)`` entries are False."""
-        return named(self.rank >= removed_count(sparsity, self.dimension), self.weights)
+        return named(self.rank >= self.count(sparsity), self.weights)

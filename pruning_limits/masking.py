@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from glob import escape
 
 import torch
@@ -13,11 +13,18 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from estimators import UserError
 from estimators.arguments import plain_model
+from estimators.sharding import fully_sharded
 from estimators.weights import Weights
 from pruning_limits.magnitude import MagnitudeProfile
 
 
-def pruned_copy(model: nn.Module, names: Sequence[str], dimension: int, sparsity: float) -> nn.Module:
+def pruned_copy(
+    model: nn.Module,
+    names: Sequence[str],
+    dimension: int,
+    sparsity: float,
+    profile_of: Callable[[Mapping[str, Tensor]], MagnitudeProfile] = MagnitudeProfile,
+) -> nn.Module:
     """Return a copy of a model pruned by global magnitude, exactly ``ceil(s D)`` of the chosen weights zero.
 
     Weights behind a mask of ``torch.nn.utils.prune`` stay behind it, and those that it removes count as zero.
@@ -27,6 +34,8 @@ def pruned_copy(model: nn.Module, names: Sequence[str], dimension: int, sparsity
         names: Names of the chosen parameters.
         dimension: Number D of their weights.
         sparsity: Removed fraction in [0, 1].
+        profile_of: From weights by name to the order in which they go; of groups of weights, biases and normalisation
+            go with them.
 
     Raises:
         UserError: The model is no plain module, a parameter is missing, the number of weights is another one, or the
@@ -37,9 +46,19 @@ def pruned_copy(model: nn.Module, names: Sequence[str], dimension: int, sparsity
         >>> int((model.weight == 0).sum())
         4
     """
-    result = copied(plain_model(model))
-    masks = MagnitudeProfile(weights_of(result, names, dimension)).masks(sparsity)
+    model = plain_model(model)
+    if fully_sharded(model):
+        raise UserError(
+            "model: one sharded by fully_shard cannot be copied; gather its weights into a plain module, or multiply "
+            "them by limit.mask(sparsity)"
+        )
+    result = detached_copy(model)
     parameters = dict(result.named_parameters())
+    profile = profile_of(weights_of(result, names, dimension))
+    masks = profile.masks(sparsity) | {
+        name: mask.reshape(-1, *[1] * (parameters[name].dim() - 1)).to(parameters[name].device)
+        for name, mask in profile.companions(sparsity).items()
+    }
     with torch.no_grad():
         for name, mask in masks.items():
             parameters[name].copy_(torch.where(mask, parameters[name], 0))
@@ -78,7 +97,10 @@ def recompute_weights(model: nn.Module) -> None:
                 hook(module, ())
 
 
-def copied(model: nn.Module) -> nn.Module:
-    """Return a deep copy; weights that hooks computed and that hang on a graph, which cannot be copied, without it."""
+def detached_copy(model: nn.Module) -> nn.Module:
+    """Return a deep copy of a model.
+
+    Weights that hooks computed and that hang on a graph, which cannot be copied, are copied without it.
+    """
     computed = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
     return copy.deepcopy(model, {id(value): value.detach().clone() for value in computed if not value.is_leaf})

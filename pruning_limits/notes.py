@@ -11,6 +11,7 @@ import torch
 from estimators.parameters import left_out
 from pruning_limits.answers import REFUTED, Answer, crossed
 from pruning_limits.model_points import ModelPoint, model_point
+from pruning_limits.pattern_evidence import pattern_notes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,7 +38,10 @@ def notes_of(evidence: Evidence, settings: Settings, allowed: Allowed, answers: 
     """
     rungs = {answer.rung: answer for answer in answers}
     notes = [*_chance(evidence), *_metric(evidence, settings, allowed), *_monotone(evidence, settings, allowed)]
-    notes += _compared(rungs["one-shot"], rungs["formula"])
+    own = evidence.own
+    notes += pattern_notes(own)
+    if own is None or not own.fixed:  # a margin is no sparsity
+        notes += _compared(rungs["one-shot"], rungs["formula"])
     at = rungs["formula"].sparsity
     if at is not None:
         notes += _model(model_point(evidence.model_points, at, evidence.curve), allowed.epsilon)
@@ -162,14 +166,14 @@ def note_uncounted(objective: Objective) -> tuple[str, ...]:
 
 
 def _doubles(objective: Objective) -> Iterator[tuple[str, str]]:
-    parameters = dict(objective.model.named_parameters())
+    parameters = objective.chosen
     groups: dict[tuple[int, float], list[str]] = {}
     for name in objective.names:
-        tensor = parameters[name].detach()
+        tensor = parameters[name]
         groups.setdefault((tensor.numel(), float(tensor.double().abs().sum())), []).append(name)
     for names in groups.values():
         for pair in combinations(names, 2):
-            if _equal(*(parameters[name].detach() for name in pair)):
+            if _equal(*(parameters[name] for name in pair)):
                 yield pair
 
 

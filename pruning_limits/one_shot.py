@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
@@ -17,9 +18,9 @@ from pruning_limits.measured import Bar, Point, crossing
 from pruning_limits.progress import Progress, told
 
 Evaluated = Callable[[Objective], tuple[Objective, Tensor]]
-DRAWS = (2048, 16384)  # samples of the draws that decide before all data do
+DRAWS = (2048, 8192)  # samples of the draws that decide before all data do
 DRAWN_BYTES = 2 << 30
-DEVIATIONS = 5.0  # a draw decides where its mean is as many standard errors away: wrong in 6e-7 of normal draws
+DEVIATIONS = 4.0  # a draw decides where its mean is as many standard errors away: wrong in 3e-5 of normal draws
 # Of values 0 and 1 it must also be away by so many samples: a change that as many samples of a draw show on average is
 # shown by none of them in 8e-7 of draws.
 RARE = 14.0
@@ -27,21 +28,24 @@ EXPECTED_COARSE, EXPECTED_FINE = 8, 2  # networks of the grid, and of every narr
 BEYOND = (2**-0.25, 2**-0.5, 2**-0.75, 1 / 2, 1 / 4)  # of what the crossing keeps: they show what comes after it
 
 
-def draws_of(objective: Objective, seed: int = 0) -> list[Objective]:
+def draws_of(objective: Objective, seed: int = 0, scores: Tensor | None = None) -> list[Objective]:
     """Return an objective on random draws of its data that are kept in memory, and on all data.
 
     Args:
         objective: The objective on all data.
         seed: Seed of the draws.
+        scores: Scores of the samples ``[N]``, with which the larger draw is drawn; None draws all alike.
 
     Returns:
-        Objectives of a rising number of samples, namely 2,048 and 16,384 where these are at most half of all data and
+        Objectives of a rising number of samples, namely 2,048 and 8,192 where these are at most half of all data and
         the larger fits into 2 GiB, and all.
     """
     total, size = objective.samples, max(1, *gathered(objective.data.sample_bytes))
     first, larger = (samples if 2 * samples <= total else total for samples in DRAWS)
     sizes = [first] if larger * size > DRAWN_BYTES else [first, larger]
-    return [*(objective.subset(samples, seed) for samples in sizes if samples < total), objective]
+    chances = (None, scores)  # the smaller draw serves other purposes, too
+    parts = zip(sizes, chances, strict=False)
+    return [*(objective.subset(samples, seed, chance) for samples, chance in parts if samples < total), objective]
 
 
 @dataclass(frozen=True)
@@ -52,19 +56,27 @@ class Difference:
         mean: The mean; infinite where a value is not finite.
         error: Its standard error as an estimate of the mean of all data; 0 where these were passed.
         spread: Its standard error as an estimate of the mean of all samples there might be.
-        complete: Whether all data were passed.
+        samples: Number of samples that were passed.
+        complete: Whether these were all data.
         rare: What a draw of values 0 and 1 may miss because it happens to few samples only.
+        beside: Whether the draw was compared with a network that all data were passed through.
     """
 
     mean: float
     error: float
     spread: float
+    samples: int
     complete: bool
     rare: float = 0.0
+    beside: bool = False
 
 
 class PairedDifferences:
-    """Differences per sample between magnitude-pruned networks and the dense one, on random draws and on all data.
+    r"""Differences per sample between magnitude-pruned networks and the dense one, on random draws and on all data.
+
+    Once all data were passed through one pruned network, with the mean difference :math:`m_0`, draws tell by how much
+    the others differ from it: their mean is :math:`m_0 + \bar x - \bar x_0` with the means of the draw, whose error is
+    small as long as the networks are alike.
 
     Args:
         draws: The objective on draws of rising size, the last of them all data, see ``draws_of``. Its per-sample values
@@ -87,7 +99,8 @@ class PairedDifferences:
         self.samples = 0
         self._parts = draws if len(self.values) == self.objective.samples else draws[-1:]
         self._step = float(bool(((self.values == 0) | (self.values == 1)).all()))
-        self._known: dict[int, tuple[int, Difference]] = {}
+        self._known: dict[int, Difference] = {}
+        self._reference: tuple[float, Tensor] | None = None
 
     def at(self, count: int, allowed: float | None = None, surely: bool = False) -> Difference:
         """Compare at a number of removed weights.
@@ -96,17 +109,23 @@ class PairedDifferences:
             count: Number of removed weights, 0 to D.
             allowed: Draws grow until the mean is on one side of this number with certainty; None is content with the
                 first.
-            surely: Pass all data.
+            surely: Pass all data, or a draw that decides beside a network that all data were passed through.
 
         Returns:
             The difference on the largest draw so far.
         """
-
-        def pruned(part: Objective) -> tuple[Objective, Tensor]:
-            return part, self.profile.vector - self.profile.removed(count / self.profile.dimension)
-
-        self._known[count] = self._grown(pruned, self._known.get(count, (-1, None)), allowed, surely)
-        return self._known[count][1]
+        difference = self._known.get(count)
+        for part in self._parts if self._reference is not None or not surely else self._parts[-1:]:
+            if difference is not None:
+                if difference.complete or (_decided(difference, allowed) and (difference.beside or not surely)):
+                    break
+                if part.samples <= difference.samples and (difference.beside or self._reference is None):
+                    continue
+            weights = self.profile.vector - self.profile.removed(count / self.profile.dimension)
+            difference = self._difference(part, part, weights)
+        assert difference is not None
+        self._known[count] = difference
+        return difference
 
     def of(
         self, network: Evaluated, allowed: float | None = None, surely: bool = False, most: int | None = None
@@ -116,44 +135,58 @@ class PairedDifferences:
         Args:
             network: From an objective on a draw to the objective of the network's weights there, and these.
             allowed: See ``at``.
-            surely: See ``at``.
+            surely: Pass the last of the draws at once.
             most: Largest draw that is passed; None passes all data where smaller ones do not decide.
         """
         parts = [part for part in self._parts if most is None or part.samples <= most] or self._parts[:1]
-        return self._grown(network, (-1, None), allowed, surely, parts)[1]
+        difference: Difference | None = None
+        for part in parts[-1:] if surely else parts:
+            if difference is None or not _decided(difference, allowed):
+                difference = self._difference(part, *network(part), alike=False)
+        assert difference is not None
+        return difference
 
-    def _grown(
-        self,
-        network: Evaluated,
-        known: tuple[int, Difference | None],
-        allowed: float | None,
-        surely: bool,
-        parts: Sequence[Objective] | None = None,
-    ) -> tuple[int, Difference]:
-        parts = self._parts if parts is None else parts
-        (place, difference), last = known, len(parts) - 1
-        while difference is None or (place < last and (surely or not _decided(difference, allowed))):
-            place = last if surely else place + 1
-            difference = self._difference(parts[place], *network(parts[place]))
-        return place, difference
+    def guess(self, allowed: float, low: int, high: int) -> int | None:
+        """Guess between two compared counts where the mean passes what is allowed, linear in the kept logarithm.
 
-    def _difference(self, part: Objective, at: Objective, weights: Tensor) -> Difference:
+        None without draws: where all data cost little, the search goes the surer way.
+        """
+        if len(self._parts) == 1:
+            return None
+        dimension = self.profile.dimension
+        ends = [self._known[count].mean if count in self._known else 0.0 for count in (low, high)]
+        if not (ends[0] <= allowed < ends[1] < math.inf):
+            return None
+        if ends[0] > 0:
+            ends, allowed = [math.log(end) for end in ends], math.log(allowed)
+        share = (allowed - ends[0]) / (ends[1] - ends[0])
+        places = [math.log(max(dimension - count, 0.5)) for count in (low, high)]
+        return dimension - round(math.exp(places[0] + share * (places[1] - places[0])))
+
+    def _difference(self, part: Objective, at: Objective, weights: Tensor, alike: bool = True) -> Difference:
+        """Compare on a part of the data; only networks that are alike are compared with each other as well."""
         values, sizes = at.sample_losses(weights)
         self.samples += part.samples
         complete = part is self.objective
         if complete and len(values) != len(self.values):  # memory ran out and batches were split
             self.values, self.sizes = part.sample_losses()
             self.samples += part.samples
-        before = self.values if part.picked is None else self.values[part.picked]
-        differences = self.sign * (values - before)
+        differences = self.sign * (values - _picked(self.values, part))
         if not bool(differences.isfinite().all()):
-            return Difference(math.inf, 0.0, 0.0, complete)
-        share = sizes.double() / sizes.sum()
-        mean = float((share * differences).sum())
+            return Difference(math.inf, 0.0, 0.0, part.samples, complete)
+        penalty = self.sign * self._penalty(at, weights)
+        if complete:
+            mean, spread = mean_and_error(differences, sizes)
+            self._reference = (mean, differences) if alike else self._reference
+            return Difference(mean + penalty, 0.0, spread, part.samples, complete)
         spread = float(differences.std()) / math.sqrt(len(differences)) if len(differences) > 1 else math.inf
-        error = 0.0 if complete else spread * math.sqrt(1 - part.samples / self.objective.samples)
-        rare = 0.0 if complete else RARE * self._step / part.samples
-        return Difference(mean + self.sign * self._penalty(at, weights), error, spread, complete, rare)
+        start, beside = 0.0, alike and self._reference is not None
+        if self._reference is not None and alike:
+            start, known = self._reference
+            differences = differences - _picked(known, part)
+        mean, error = float(differences.mean()), drawn_error(differences, part.factors, self.objective.samples)
+        rare = RARE * self._step / part.samples
+        return Difference(start + mean + penalty, error, spread, part.samples, complete, rare, beside)
 
     def _penalty(self, at: Objective, weights: Tensor) -> float:
         """Return by how much the penalty rises."""
@@ -165,6 +198,47 @@ class PairedDifferences:
     def counts(self) -> set[int]:
         """The numbers of removed weights that were compared."""
         return set(self._known)
+
+
+def _picked(values: Tensor, part: Objective) -> Tensor:
+    """Return values of all data at the samples of a draw, multiplied as their losses are there."""
+    if part.picked is None:
+        return values
+    picked = values[part.picked]
+    return picked if part.factors is None else picked * part.factors
+
+
+def drawn_error(values: Tensor, factors: Tensor | None, total: int) -> float:
+    r"""Standard error of the mean of values that were drawn without replacement, :math:`\pi_j = n/(N f_j)` each.
+
+    .. math:: \frac1n \sqrt{\frac{n}{n-1} \sum_j (1 - \pi_j) (y_j - B)^2}, \quad
+        B = \frac{\sum_j (1 - \pi_j) y_j}{\sum_j (1 - \pi_j)}.
+
+    Args:
+        values: Values y times their factors ``[n]``.
+        factors: The factors f ``[n]``; None takes all as 1.
+        total: Number N of samples that they were drawn from, at least n.
+
+    Returns:
+        The error; infinite for a single value of several.
+
+    Source: Hajek, Asymptotic theory of rejective sampling, Annals of Mathematical Statistics 35, 1964.
+
+    Example:
+        >>> import torch
+        >>> values = torch.tensor([0.0, 1.0, 2.0, 3.0])
+        >>> round(drawn_error(values, None, total=8), 4), round(float(values.std()) / 2 * 0.5**0.5, 4)
+        (0.4564, 0.4564)
+    """
+    n = len(values)
+    if n < 2:
+        return math.inf if total > n else 0.0
+    chances = values.new_full((n,), n / total) if factors is None else n / (total * factors)
+    left = (1 - chances).clamp(min=0)
+    if not bool(left.any()):
+        return 0.0
+    middle = (left * values).sum() / left.sum()
+    return math.sqrt(float((left * (values - middle).square()).sum()) / (n * (n - 1)))
 
 
 def _decided(difference: Difference, allowed: float | None) -> bool:
@@ -202,7 +276,7 @@ def measured_points(
             tell(len(deciding.counts))
             return passed
 
-        low, high = first_crossing(passes, dimension, profile.zeros, least)
+        low, high = first_crossing(passes, dimension, profile.zeros, least, partial(deciding.guess, bar.allowed))
     beyond = {dimension - math.ceil(kept * (dimension - low)) for kept in BEYOND}
     rows = []
     for count in sorted(deciding.counts | {count for count in beyond if count > high}):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from pruning_limits.parts import Estimate
     from pruning_limits.result import PruningLimit
+    from pruning_limits.sensitivity import LayerSensitivity
 
 BLUE, ORANGE, GREEN, GREY, BLACK, PURPLE = "#0072b2", "#d55e00", "#009e73", "#666666", "#000000", "#a2467c"
 SPARSITY = "sparsity (removed fraction)"
@@ -288,6 +289,105 @@ def plot_layers(limit: PruningLimit, ax: Axes | None = None) -> Axes:
     ax.grid(axis="x", alpha=0.25)
     ax.legend(fontsize=8)
     return ax
+
+
+def plot_patterns(limit: PruningLimit, ax: Axes | None = None) -> Axes:
+    """Draw what one-shot pruning loses in every pattern that a limit was predicted for.
+
+    It is the mean metric where it was measured, with two standard errors, or else the rise of the criterion. A pattern
+    of one sparsity, such as 2:4, is one mark.
+
+    Args:
+        limit: A predicted limit.
+        ax: Where to draw; None draws on a figure of its own, ``.figure`` of the axes.
+
+    Returns:
+        The axes.
+
+    Raises:
+        UserError: The limit was predicted for single weights alone, or nothing was measured.
+    """
+    rows = [own for own in limit.evidence.patterns if own.points]
+    if not rows:
+        raise UserError("limit: no pattern was measured; predict it with pattern=('unstructured', '2:4', ...)")
+    ax = _axes(ax, (8.0, 5.0))
+    ax.grid(alpha=0.25)
+    has_metric = limit.evidence.measured and limit.dense_metric is not None
+    scale = 100.0 if limit.metric == "accuracy" else 1.0
+    kept = [1.0]
+    for colour, own in zip((BLUE, ORANGE, GREEN, PURPLE, GREY, BLACK) * 3, rows, strict=False):
+        points = [point for point in own.points if point.sparsity < 1 and math.isfinite(point.rise)]
+        values, errors = [point.rise for point in points], [2 * point.rise_error for point in points]
+        if has_metric:
+            points = [point for point in points if point.drop is not None]
+            values = [scale * ((limit.dense_metric or 0.0) - (point.drop or 0.0)) for point in points]
+            errors = [2 * scale * (point.drop_error or 0.0) for point in points]
+        across = [1 - point.sparsity for point in points]
+        form = "D" if own.fixed else "o-"
+        ax.errorbar(across, values, errors, fmt=form, color=colour, markersize=4, linewidth=1, label=own.name)
+        kept += across
+    if has_metric:
+        ax.set_ylabel(f"{limit.metric}{' in %' if scale == 100 else ''} of the pruned network")
+        level = scale * ((limit.dense_metric or 0.0) - (limit.max_drop or 0.0))
+    else:
+        ax.set(ylabel=f"rise of the {limit.criterion}", yscale="log")
+        level = limit.epsilon
+    ax.axhline(level, color=GREY, linestyle=":", label="allowed" if limit.max_drop or not has_metric else "dense")
+    ax.set_xlabel(SPARSITY)
+    ax.set_title("Pruned in one shot, nothing else", loc="left", fontsize=10)
+    sparsity_axis(ax.xaxis, 0.9 * min(kept))
+    ax.legend(fontsize=8)
+    return ax
+
+
+def plot_sensitivities(rows: Sequence[LayerSensitivity], ax: Axes | None = None) -> Axes:
+    """Draw what every layer loses when it alone is pruned, with two paired standard errors.
+
+    Args:
+        rows: What ``limit.layers(measured=True)`` returned, at least one.
+        ax: Where to draw; None draws on a figure of its own, ``.figure`` of the axes.
+
+    Returns:
+        The axes: one line per layer, the most sensitive on top, one mark per sparsity.
+
+    Raises:
+        UserError: There are no rows.
+    """
+    if not rows:
+        raise UserError("rows: expected measured layers, as limit.layers(measured=True) returns them, got none")
+    ax = _axes(ax, (7.0, 1.5 + 0.25 * len(rows)))
+    most = max(len(row.points) for row in rows)
+    for place, colour in zip(range(most), (GREEN, BLUE, ORANGE, PURPLE, GREY, BLACK), strict=False):
+        measured = [(level, row.points[place]) for level, row in enumerate(rows) if len(row.points) > place]
+        finite = [(level, point) for level, point in measured if math.isfinite(point.rise)]
+        share = measured[0][1].sparsity
+        ax.errorbar(
+            [point.rise for _, point in finite],
+            [level for level, _ in finite],
+            xerr=[2 * point.rise_error for _, point in finite],
+            fmt="o",
+            color=colour,
+            markersize=4,
+            label=f"{100 * share:.0f} % of the layer removed",
+        )
+    ax.set_yticks(range(len(rows)), [f"{row.name} ({row.weights:,})" for row in rows], fontsize=8)
+    ax.invert_yaxis()
+    ax.set(xlabel="rise of the loss", title="Every layer pruned alone, the others dense")
+    near = _least_rise(rows)
+    lowest = [point.rise - 2 * point.rise_error for row in rows for point in row.points if math.isfinite(point.rise)]
+    ax.set_xscale("symlog", linthresh=near)
+    ax.set_xlim(left=min([-near / 2, *(1.2 * low for low in lowest)]))
+    ax.grid(axis="x", alpha=0.25)
+    ax.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+    return ax
+
+
+def _least_rise(rows: Sequence[LayerSensitivity]) -> float:
+    """Return a rise below which the axis is linear: the median of all errors, or a hundredth of the largest rise."""
+    points = [point for row in rows for point in row.points if math.isfinite(point.rise)]
+    error = float(np.median([point.rise_error for point in points])) if points else 0.0
+    largest = max((abs(point.rise) for point in points), default=0.0)
+    return max(error, largest / 100, 1e-12)
 
 
 def plot_spectrum(measure: SpectralMeasure, ax: Axes | None = None) -> Axes:

@@ -20,6 +20,7 @@ from pruning_limits.evidence import solve
 from pruning_limits.gathering import gather
 from pruning_limits.isotropic import Negative
 from pruning_limits.metrics import Metric, metric_loss, metric_name
+from pruning_limits.pattern_names import UNSTRUCTURED, pattern_names
 from pruning_limits.progress import Progress
 from pruning_limits.result import PruningLimit
 from pruning_limits.settings import Retuning, Settings
@@ -47,6 +48,7 @@ def predict_limit(
     tolerance: float = 0.005,
     max_batches: int | None = None,
     measure: bool = True,
+    pattern: str | Sequence[str] = UNSTRUCTURED,
     seed: int = 0,
     progress: Progress = None,
     checkpoint: str | Path | None = None,
@@ -112,6 +114,10 @@ def predict_limit(
             ``samples`` if these are more, or as many as 2 GiB hold; the interval contains what that may err by. Where
             it errs by more than 3 % in epsilon over curvature, as with losses that few samples dominate, all data are
             passed once.
+        pattern: Which weights go together: ``"unstructured"`` single ones, ``"2:4"`` or another N:M along the inputs,
+            ``"blocks:16x1"`` outputs by inputs, ``"channels"``, ``"heads"``; or several of them. One-shot pruning is
+            measured in each, the formulas take its R and no further product. The limit of the first is returned,
+            ``for_pattern`` gives the others. What is allowed comes from single weights.
         seed: Seed of probes and sub-sample.
         progress: None shows progress bars on a terminal, False none, True always; or a callback
             ``(stage, done, total)``, called on every rank; what it raises stops the prediction.
@@ -158,6 +164,7 @@ def predict_limit(
         precision=precision,
         max_batches=max_batches,
         retune=Retuning() if retune is True else None if retune is False else retune,
+        pattern=pattern_names(pattern),
     )
     model = plain_model(model)
     values = None if metric is None else metric_loss(metric)
@@ -165,6 +172,7 @@ def predict_limit(
     with plain_modes(), intact(model):
         gathered = gather(subject, asked, progress, checkpoint)
     limit = solve(gathered.evidence, gathered.settings, gathered.allowed, gathered.profile)
+    limit = limit.for_pattern(gathered.settings.pattern[0])
     for note in limit.notes:
         LOGGER.warning(note)
     converged = limit.answer("formula").status == "converged"

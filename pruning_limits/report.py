@@ -6,6 +6,7 @@ import base64
 import hashlib
 import html
 import json
+from collections.abc import Mapping
 from dataclasses import astuple, replace
 from importlib.resources import files
 from pathlib import Path
@@ -17,8 +18,9 @@ import numpy as np
 from estimators import SpectralMeasure
 from estimators.files import refuse_unwritable, write_bytes
 from estimators.measure import Rule
-from pruning_limits import ladder
+from pruning_limits import ladder, layer_report, pattern_table
 from pruning_limits.parts import Estimate
+from pruning_limits.pattern_names import UNSTRUCTURED
 from pruning_limits.result import PruningLimit
 from pruning_limits.settings import Retuning
 
@@ -56,9 +58,10 @@ def write_report(limit: PruningLimit, path: str | Path) -> None:
 def report_html(limit: PruningLimit) -> str:
     """Build the page of a limit: one HTML document without links to anything outside.
 
-    It holds the JSON form of the limit, and the formulas and words of ``PruningLimit.what_if``, ``check`` and
-    ``summary`` in JavaScript. Quadrature nodes are merged only where the page would exceed ``LARGEST`` bytes, and the
-    page then says by how much this moves the answers.
+    The page is that of single weights, with a table of the patterns that the limit was predicted for. It holds the JSON
+    form of the limit, and the formulas and words of ``PruningLimit.what_if``, ``check`` and ``summary`` in JavaScript.
+    Quadrature nodes are merged only where the page would exceed ``LARGEST`` bytes, and the page then says by how much
+    this moves the answers.
 
     Args:
         limit: A predicted limit, also one loaded from a file.
@@ -74,11 +77,14 @@ def report_html(limit: PruningLimit) -> str:
         >>> report_html(limit).startswith("<!doctype html>")
         True
     """
-    page, count = _page(limit, ""), _most_nodes(limit)
+    sections = {"patterns": pattern_table.section(limit), "sensitivities": layer_report.section(limit)}
+    limit = limit.for_pattern(UNSTRUCTURED)
+    limit = replace(limit, evidence=replace(limit.evidence, patterns=()))  # the table holds what is shown of them
+    page, count = _page(limit, "", sections), _most_nodes(limit)
     while len(page.encode("utf-8", "replace")) > LARGEST and count > FEWEST_NODES:
         count = max(FEWEST_NODES, count // 2)
         thin = thinned(limit, count)
-        page = _page(thin, _thinning_note(limit, thin, count))
+        page = _page(thin, _thinning_note(limit, thin, count), sections)
     return page
 
 
@@ -143,7 +149,7 @@ def _thinning_note(limit: PruningLimit, thin: PruningLimit, count: int) -> str:
     )
 
 
-def _page(limit: PruningLimit, thinning: str) -> str:
+def _page(limit: PruningLimit, thinning: str, sections: Mapping[str, str]) -> str:
     parts = {name: (files("pruning_limits") / "page" / name).read_text(encoding="utf-8") for name in _FILES}
     script = "\n".join(parts[name] for name in _FILES if name.endswith(".js"))
     return Template(parts["template.html"]).substitute(
@@ -153,6 +159,7 @@ def _page(limit: PruningLimit, thinning: str) -> str:
         script_hash=_hash(script),
         name=html.escape(limit.evidence.origin.model),
         summary=html.escape(limit.summary()),
+        **sections,
         data=_data(limit, thinning),
     )
 

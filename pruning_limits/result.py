@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import numpy as np
 
@@ -20,6 +20,8 @@ from pruning_limits.epsilon import Allowed, from_max_drop
 from pruning_limits.evidence import Evidence, solve
 from pruning_limits.ladder import details, html, judged, ladder
 from pruning_limits.parts import Cost, Layer, Sharpness
+from pruning_limits.pattern_names import UNSTRUCTURED, parsed
+from pruning_limits.saving import Budget, Saving, saving_at
 from pruning_limits.serial import fields_of, read_plain, to_plain
 from pruning_limits.settings import Retuning, Settings, checked
 
@@ -30,12 +32,16 @@ if TYPE_CHECKING:
 
     from estimators import Penalty
     from estimators.objective import LossFunction
+    from pruning_limits.exports import LayerRatios
     from pruning_limits.magnitude import MagnitudeProfile
     from pruning_limits.metrics import Metric
     from pruning_limits.progress import Progress
+    from pruning_limits.sensitivity import LayerSensitivity
+    from pruning_limits.shrinking import Timing
 
 Value = TypeVar("Value")
 FORMAT = "pruning-limit/5"
+LAYER_SPARSITIES, LAYER_SAMPLES = (0.5, 0.7, 0.9), 2048
 LEAST_LOGARITHM, LARGEST_SCALE = -700.0, 1e50
 
 
@@ -151,15 +157,45 @@ class PruningLimit:
             raise UserError(f"rung: expected one of {', '.join(rungs)}, got {rung!r}")
         return rungs[rung]
 
-    def layers(self) -> list[Layer]:
-        """Return the per-layer table in the model's order."""
-        return list(self.layer_table)
+    @overload
+    def layers(self, measured: Literal[False] = False) -> list[Layer]: ...
 
-    def mask(self, sparsity: float) -> dict[str, Tensor]:
-        """Return global magnitude masks by parameter name, True where kept, with the exact count.
+    @overload
+    def layers(
+        self, measured: Literal[True], sparsities: Sequence[float] = ..., samples: int | None = ...
+    ) -> list[LayerSensitivity]: ...
+
+    def layers(
+        self,
+        measured: bool = False,
+        sparsities: Sequence[float] = LAYER_SPARSITIES,
+        samples: int | None = LAYER_SAMPLES,
+    ) -> list[Layer] | list[LayerSensitivity]:
+        """Return the per-layer table in the model's order, or what every layer loses alone, the most sensitive first.
 
         Args:
-            sparsity: Removed fraction in [0, 1].
+            measured: Prune every layer alone, in the pattern of the limit, and measure what criterion and metric lose,
+                see ``sensitivity.layer_sensitivities``. The page that is written afterwards shows it.
+            sparsities: Removed shares of a layer in (0, 1].
+            samples: Size of the random draw that is measured on; None takes all data.
+
+        Raises:
+            UserError: The network and its data are not at hand, as in a limit from a file, or a pattern of channels or
+                heads is measured.
+        """
+        if not measured:
+            return list(self.layer_table)
+        from pruning_limits.layer_report import measured_layers
+
+        return measured_layers(self, sparsities, samples)
+
+    def mask(self, sparsity: float | None = None) -> dict[str, Tensor]:
+        """Return global magnitude masks by parameter name, True where kept, with the exact count.
+
+        In a pattern of groups the count is the least that the pattern allows and that removes as much or more.
+
+        Args:
+            sparsity: Removed fraction in [0, 1]. None takes that of the pattern, where it has one only, as N:M.
 
         Raises:
             UserError: The limit was loaded from a file or its weights were scaled, so that it holds none.
@@ -168,21 +204,58 @@ class PruningLimit:
             raise UserError(
                 "mask: this limit holds no weights (it was loaded or scaled); use MagnitudeProfile(weights)"
             )
-        return self.profile.masks(sparsity)
+        return self.profile.masks(self._only(sparsity))
 
-    def prune(self, model: nn.Module, sparsity: float) -> nn.Module:
+    def prune(self, model: nn.Module, sparsity: float | None = None) -> nn.Module:
         """Return a copy of a model with the smallest of the prunable weights set to zero, the exact count of them.
 
         Args:
             model: The network that the limit was predicted for, or one of the same layers.
-            sparsity: Removed fraction in [0, 1].
+            sparsity: Removed fraction in [0, 1]. None takes that of the pattern, where it has one only, as N:M.
 
         Raises:
             UserError: The model lacks a prunable parameter, or has another number of prunable weights.
         """
         from pruning_limits.masking import pruned_copy
+        from pruning_limits.pattern_profiles import profile_for
 
-        return pruned_copy(model, self.settings.parameters, self.parameters, sparsity)
+        return pruned_copy(
+            model,
+            self.settings.parameters,
+            self.parameters,
+            self._only(sparsity),
+            lambda weights: profile_for(self, model, weights),
+        )
+
+    @property
+    def pattern(self) -> str:
+        """The pattern of pruning that the limit is of; ``"unstructured"`` are single weights."""
+        return self.evidence.pattern
+
+    def for_pattern(self, pattern: str) -> PruningLimit:
+        """Return the limit of another pattern of pruning, without another product.
+
+        Args:
+            pattern: ``"unstructured"``, ``"2:4"`` or another N:M, ``"blocks:16x1"`` or another size, ``"channels"`` or
+                ``"heads"``.
+
+        Returns:
+            The limit. Of a pattern that ``predict_limit`` was not asked for, nothing is measured: what pruning reaches
+            alone is unknown. That of a limit from a file holds no per-layer table.
+
+        Raises:
+            UserError: The pattern is unknown or fits no layer; or it was not asked for, and it is one of channels or
+                heads, or the limit holds no weights.
+        """
+        name = parsed(pattern).name
+        if name == self.pattern:
+            return self
+        if self.profile is None and any(row.name == name for row in self.evidence.patterns):
+            return solve(self.evidence.of(name), self.settings, self.allowed)
+        from pruning_limits.pattern_profiles import other_pattern
+
+        evidence, profile = other_pattern(self.evidence, self.profile, name)
+        return solve(evidence, self.settings, self.allowed, profile)
 
     def retune(
         self,
@@ -307,9 +380,10 @@ class PruningLimit:
 
     def _allowed_at(self, max_drop: float) -> Allowed:
         """Return the rise that goes with a fall of the metric; where there is none, that of a batch if it is known."""
+        single = self.evidence.of(UNSTRUCTURED)
         if not self.evidence.measured:
             raise UserError("max_drop: nothing was measured under these conditions; ask the limit that was predicted")
-        allowed = from_max_drop(self.evidence.points, max_drop, self.evidence.already_removed)
+        allowed = from_max_drop(single.points, max_drop, single.already_removed)
         if allowed is None and self.allowed.origin != "batch-std":
             raise UserError(f"max_drop: no network that was measured has lost {max_drop:g} of the metric; ask for less")
         return allowed or self.allowed
@@ -349,18 +423,93 @@ class PruningLimit:
         """Return the factor on the curvature that would make a sparsity the isotropic limit, the weights held fixed."""
         return self.epsilon / self.epsilon_for(sparsity)
 
-    def check(self, sparsity: float) -> Verdict:
+    def saving(self, sparsity: float) -> Saving:
+        """Return what is left of the network at a sparsity of the pattern: parameters, multiply-accumulates, bytes.
+
+        Args:
+            sparsity: Removed fraction of the prunable weights.
+
+        Returns:
+            Linear between stored sparsities.
+
+        Raises:
+            UserError: The sparsity is beyond what the pattern removes.
+        """
+        return saving_at(self.evidence.savings, sparsity)
+
+    def for_budget(
+        self,
+        macs: float | None = None,
+        bytes: float | None = None,
+        parameters: float | None = None,
+        latency: float | None = None,
+        timings: Sequence[Timing] = (),
+    ) -> Budget:
+        """Return the least sparsity of the pattern that meets a budget, what is left there, and whether it is reached.
+
+        Args:
+            macs: Share of the dense network's multiply-accumulates that may remain, in (0, 1).
+            bytes: Share of its size, in the format of the pattern.
+            parameters: Share of its parameters.
+            latency: Share of its measured time, see ``timings``.
+            timings: What ``latency`` returned.
+
+        Raises:
+            UserError: Not exactly one budget is given, or the pattern cannot meet it; the nearest that it can is named.
+        """
+        from pruning_limits.budgets import budget_of
+
+        shares = {"macs": macs, "bytes": bytes, "parameters": parameters, "latency": latency}
+        return budget_of(self, shares, timings)
+
+    def shrink(
+        self, model: nn.Module, loader: Iterable[Any], sparsity: float, loss_fn: LossFunction | None = None
+    ) -> nn.Module:
+        """Return a copy of a network that is physically smaller by the channels that go; see ``shrinking.shrunk``."""
+        from pruning_limits.shrinking import shrunk
+
+        return shrunk(self, model, loader, sparsity, loss_fn)
+
+    def latency(
+        self,
+        model: nn.Module,
+        loader: Iterable[Any],
+        sparsities: Sequence[float] = (0.25, 0.5, 0.75),
+        loss_fn: LossFunction | None = None,
+    ) -> tuple[Timing, ...]:
+        """Time the dense network and physically smaller ones on a batch, on this machine; see ``shrinking.timings``."""
+        from pruning_limits.shrinking import timings
+
+        return timings(self, model, loader, sparsities, loss_fn)
+
+    def ratios(self, sparsity: float) -> LayerRatios:
+        """Return what goes of every layer at a sparsity, in the forms of other tools; see ``exports.LayerRatios``."""
+        from pruning_limits.exports import ratios_of
+
+        return ratios_of(self, sparsity)
+
+    def check(self, sparsity: float | None = None) -> Verdict:
         """Judge whether a sparsity can be reached.
 
         Args:
-            sparsity: Wanted removed fraction in [0, 1).
+            sparsity: Wanted removed fraction in [0, 1). None takes that of the pattern, where it has one only, as N:M.
 
         Raises:
-            UserError: The sparsity is out of range.
+            UserError: The sparsity is out of range, or none is given and the pattern has many.
         """
+        sparsity = self._only(sparsity)
         if not 0 <= sparsity < 1:
             raise UserError(f"sparsity: expected a number in [0, 1) (the removed fraction), got {sparsity}")
         return judged(self, sparsity)
+
+    def _only(self, sparsity: float | None) -> float:
+        """Return a sparsity; None is that of a pattern that has one only."""
+        own = self.evidence.own
+        if sparsity is not None:
+            return sparsity
+        if own is None or not own.fixed:
+            raise UserError(f"sparsity: expected a number in [0, 1); {self.pattern} has many sparsities")
+        return own.most
 
     def __repr__(self) -> str:
         rungs = ", ".join(

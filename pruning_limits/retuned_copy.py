@@ -23,7 +23,7 @@ from pruning_limits.answers import Answer
 from pruning_limits.dense_network import Subject
 from pruning_limits.fine_tuning import FineTuning, Network
 from pruning_limits.magnitude import MagnitudeProfile, removed_count
-from pruning_limits.masking import copied, recompute_weights
+from pruning_limits.masking import detached_copy, recompute_weights
 from pruning_limits.metrics import metric_errors
 from pruning_limits.one_shot import PairedDifferences, draws_of
 from pruning_limits.progress import Progress, told
@@ -176,7 +176,7 @@ def _measured(
 @torch.no_grad()
 def _copy(model: nn.Module, tuning: FineTuning, network: Network) -> nn.Module:
     """Return a deep copy of the model with the weights and statistics of a network."""
-    result = copied(model)
+    result = detached_copy(model)
     parameters, buffers = dict(result.named_parameters()), dict(result.named_buffers())
     for name, weight in named(network.vector, tuning.objective.chosen).items():
         parameters[name].copy_(weight)

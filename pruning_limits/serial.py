@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -21,6 +22,9 @@ from pruning_limits.magnitude_curve import MagnitudeCurve
 from pruning_limits.measured import Point
 from pruning_limits.model_points import ModelPoint
 from pruning_limits.parts import Cost, Dense, Estimate, Layer, LayerCurvature, Origin, Sharpness
+from pruning_limits.pattern_evidence import PatternEvidence
+from pruning_limits.pattern_names import UNSTRUCTURED, pattern_names
+from pruning_limits.saving import Saving
 from pruning_limits.settings import Settings
 from pruning_limits.tuned_points import TunedPoint, Tuning
 
@@ -28,7 +32,7 @@ MOST_BYTES = 64 << 20
 INFINITE = math.inf
 ENDS = ("sparsity", "low", "high")
 RUNGS, BASES, ORIGINS = get_args(Rung), get_args(Basis), ("batch-std", "number", "max-drop")
-Row = TypeVar("Row", Sharpness, Cost, Layer, LayerCurvature, Dense, Origin, Point, TunedPoint, ModelPoint)
+Row = TypeVar("Row", Sharpness, Cost, Layer, LayerCurvature, Dense, Origin, Point, TunedPoint, ModelPoint, Saving)
 
 
 def to_plain(value: Any) -> Any:
@@ -90,7 +94,8 @@ def fields_of(plain: dict[str, Any]) -> dict[str, Any]:
     evidence, settings = _evidence(plain["evidence"]), Settings.from_plain(plain["settings"])
     unknown = evidence.ggn is None
     resting = ("retrained", "directional")
-    if any((plain[name] is None) is not unknown for name in resting) or (unknown and plain["upper"] != 1):
+    absent = {"retrained": unknown, "directional": evidence.directions is None}
+    if any((plain[name] is None) is not absent[name] for name in resting) or (unknown and plain["upper"] != 1):
         raise ValueError("what rests on the GGN is there although it is unknown, or lacks although it is known")
     low, high = (_number(value) for value in plain["interval"])
     return {
@@ -156,13 +161,12 @@ def _answers(rows: list[dict[str, Any]]) -> tuple[Answer, ...]:
 
 def _evidence(plain: dict[str, Any]) -> Evidence:
     unknown = str(plain["unknown"])
-    if any((plain[name] is None) is not bool(unknown) for name in ("ggn", "directions")):
+    patterns, pattern = _patterns(plain["patterns"], bool(unknown)), plain["pattern"]
+    _word(pattern, [UNSTRUCTURED, *(row.name for row in patterns)])
+    undirected = bool(unknown) or pattern != UNSTRUCTURED
+    if (plain["ggn"] is None) is not bool(unknown) or (plain["directions"] is None) is not undirected:
         raise ValueError("unknown is told although the GGN is there, or it lacks although that is not told")
-    curve = MagnitudeCurve(*(_floats(plain["curve"][name]) for name in ("sparsity", "squared")))
-    if len(curve.sparsity) != len(curve.squared) or len(curve.sparsity) < 2:
-        raise ValueError("curve has knots of different number")
-    if curve.squared[0] < 0 or (np.diff(curve.squared) < 0).any() or (np.diff(curve.sparsity) <= 0).any():
-        raise ValueError("curve does not rise")
+    curve = _curve(plain["curve"])
     parameters = int(plain["parameters"])
     hessian, ggn = _estimate(plain["hessian"]), None if unknown else _estimate(plain["ggn"])
     estimates = [hessian] if ggn is None else [hessian, ggn]
@@ -172,12 +176,10 @@ def _evidence(plain: dict[str, Any]) -> Evidence:
     dense, measured = _row(Dense, plain["dense"]), plain["measured"]
     if not isinstance(measured, bool):
         raise ValueError(f"measured is {measured!r}, expected true or false")
-    infinite = {"rise"} if dense.metric is None or not measured else {"rise", "drop", "drop_error"}
-    points = tuple(
-        _row(Point, row | {name: INFINITE for name in infinite if row[name] is None}) for row in plain["points"]
-    )
-    if any(not 0 <= point.sparsity <= 1 for point in points) or list(points) != sorted(points, key=_by_sparsity):
-        raise ValueError("points are not sorted by sparsity, or beyond 0 to 1")
+    of_metric = dense.metric is not None and measured
+    points = _points(plain["points"], of_metric)
+    rows = zip(patterns, plain["patterns"], strict=True)
+    patterns = tuple(replace(own, points=_points(row["points"], of_metric)) for own, row in rows)
     return Evidence(
         parameters=parameters,
         already_removed=_share("already_removed", plain["already_removed"]),
@@ -185,7 +187,7 @@ def _evidence(plain: dict[str, Any]) -> Evidence:
         curve=curve,
         hessian=hessian,
         ggn=ggn,
-        directions=None if unknown else _directions(plain["directions"]),
+        directions=None if undirected else _directions(plain["directions"]),
         unknown=unknown,
         points=points,
         measured=measured,
@@ -195,14 +197,18 @@ def _evidence(plain: dict[str, Any]) -> Evidence:
         remarks=tuple(str(remark) for remark in plain["remarks"]),
         cost=_row(Cost, plain["cost"]),
         origin=_row(Origin, plain["origin"]),
-        retuned=_tuning(plain["retuned"], infinite),
+        retuned=_tuning(plain["retuned"], dense.metric is not None),
+        patterns=patterns,
+        pattern=pattern,
+        savings=_savings(plain["savings"]),
     )
 
 
-def _tuning(plain: dict[str, Any] | None, infinite: set[str]) -> Tuning | None:
+def _tuning(plain: dict[str, Any] | None, of_metric: bool) -> Tuning | None:
     """Return what re-tuning reached, where it was asked for."""
     if plain is None:
         return None
+    infinite = {"rise", "drop", "drop_error"} if of_metric else {"rise"}
     points = tuple(
         _row(TunedPoint, row | {name: INFINITE for name in infinite if row[name] is None}) for row in plain["points"]
     )
@@ -213,8 +219,55 @@ def _tuning(plain: dict[str, Any] | None, infinite: set[str]) -> Tuning | None:
     return Tuning(points, int(plain["samples"]), _number(plain["passed"]), _number(plain["seconds"]))
 
 
-def _by_sparsity(point: Point) -> float:
-    return point.sparsity
+def _patterns(rows: list[dict[str, Any]], unknown: bool) -> tuple[PatternEvidence, ...]:
+    """Build what is known of patterns, without their points; single weights are among them where there are any."""
+    names = [pattern_names(row["name"])[0] for row in rows]
+    if len(set(names)) < len(names) or (names and UNSTRUCTURED not in names):
+        raise ValueError("patterns occur twice, or lack that of single weights")
+    return tuple(
+        PatternEvidence(
+            name=name,
+            curve=_curve(row["curve"]),
+            most=_share("most", row["most"]),
+            already_removed=_share("already_removed", row["already_removed"]),
+            points=(),
+            groups=int(row["groups"]),
+            left=tuple((str(layer), str(reason)) for layer, reason in row["left"]),
+            ragged=int(row["ragged"]),
+            directions=None if unknown or name != UNSTRUCTURED else _directions(row["directions"]),
+            model_points=tuple(_row(ModelPoint, point) for point in row["model_points"]),
+            savings=_savings(row["savings"]),
+        )
+        for name, row in zip(names, rows, strict=True)
+    )
+
+
+def _savings(rows: list[dict[str, Any]]) -> tuple[Saving, ...]:
+    savings = tuple(_row(Saving, row) for row in rows)
+    if list(savings) != sorted(savings, key=_by_sparsity):
+        raise ValueError("savings are not sorted by sparsity")
+    return savings
+
+
+def _curve(plain: dict[str, Any]) -> MagnitudeCurve:
+    curve = MagnitudeCurve(*(_floats(plain[name]) for name in ("sparsity", "squared")))
+    if len(curve.sparsity) != len(curve.squared) or len(curve.sparsity) < 2:
+        raise ValueError("curve has knots of different number")
+    if curve.squared[0] < 0 or (np.diff(curve.squared) < 0).any() or (np.diff(curve.sparsity) <= 0).any():
+        raise ValueError("curve does not rise")
+    return curve
+
+
+def _points(rows: list[dict[str, Any]], of_metric: bool) -> tuple[Point, ...]:
+    infinite = {"rise", "drop", "drop_error"} if of_metric else {"rise"}
+    points = tuple(_row(Point, row | {name: INFINITE for name in infinite if row[name] is None}) for row in rows)
+    if any(not 0 <= point.sparsity <= 1 for point in points) or list(points) != sorted(points, key=_by_sparsity):
+        raise ValueError("points are not sorted by sparsity, or beyond 0 to 1")
+    return points
+
+
+def _by_sparsity(row: Point | Saving) -> float:
+    return row.sparsity
 
 
 def _directions(plain: dict[str, Any]) -> Directions:

@@ -10,6 +10,7 @@ from numbers import Integral, Real
 from typing import Any, Literal
 
 from estimators.errors import UserError
+from pruning_limits.pattern_names import UNSTRUCTURED, pattern_names
 
 LARGEST_SEED = 1 << 62
 
@@ -163,6 +164,7 @@ class Settings:
         precision: ``"full"`` or ``"bfloat16"``.
         max_batches: Number of batches that are read, or None.
         retune: How much staged re-tuning may take, or None where it is left out.
+        pattern: Names of the patterns of pruning, the one whose limit is returned first; see ``pattern_names``.
 
     Raises:
         UserError: A value is not what the argument may be.
@@ -186,12 +188,14 @@ class Settings:
     precision: Literal["full", "bfloat16"] = "full"
     max_batches: int | None = None
     retune: Retuning | None = None
+    pattern: tuple[str, ...] = (UNSTRUCTURED,)
 
     def __post_init__(self) -> None:
         for name in CONSTRAINTS:
             value = checked(name, getattr(self, name))
             if isinstance(value, Real):  # of NumPy, say
                 object.__setattr__(self, name, int(value) if isinstance(value, Integral) else float(value))
+        object.__setattr__(self, "pattern", pattern_names(self.pattern))
         texts = (self.penalty, self.metric, *self.parameters)
         if not all(text is None or isinstance(text, str) for text in texts):
             raise UserError(f"settings: expected names as text, got {texts}")
@@ -220,7 +224,9 @@ class Settings:
         wrong = sorted(set(plain) ^ names)
         if wrong:
             raise ValueError(f"settings: {wrong[0]!r} is not what predict_limit writes, or missing")
-        if not isinstance(plain.get("parameters"), list | tuple):
-            raise ValueError("settings: parameters are not a list of names")
+        lists = {name: plain[name] for name in ("parameters", "pattern")}
+        for name, values in lists.items():
+            if not isinstance(values, list | tuple):
+                raise ValueError(f"settings: {name} is no list of names")
         retune = None if plain["retune"] is None else Retuning(**plain["retune"])
-        return cls(**{**plain, "parameters": tuple(plain["parameters"]), "retune": retune})
+        return cls(**{**plain, **{name: tuple(values) for name, values in lists.items()}, "retune": retune})

@@ -24,19 +24,21 @@ GRID = (*(k / 20 for k in range(1, 19)), 0.925, 0.95, 0.965, 0.98, 0.99, 0.995, 
 
 @dataclass(frozen=True)
 class LayerCurve:
-    """Modelled rise of the objective when one layer is pruned by magnitude.
+    """Rise of the objective when one layer is pruned by magnitude.
 
     Attributes:
         name: Parameter name.
         weights: Number of weights.
         counts: Removed weights, ascending from 0 to all of them.
-        rises: Modelled rise at these counts; 0 at the first.
+        rises: Modelled or measured rise at these counts; 0 at the first.
+        measured: Whether the rises were measured.
     """
 
     name: str
     weights: int
     counts: tuple[int, ...]
     rises: tuple[float, ...]
+    measured: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,27 +50,31 @@ class Split:
         block: Rise of the block-diagonal quadratic model, :math:`\frac12 \sum_l d_l^\top H_{ll} d_l`.
         quadratic: The same with the terms between layers, :math:`\frac12 d^\top H d`.
         measured: Rise of the objective, by a forward pass over all its data.
+        removed: Amount that goes, in weights or, of a budget in them, in multiply-accumulates.
     """
 
     counts: dict[str, int]
     block: float
     quadratic: float
     measured: float
+    removed: float
 
 
 @dataclass(frozen=True)
 class SplitComparison:
-    """The best split of a budget under the block-diagonal model against global magnitude pruning.
+    """The best split of a budget against global magnitude pruning and the same share of every layer.
 
     Attributes:
-        sparsity: Removed fraction of all weights, the same for both.
+        sparsity: Removed fraction of all weights, or of all multiply-accumulates; the same for all up to one weight.
         best: The split with the least modelled rise that was found.
         magnitude: The split of global magnitude pruning.
+        uniform: The same removed share of every layer.
     """
 
     sparsity: float
     best: Split
     magnitude: Split
+    uniform: Split
 
 
 def layer_curves(
@@ -104,21 +110,24 @@ def layer_curves(
     )
 
 
-def best_split(curves: Sequence[LayerCurve], count: int) -> dict[str, int]:
-    r"""Minimise :math:`\sum_l \mathrm{rise}_l(m_l)` subject to :math:`\sum_l m_l = m`.
+def best_split(curves: Sequence[LayerCurve], count: float, uses: Mapping[str, float] | None = None) -> dict[str, int]:
+    r"""Minimise :math:`\sum_l \mathrm{rise}_l(m_l)` subject to :math:`\sum_l u_l m_l \ge m`.
 
     Every curve is replaced by its lower convex hull; taking the pieces of all hulls by rising slope is then exact, the
-    slope of the last piece being the Lagrange multiplier. At most one layer ends between two points of its curve.
+    slope of the last piece being the Lagrange multiplier. At most one layer ends between two points of its curve. With
+    uses the last weight may remove a little more than m.
 
     Args:
         curves: One curve per layer.
-        count: Number m of weights to remove in all.
+        count: Number m of weights to remove in all; with uses, of multiply-accumulates.
+        uses: How often a weight of a layer is used for one sample, > 0, by parameter name, see ``weight_uses``; None
+            counts every weight once.
 
     Returns:
-        Removed weights by parameter name; they sum to ``count``.
+        Removed weights by parameter name; without uses they sum to ``count``.
 
     Raises:
-        UserError: ``count`` is negative or more than there are.
+        UserError: ``count`` is negative or more than the curves reach to.
 
     Source: Everett 1963; Shoham and Gersho, Efficient bit allocation for an arbitrary set of quantizers, 1988.
 
@@ -127,19 +136,22 @@ def best_split(curves: Sequence[LayerCurve], count: int) -> dict[str, int]:
         >>> best_split([flat, steep], 2)
         {'a': 1, 'b': 1}
     """
-    total = sum(curve.weights for curve in curves)
+    amount = {curve.name: 1.0 if uses is None else uses[curve.name] for curve in curves}
+    total = sum(curve.counts[-1] * amount[curve.name] for curve in curves)
     if not 0 <= count <= total:
-        raise UserError(f"count: expected 0 to {total} weights to remove, got {count}")
+        of = "weights" if uses is None else "multiply-accumulates"
+        raise UserError(f"count: expected 0 to {total:,.0f} {of} to remove, got {count:,.0f}")
     pieces = []
     for layer, curve in enumerate(curves):
         corners = _hull(curve.counts, curve.rises)
         for (start, low), (end, high) in pairwise(corners):
-            pieces.append(((high - low) / (end - start), layer, end - start))
-    split = {curve.name: 0 for curve in curves}
+            pieces.append(((high - low) / ((end - start) * amount[curve.name]), layer, end - start))
+    split, left = {curve.name: 0 for curve in curves}, float(count)
     for _, layer, size in sorted(pieces):
-        taken = min(size, count)
+        each = amount[curves[layer].name]
+        taken = min(size, math.ceil(left / each - 1e-9)) if left > 0 else 0
         split[curves[layer].name] += taken
-        count -= taken
+        left -= taken * each
     return split
 
 
@@ -150,29 +162,36 @@ def compare_splits(
     curvature: Kind = "ggn",
     samples: int | None = None,
     seed: int = 0,
+    uses: Mapping[str, float] | None = None,
 ) -> SplitComparison:
-    """Compare the best split of a budget with that of global magnitude pruning, by model and by measurement.
+    """Compare the best split of a budget with global magnitude pruning and with the same share of every layer.
 
-    Within a layer both remove the smallest weights.
+    Within a layer all remove the smallest weights. They are compared by model and by measurement.
 
     Args:
         objective: The training objective on all its data.
-        sparsity: Removed fraction of all weights, in [0, 1].
-        curves: What ``layer_curves`` returned for the same objective; None computes them.
+        sparsity: Removed fraction of all weights, in [0, 1]; with uses, of all multiply-accumulates.
+        curves: What ``layer_curves`` returned for the same objective, or ``sensitivity.curves_of`` for measured rises
+            in the place of modelled ones; None computes them.
         curvature: ``"ggn"`` or ``"hessian"``.
         samples: Random data sub-sample for curvature products; None takes all data.
         seed: Seed of the sub-sample.
+        uses: How often a weight of a layer is used for one sample, by parameter name, see ``weight_uses``; the budget
+            is then one of multiply-accumulates.
 
     Returns:
-        Both splits with their modelled and measured rises.
+        The splits with their modelled and measured rises.
 
     Raises:
-        UserError: The sparsity is out of range.
+        UserError: The sparsity is out of range, or uses are not known of every layer.
     """
     profile = MagnitudeProfile(objective.chosen)
-    wanted = removed_count(sparsity, profile.dimension)
+    sizes = {name: weight.numel() for name, weight in profile.weights.items()}
+    amount = _amounts(sizes, uses)
+    whole = sum(size * amount[name] for name, size in sizes.items())
+    wanted = removed_count(sparsity, profile.dimension) if uses is None else sparsity * whole
     curves = layer_curves(objective, curvature, samples=samples, seed=seed) if curves is None else curves
-    splits = [best_split(curves, wanted), {name: int((~mask).sum()) for name, mask in profile.masks(sparsity).items()}]
+    splits = [best_split(curves, wanted, uses), _global(profile, wanted, amount), _uniform(sizes, wanted, amount)]
     counts = {name: [split[name] for split in splits] for name in objective.names}
     layers = _block_rises(objective, curvature, counts, samples, seed)
     blocks = [math.fsum(rises) for rises in zip(*layers, strict=True)]
@@ -181,13 +200,51 @@ def compare_splits(
         dim=1,
     )
     part = objective if samples is None else objective.subset(samples, seed)
-    whole = _rises(CURVATURES[curvature](part), removed)
+    rises = _rises(CURVATURES[curvature](part), removed)
     start = objective.value()
-    best, magnitude = (
-        Split(split, block, quadratic, objective.value(profile.vector - column) - start)
-        for split, block, quadratic, column in zip(splits, blocks, whole, removed.unbind(1), strict=True)
+    best, magnitude, uniform = (
+        Split(
+            split,
+            block,
+            quadratic,
+            objective.value(profile.vector - column) - start,
+            sum(count * amount[name] for name, count in split.items()),
+        )
+        for split, block, quadratic, column in zip(splits, blocks, rises, removed.unbind(1), strict=True)
     )
-    return SplitComparison(wanted / profile.dimension, min(best, magnitude, key=lambda one: one.block), magnitude)
+    if not any(curve.measured for curve in curves):
+        best = min(best, magnitude, key=lambda split: split.block)
+    return SplitComparison(wanted / whole, best, magnitude, uniform)
+
+
+def _amounts(sizes: Mapping[str, int], uses: Mapping[str, float] | None) -> dict[str, float]:
+    """Return what a removed weight of every layer counts."""
+    if uses is None:
+        return dict.fromkeys(sizes, 1.0)
+    unknown = [name for name in sizes if not (uses.get(name) or 0.0) > 0]
+    if unknown:
+        raise UserError(f"uses: expected a positive number for {unknown[0]}, got {uses.get(unknown[0])}")
+    return {name: uses[name] for name in sizes}
+
+
+def _global(profile: MagnitudeProfile, wanted: float, amount: Mapping[str, float]) -> dict[str, int]:
+    """Return the split of global magnitude pruning that removes so much, up to one weight."""
+    parts = [torch.full((weight.numel(),), amount[name]).double() for name, weight in profile.weights.items()]
+    spent = torch.cat(parts).to(profile.order.device)[profile.order].cumsum(0)
+    count = int((spent < wanted - 1e-9 * float(spent[-1])).sum()) + (wanted > 0)
+    return {name: int((~mask).sum()) for name, mask in profile.masks(count / profile.dimension).items()}
+
+
+def _uniform(sizes: Mapping[str, int], wanted: float, amount: Mapping[str, float]) -> dict[str, int]:
+    """Return the split of the same share of every layer that removes so much, up to one weight."""
+    whole = sum(size * amount[name] for name, size in sizes.items())
+    split = {name: math.floor(size * wanted / whole + 1e-9) for name, size in sizes.items()}
+    left = wanted - sum(count * amount[name] for name, count in split.items())
+    for name in sorted(sizes, key=lambda name: split[name] - sizes[name] * wanted / whole):  # most is cut off first
+        if left > 1e-9 * whole and split[name] < sizes[name]:
+            split[name] += 1
+            left -= amount[name]
+    return split
 
 
 def _smallest(weight: Tensor, count: int) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,14 @@ class Match:
         state: The model's state by its own keys.
         remarks: What was changed on the way.
         problems: Why it is not a state dict of this model: keys by kind; empty where it is one.
+        shapes: Shapes of tensors that are of another shape than the model's, by its keys.
     """
 
     entry: str
     state: dict[str, Any]
     remarks: tuple[str, ...]
     problems: dict[str, list[str]]
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 def load_weights(model: nn.Module, path: Path) -> str:
@@ -95,6 +97,26 @@ def matching_state(stored: Mapping[Any, Any], model: nn.Module, path: str | Path
     return fitting[0]
 
 
+def other_shapes(stored: Mapping[Any, Any], model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a checkpoint that is a state dict of this model but for the sizes of its tensors.
+
+    Args:
+        stored: Content of the checkpoint.
+        model: The model; unchanged.
+
+    Returns:
+        Shapes by the keys of the model, where they differ; empty where nothing or more than that differs.
+
+    Example:
+        >>> other_shapes({"weight": torch.ones(1, 2), "bias": torch.ones(1)}, nn.Linear(2, 3))
+        {'weight': (1, 2), 'bias': (1,)}
+    """
+    own = model.state_dict()
+    matches = [_matched(entry, state, own) for entry, state in _entries(stored)]
+    nearest = min(matches, key=lambda match: sum(map(len, match.problems.values())))
+    return nearest.shapes if set(nearest.problems) == {"of another shape"} else {}
+
+
 def _entries(stored: Mapping[Any, Any], entry: str = "", depth: int = 0) -> Iterator[tuple[str, Mapping[Any, Any]]]:
     """Yield the checkpoint and the mappings with tensors in it."""
     if not entry or any(isinstance(value, Tensor) for value in stored.values()):
@@ -122,6 +144,7 @@ def _compared(entry: str, stored: Mapping[Any, Any], own: Mapping[str, Any], pre
     remarks = [f"stripped the prefix {prefix} from all keys"] if prefix else []
     problems: dict[str, list[str]] = {"missing": [], "unexpected": [], "of another shape": [], "tied but unequal": []}
     chosen: dict[str, Any] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     tied: list[str] = []
     names_of: dict[Any, list[str]] = {}
     for key, tensor in own.items():
@@ -137,6 +160,7 @@ def _compared(entry: str, stored: Mapping[Any, Any], own: Mapping[str, Any], pre
             problems["missing"].append(key)
         elif getattr(state[key], "shape", None) != getattr(tensor, "shape", None):
             problems["of another shape"].append(key)
+            shapes[key] = tuple(getattr(state[key], "shape", ()))
         elif any(isinstance(state[other], Tensor) and not torch.equal(state[other], state[key]) for other in twins):
             problems["tied but unequal"].append(key)
         else:
@@ -154,7 +178,7 @@ def _compared(entry: str, stored: Mapping[Any, Any], own: Mapping[str, Any], pre
     for what, names in (("", tied), ("left out second names ", aliases), ("left out whole-number buffers ", whole)):
         if names:
             remarks.append(what + _listed(names))
-    return Match(entry, chosen, tuple(remarks), {kind: keys for kind, keys in problems.items() if keys})
+    return Match(entry, chosen, tuple(remarks), {kind: keys for kind, keys in problems.items() if keys}, shapes)
 
 
 def _whole_numbers(value: object) -> bool:

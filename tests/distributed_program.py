@@ -16,8 +16,10 @@ from test_predict import Stop, batched, wide_problem
 from test_refusals import Once, nested
 from torch import distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
-from estimators import GGN, L1, L2, Hessian, Objective, Shard, UserError, distributed
+from estimators import GGN, L1, L2, DifferenceGGN, DifferenceHessian, Hessian, Objective, Shard, UserError, distributed
 from estimators.automatic import AutomaticCurvature
 from estimators.derivatives import untrue_derivatives
 from pruning_limits import Retuning, losses, predict_limit
@@ -171,6 +173,66 @@ def in_parallel() -> dict[str, Any]:
     }
 
 
+def convolutional() -> nn.Module:
+    return nn.Sequential(nn.Conv1d(2, 3, 2), nn.BatchNorm1d(3), nn.Tanh(), nn.Flatten(), nn.Linear(9, 3))
+
+
+SHARDED = {
+    "mlp": (mlp, FIVE),
+    "batch norm": (convolutional, classification(2, 4, sizes=(5, 3, 1, 4, 2))()),
+    "without second derivatives": (lambda: nested(Once()), FIVE),
+}
+
+
+def of_sharded(model: nn.Module, loader: Any) -> dict[str, Any]:
+    """What is computed of a model, be it sharded or not."""
+    objective = Objective(model, loader, penalty=L2(0.3))
+    vectors = random(objective.dimension, 2)
+    operators = {kind: AutomaticCurvature(kind, objective) for kind in ("hessian", "ggn")}
+    found = {kind: operator.matmat(vectors) for kind, operator in operators.items()}
+    limit = predict_limit(model, loader, epsilon=0.02)
+    return found | {
+        "reasons": [operator.reason for operator in operators.values()],
+        "names": objective.names,
+        "value": objective.value(),
+        "gradient": objective.gradient(),
+        "hessian by differences": DifferenceHessian(objective).matmat(vectors),
+        "ggn by differences": DifferenceGGN(objective).matmat(vectors),
+        "limit": [limit.sparsity, limit.lower, limit.retrained],
+        "masks": limit.mask(0.5),
+    }
+
+
+def sharded() -> dict[str, Any]:
+    """Models that ``fully_shard`` has spread over both ranks, before and after a pass of their own."""
+    result: dict[str, Any] = {}
+    for name, (build, loader) in SHARDED.items():
+        model, mesh = seeded(build), init_device_mesh("cpu", (2,))
+        fully_shard(model[0], mesh=mesh)
+        fully_shard(model, mesh=mesh)
+        before = own_parts(model)
+        found = of_sharded(model, loader)
+        found["left as it was"] = own_parts(model) == before
+        passed = model.eval()(loader[0][0]).sum()
+        found["while gathered"] = Objective(model, loader, penalty=L2(0.3)).gradient()
+        passed.backward()
+        found["own gradient"] = [weight.grad.full_tensor() for weight in model.parameters()]
+        result[name] = found
+    try:
+        limit = predict_limit(model, loader, epsilon=0.02)
+        limit.prune(model, 0.5)
+    except UserError as error:
+        result["refusal"] = str(error)
+    return result
+
+
+def own_parts(model: nn.Module) -> list[Any]:
+    """This rank's shards, the modes and the hooks of a model, in order."""
+    shards = [(type(w).__name__, w.to_local().tolist(), w.grad is None) for w in model.parameters()]
+    hooks = [list(store.values()) for m in model.modules() for store in (m._forward_hooks, m._forward_pre_hooks)]
+    return [shards, hooks, [module.training for module in model.modules()], [b.tolist() for b in model.buffers()]]
+
+
 def without_graph(rank: int) -> tuple[str, ...]:
     """Names of weights without a true derivative where the losses of one rank alone have no graph."""
 
@@ -213,6 +275,7 @@ def main(rank: int, folder: Path) -> None:
     own = Shard(OWN_VALUES[3:] if rank else OWN_VALUES[:3])
     result["shards of own values"] = measured(Objective(seeded(mlp), own, scaled))
     result["differences"], result["in parallel"] = by_differences(), in_parallel()
+    result["sharded"] = sharded()
     result["loose ends"] = {"one without a graph": without_graph(rank)}
     torch.save(result, folder / f"{rank}.pt")
     result["death"] = dies(rank)

@@ -30,6 +30,7 @@ DEFAULTS = {
     "tolerance": 0.005,
     "max_batches": None,
     "measure": True,
+    "pattern": "unstructured",
     "seed": 0,
     "progress": None,
     "checkpoint": None,
@@ -37,7 +38,18 @@ DEFAULTS = {
 }
 NUMBERS = ["sparsity", "lower", "achieved", "retrained", "upper", "directional", "headroom", "objective", "epsilon"]
 TEXTS = ["status", "criterion"]
-OTHERS = ["interval", "answers", "notes", "sharpness", "cost", "evidence", "metric", "max_drop", "dense_metric"]
+OTHERS = [
+    "pattern",
+    "interval",
+    "answers",
+    "notes",
+    "sharpness",
+    "cost",
+    "evidence",
+    "metric",
+    "max_drop",
+    "dense_metric",
+]
 METHODS = [
     "answer",
     "what_if",
@@ -52,12 +64,12 @@ METHODS = [
     "to_json",
     "plot",
 ]
-METHODS += ["to_pandas", "from_json", "epsilon_for", "weight_scale_for", "curvature_scale_for"]
+METHODS += ["for_pattern", "to_pandas", "from_json", "epsilon_for", "weight_scale_for", "curvature_scale_for"]
 COMMANDS = {
     "demo": "--out",
     "predict": "--model --model-arg --checkpoint --dataset --data --loss --metric --max-drop --held-out --criterion "
-    "--mean --std --scale --no-normalise --json --plot --report --device --epsilon --l1 --l2",
-    "check": "--sparsity --limit --dense --pruned --max-drop --junit --json",
+    "--mean --std --scale --no-normalise --json --plot --report --device --epsilon --l1 --l2 --pattern",
+    "check": "--sparsity --pattern --limit --dense --pruned --max-drop --junit --json",
     "spectrum": "--model --dataset --plot",
     "report": "--out",
     "retune": "--sparsity --model --checkpoint --dataset --out --force --limit",
@@ -128,7 +140,7 @@ def test_verdicts(limit):
 
 def test_files_of_the_first_format_are_refused_in_one_line(limit, tmp_path):
     path = tmp_path / "limit.json"
-    for name in ("pruning-limit/1", "pruning-limit/2", "pruning-limit/3"):
+    for name in ("pruning-limit/1", "pruning-limit/2", "pruning-limit/3", "pruning-limit/4"):
         path.write_text(json.dumps(json.loads(limit.to_json()) | {"format": name}))
         with pytest.raises(pruning_limits.UserError, match=r"predict it again$") as caught:
             PruningLimit.from_json(path)

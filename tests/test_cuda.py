@@ -577,3 +577,30 @@ def test_a_shortage_splits_batches(device):
     most, error = run.stdout.split()
     assert 1024 <= int(most) < 32768
     assert float(error) < 1e-4
+
+
+@devices
+def test_patterns(device):
+    from pruning_limits import predict_limit
+
+    def limits(device):
+        model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 4)).to(device)
+        with torch.no_grad():
+            for number, parameter in enumerate(model.parameters()):
+                values = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number))
+                parameter.copy_(values)
+            x = torch.randn(64, 8, generator=torch.Generator().manual_seed(9))
+            y = model(x.to(device)).argmax(1).cpu()
+        asked = ("unstructured", "2:4", "blocks:4x1", "channels")
+        limit = predict_limit(model, [(x, y)], epsilon=0.1, pattern=asked, progress=False)
+        smaller = limit.for_pattern("channels").shrink(model, [(x, y)], 0.3)
+        rows = limit.for_pattern("2:4").layers(measured=True)
+        return limit, [tuple(parameter.shape) for parameter in smaller.parameters()], rows
+
+    (here, sizes, rows), (there, others, other_rows) = limits("cpu"), limits(device)
+    assert sizes == others
+    for own, other in zip(here.evidence.patterns, there.evidence.patterns, strict=True):
+        assert own.most == other.most
+        assert [point.sparsity for point in own.points] == [point.sparsity for point in other.points]
+        assert [p.rise for p in own.points] == pytest.approx([p.rise for p in other.points], abs=1e-3)
+    assert [row.sensitivity for row in rows] == pytest.approx([row.sensitivity for row in other_rows], abs=1e-3)

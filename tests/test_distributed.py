@@ -10,6 +10,7 @@ import distributed_program as program
 import pytest
 import torch
 from click.testing import CliRunner
+from helpers import seeded
 
 from estimators import Objective, Shard, distributed
 from pruning_limits import PruningLimit
@@ -98,6 +99,37 @@ def test_the_module_inside_of_distributed_data_parallel_is_taken(ranks):
         assert torch.equal(found["gradient"], found["plain gradient"])
         assert found["limit"] == found["plain limit"]
         assert found["copy"] == "Sequential"
+
+
+@pytest.mark.parametrize("name", program.SHARDED)
+def test_models_that_fully_shard_has_spread_give_what_one_process_gives(ranks, name):
+    build, loader = program.SHARDED[name]
+    ours, others = (rank["sharded"][name] for rank in ranks)
+    expected = program.of_sharded(model := seeded(build), loader)
+    for key, value in expected.items():
+        rough = 1e-8 if "differences" in key or name.startswith("without") else 1e-12
+        if key in ("reasons", "names"):
+            assert ours[key] == others[key] == value
+        elif key == "masks":
+            assert all(torch.equal(mask, ours[key][layer]) for layer, mask in value.items())
+        else:
+            found, again, truth = (torch.as_tensor(one[key]).double() for one in (ours, others, expected))
+            assert torch.equal(found, again)
+            assert float((found - truth).norm()) <= max(rough, CLOSE["rtol"]) * float(truth.norm()), key
+    assert expected["reasons"] == ["", ""] or name.startswith("without")
+    for rank in (ours, others):
+        assert rank["left as it was"]
+        torch.testing.assert_close(rank["while gathered"], expected["gradient"], **CLOSE)
+    model.eval()(loader[0][0]).sum().backward()
+    for found, weight in zip(ours["own gradient"], model.parameters(), strict=True):
+        torch.testing.assert_close(found, weight.grad, **CLOSE)
+
+
+def test_a_sharded_model_is_not_copied(ranks):
+    assert {rank["sharded"]["refusal"] for rank in ranks} == {
+        "model: one sharded by fully_shard cannot be copied; gather its weights into a plain module, or multiply them "
+        "by limit.mask(sparsity)"
+    }
 
 
 def test_one_rank_alone_without_a_graph_stops_nobody(ranks):

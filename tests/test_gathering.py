@@ -89,7 +89,8 @@ def test_most_points_of_many_data_are_decided_by_a_draw():
     assert len(drawn) > len(points) / 2
     one_shot = limit.answer("one-shot")
     ends = {point.sparsity: point.rise_error for point in points if point.sparsity in (one_shot.low, one_shot.high)}
-    assert set(ends.values()) == {0.0}
+    slope = (points[-1].rise - points[0].rise) / (points[-1].sparsity - points[0].sparsity)
+    assert max(ends.values()) < 0.02 * slope  # in sparsity, of draws beside all data
     assert limit.cost.forward_samples < 9000 * len(points)
 
 

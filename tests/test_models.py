@@ -53,6 +53,8 @@ def cifar_resnet_parameters(blocks: int) -> int:
         ("cnn-tiny", (3, 9, 30), 4),
         ("resnet8", DIGITS, 10),
         ("resnet8", CIFAR, 100),
+        ("vit-tiny", DIGITS, 10),
+        ("vit-tiny", CIFAR, 10),
         ("resnet20", CIFAR, 10),
         ("resnet20", TINY, 200),
     ],
@@ -81,7 +83,7 @@ def test_a_large_network_maps_its_images_to_logits(name: str, shape: Shape, clas
 def test_every_name_is_tested_here() -> None:
     fully_connected = {"fc5", "fc12", "fc5-mini", "fc3-tiny", "lenet-300-100"}
     convolutional = {"mnistnet", "small-cnn", "cnn-tiny", "resnet8", "resnet20"}
-    assert set(MODELS) == fully_connected | convolutional | set(HEAVY)
+    assert set(MODELS) == fully_connected | convolutional | {"vit-tiny"} | set(HEAVY)
 
 
 def test_a_large_network_runs_on_one_image() -> None:

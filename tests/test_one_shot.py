@@ -96,8 +96,8 @@ def compared(objective: Objective, draws: Sequence[Objective] | None = None, sig
         (100, [100]),
         (4095, [4095]),
         (4096, [2048, 4096]),
-        (32767, [2048, 32767]),
-        (40000, [2048, 16384, 40000]),
+        (16383, [2048, 16383]),
+        (16384, [2048, 8192, 16384]),
     ],
 )
 def test_draws_are_at_most_half_of_all_data(samples: int, expected: list[int]) -> None:
@@ -109,9 +109,9 @@ def test_draws_are_at_most_half_of_all_data(samples: int, expected: list[int]) -
 
 def test_a_larger_draw_than_the_memory_allows_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     batch = (torch.zeros(40000, 1), torch.zeros(40000, dtype=torch.long))  # 12 bytes a sample
-    monkeypatch.setattr(one_shot, "DRAWN_BYTES", 12 * 16384)
+    monkeypatch.setattr(one_shot, "DRAWN_BYTES", 12 * 8192)
     assert len(draws_of(Objective(nn.Linear(1, 2), [batch]))) == 3
-    monkeypatch.setattr(one_shot, "DRAWN_BYTES", 12 * 16384 - 1)
+    monkeypatch.setattr(one_shot, "DRAWN_BYTES", 12 * 8192 - 1)
     assert [part.samples for part in draws_of(Objective(nn.Linear(1, 2), [batch]))] == [2048, 40000]
 
 
@@ -166,10 +166,10 @@ def test_the_error_of_a_draw_is_the_scatter_of_draws(network: Network, rises: li
 def test_draws_grow_until_they_decide(network: Network, rises: list[float]) -> None:
     comparison = compared(network.objective())
     first = comparison.at(90)
-    assert comparison.at(90, allowed=first.mean + 5.1 * first.error) is first
-    assert comparison.at(90, allowed=first.mean - 5.1 * first.error) is first
+    assert comparison.at(90, allowed=first.mean + 4.1 * first.error) is first
+    assert comparison.at(90, allowed=first.mean - 4.1 * first.error) is first
     assert comparison.samples == DRAWN
-    second = comparison.at(90, allowed=first.mean + 4.9 * first.error)
+    second = comparison.at(90, allowed=first.mean + 3.9 * first.error)
     assert second.complete
     assert second.mean == pytest.approx(rises[90], abs=1e-7)
     assert comparison.samples == DRAWN + SAMPLES
@@ -190,7 +190,7 @@ def test_three_draws_grow_one_after_the_other() -> None:
     comparison = compared(Objective(model, [(x, y)]))
     difference = comparison.at(2)
     comparison.at(2, allowed=difference.mean)
-    sizes = [2048, 16384, 40_000]
+    sizes = [2048, 8192, 40_000]
     assert comparison.samples in (sum(sizes[:2]), sum(sizes))
     comparison.at(2, surely=True)
     assert comparison.samples == sum(sizes)
@@ -316,10 +316,9 @@ def test_points_hold_what_plain_passes_give(network: Network, rises: list[float]
         assert point.sparsity == count / 120
         assert point.rise == pytest.approx(rises[count], abs=1e-6 + 5 * point.rise_error)
         fall = float((network.hits(0) - network.hits(count)).mean())
-        assert point.drop == pytest.approx(fall, abs=1e-9 if point.sparsity in (where.low, where.high) else 0.02)
+        assert point.drop == pytest.approx(fall, abs=0.02)
         assert point.drop_error is not None
-        if point.sparsity in (where.low, where.high):
-            assert point.rise_error == 0.0
+    assert any(comparison.at(count).complete for count in counts)
     assert round(120 * where.high) == round(120 * where.low) + 1
     kept = 120 - round(where.low * 120)
     assert {120 - math.ceil(kept / math.sqrt(2)), 120 - math.ceil(kept / 2)} <= set(counts)
@@ -349,7 +348,7 @@ def test_points_beyond_do_not_lie_within_a_wide_bracket(network: Network) -> Non
     assert not [count for count in comparison.counts if 112 < count < 115]
     assert 116 in comparison.counts
     assert comparison.at(112).complete
-    assert comparison.at(115).complete
+    assert comparison.at(115).beside
 
 
 def test_zero_weights_count_as_removed_and_are_not_asked_for(network: Network, rises: list[float]) -> None:
@@ -375,7 +374,11 @@ def test_where_nothing_passes_the_dense_network_is_the_answer(network: Network) 
     "seeds", [range(first, first + 50) for first in range(0, 200, 50)], ids=lambda seeds: f"seeds from {seeds[0]}"
 )
 def test_draws_find_the_crossing_of_all_data(network: Network, rises: list[float], seeds: range) -> None:
-    """The draw and what is allowed differ from seed to seed; of the rises of all counts the grid gives the truth."""
+    """The draw and what is allowed differ from seed to seed; the rises of all counts are the truth.
+
+    Where the rise goes up and down within a step of the grid, more than one crossing is a right answer: the one that
+    was found is the first of all that was asked for.
+    """
     objective = network.objective()
     profile, dense = MagnitudeProfile(objective.chosen), objective.sample_losses()
     drawn = 0
@@ -383,9 +386,13 @@ def test_draws_find_the_crossing_of_all_data(network: Network, rises: list[float
         allowed = 0.002 * 250 ** float(torch.rand(1, generator=torch.Generator().manual_seed(seed)))
         comparison = PairedDifferences(draws_of(objective, seed), profile, dense)
         where = crossing(measured_points(comparison, None, Bar(allowed), 1 / 120), Bar(allowed))
-        low, high = first_crossing(lambda count, surely, bar=allowed: rises[count] <= bar, 120)  # type: ignore[misc]
-        assert (round(120 * where.low), round(120 * where.high)) == (low, high)
+        low, high = round(120 * where.low), round(120 * where.high)
+        assert high == low + 1
         assert rises[low] <= allowed < rises[high]
+        assert all(
+            rises[count] <= allowed for count in {120 - round(120 * 2 ** (-j / 2)) for j in range(14)} if count < low
+        )
+        assert all(rises[count] <= allowed for count in comparison.counts if count < low)
         drawn += sum(not comparison.at(count).complete for count in comparison.counts)
     assert drawn > 4 * len(seeds)
 

@@ -414,3 +414,18 @@ def test_a_limit_at_the_edges_is_drawn(limit, show):
     empty = dataclasses.replace(limit, lower=0.0, sparsity=0.0, interval=(0.0, 0.0), answers=nothing, layer_table=())
     assert_shows(show(empty), empty)
     assert text(browser, "layers-note") == "This limit holds no table of layers."
+
+
+def test_layers_that_were_measured_are_searched(browser, tmp_path):
+    measured = small_limit(pattern=("unstructured", "1:2"))
+    measured.layers(measured=True)
+    write_report(measured, tmp_path / "layers.html")
+    browser.get((tmp_path / "layers.html").as_uri())
+    field = browser.find_element(By.CSS_SELECTOR, "input[data-rows]")
+    rows = browser.find_elements(By.CSS_SELECTOR, f"#{field.get_attribute('data-rows')} tr")
+    browser.execute_script("arguments[0].closest('details').open = true", field)
+    assert [row.is_displayed() for row in rows] == [True, True]
+    field.send_keys("2.WEI")
+    names = [row.find_element(By.TAG_NAME, "th").text for row in rows if row.is_displayed()]
+    assert names == ["2.weight"]
+    assert browser.find_element(By.ID, "patterns-title").is_displayed()

@@ -356,7 +356,7 @@ def test_repr_is_short_and_tells_the_answer(any_limit):
 
 def test_layers_as_a_data_frame(limit):
     frame = limit.to_pandas()
-    assert list(frame.columns) == ["name", "weights", "norm", "trace", "trace_error", "sparsity"]
+    assert list(frame.columns) == ["name", "weights", "norm", "trace", "trace_error", "macs", "sparsity"]
     assert frame.to_dict("records") == [dataclasses.asdict(layer) for layer in limit.layers()]
     empty = limit.what_if(weight_scale=2.0).to_pandas()
     assert list(empty.columns) == list(frame.columns)

@@ -103,6 +103,70 @@ def test_the_best_split_is_never_worse_by_the_model(trained: nn.Module, digits: 
     assert sum(found.best.counts.values()) == round(found.sparsity * objective.dimension)
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_a_budget_of_operations_is_split_as_by_brute_force(data: st.DataObject) -> None:
+    sizes = data.draw(st.lists(st.integers(1, 4), min_size=1, max_size=3))
+    curves = [convex(data.draw, f"layer {k}", size) for k, size in enumerate(sizes)]
+    uses = {one.name: float(data.draw(st.integers(1, 9))) for one in curves}
+    whole = sum(one.weights * uses[one.name] for one in curves)
+    wanted = data.draw(st.floats(0, 1)) * whole
+    split = best_split(curves, wanted, uses)
+    removed = sum(count * uses[name] for name, count in split.items())
+    assert wanted - 1e-6 <= removed < wanted + max(uses.values())
+    # No other split that removes as much as the pieces before the last one costs less.
+    every = list(itertools.product(*(range(size + 1) for size in sizes)))
+    cheapest = {}
+    for counts in every:
+        amount = sum(count * uses[one.name] for one, count in zip(curves, counts, strict=True))
+        price = math.fsum(one.rises[k] for one, k in zip(curves, counts, strict=True))
+        if amount >= removed - 1e-9:
+            cheapest[counts] = price
+    last = max(
+        (one.rises[split[one.name]] - one.rises[max(0, split[one.name] - 1)] for one in curves if split[one.name]),
+        default=0.0,
+    )
+    assert cost(curves, split) <= min(cheapest.values()) + last + 1e-9
+
+
+@pytest.mark.parametrize("uses", [None, {"0.weight": 3.0, "2.weight": 7.0}])
+@pytest.mark.parametrize("share", [0.3, 0.8])
+def test_all_splits_remove_the_same_up_to_one_weight(uses: dict[str, float] | None, share: float) -> None:
+    case = CASES["ragged"]
+    objective = Objective(case.model(), case.loader(), case.loss_fn)
+    sizes = {name: weight.numel() for name, weight in objective.chosen.items()}
+    found = compare_splits(objective, share, uses=uses)
+    amount = uses or dict.fromkeys(sizes, 1.0)
+    whole = sum(sizes[name] * amount[name] for name in sizes)
+    for split in (found.best, found.magnitude, found.uniform):
+        removed = sum(count * amount[name] for name, count in split.counts.items())
+        assert split.removed == removed
+        assert share * whole - 1e-6 <= removed <= share * whole + max(amount.values())
+    for name, count in found.uniform.counts.items():
+        assert abs(count - share * sizes[name]) <= 1
+    removed = torch.cat(
+        [weight.flatten() * (rank(weight) < found.uniform.counts[name]) for name, weight in objective.chosen.items()]
+    )
+    measured = objective.value(objective.vector() - removed) - objective.value()
+    assert found.uniform.measured == pytest.approx(measured, rel=1e-9)
+
+
+def rank(weight: torch.Tensor) -> torch.Tensor:
+    return weight.flatten().abs().argsort(stable=True).argsort(stable=True)
+
+
+def test_measured_curves_take_the_place_of_the_model() -> None:
+    from pruning_limits.sensitivity import curves_of, layer_sensitivities
+
+    case = CASES["ragged"]
+    objective = Objective(case.model(), case.loader(), case.loss_fn)
+    curves = curves_of(layer_sensitivities(objective, sparsities=(0.25, 0.5, 0.75, 1.0), samples=None))
+    found = compare_splits(objective, 0.4, curves)
+    assert found.best.counts == best_split(curves, 14)
+    with pytest.raises(UserError, match=r"^uses: expected a positive number for 2\.weight, got None$"):
+        compare_splits(objective, 0.4, uses={"0.weight": 1.0})
+
+
 def test_budgets_out_of_range_are_refused() -> None:
     case = CASES["ragged"]
     with pytest.raises(UserError, match="sparsity: expected a number in"):

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
-from torch.nn.utils import prune as torch_prune
 
 from estimators import UserError
-from estimators.files import write_bytes
 from estimators.parameters import choose_parameters
 from estimators.vectors import flatten, named
 from pruning_limits.magnitude import removed_count
+from pruning_limits.mask_files import attach as attach
+from pruning_limits.mask_files import check_fit
+from pruning_limits.mask_files import load_masks as load_masks
+from pruning_limits.mask_files import save_masks as save_masks
 
 Masks = Mapping[str, Tensor]
 
@@ -125,19 +125,6 @@ def expected_shuffled_overlap(masks: Masks) -> float:
     return sum(count**2 / masks[name].numel() for name, count in kept.items()) / total if total else 1.0
 
 
-def attach(model: nn.Module, masks: Masks) -> None:
-    """Hand the masks to ``torch.nn.utils.prune``, in place, as ``prune.custom_from_mask`` would.
-
-    Args:
-        model: Module whose parameters the masks name.
-        masks: Bool masks by parameter name.
-    """
-    _check_fit(model, masks)
-    for name, mask in masks.items():
-        path, _, parameter = name.rpartition(".")
-        torch_prune.custom_from_mask(model.get_submodule(path), parameter, mask)  # type: ignore[no-untyped-call]
-
-
 def sparse_state_dict(model: nn.Module, masks: Masks) -> dict[str, Tensor]:
     """State dict whose masked weights are sparse COO tensors that hold the kept weights only.
 
@@ -145,7 +132,7 @@ def sparse_state_dict(model: nn.Module, masks: Masks) -> dict[str, Tensor]:
         model: The pruned module; it is not changed.
         masks: Bool masks by parameter name.
     """
-    _check_fit(model, masks)
+    check_fit(model, masks)
     state = {}
     for name, value in model.state_dict().items():
         mask = masks.get(name)
@@ -157,32 +144,3 @@ def sparse_state_dict(model: nn.Module, masks: Masks) -> dict[str, Tensor]:
                 index, value[mask], value.shape, check_invariants=True, is_coalesced=True
             )
     return state
-
-
-def save_masks(masks: Masks, path: Path) -> None:
-    """Write masks as a safetensors file, atomically."""
-    write_bytes(path, save({name: mask.contiguous() for name, mask in masks.items()}))
-
-
-def load_masks(path: Path) -> dict[str, Tensor]:
-    """Read masks written by ``save_masks``.
-
-    Raises:
-        UserError: The file is missing, damaged or holds other tensors than bool masks.
-    """
-    try:
-        masks = load_file(path)
-    except Exception as error:
-        raise UserError(f"masks: cannot read {path}: {str(error).splitlines()[0]}") from None
-    wrong = [name for name, mask in masks.items() if mask.dtype != torch.bool]
-    if wrong:
-        raise UserError(f"masks: {path} holds {wrong[0]} of type {masks[wrong[0]].dtype}, expected bool masks")
-    return masks
-
-
-def _check_fit(model: nn.Module, masks: Masks) -> None:
-    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-    for name, mask in masks.items():
-        if shapes.get(name) != mask.shape:
-            found = "no such parameter" if name not in shapes else f"a parameter of shape {tuple(shapes[name])}"
-            raise UserError(f"masks: {name} has shape {tuple(mask.shape)}, the model has {found}")

@@ -138,6 +138,48 @@ class CifarResNet(nn.Module):
         return logits
 
 
+class VisionTransformer(nn.Module):
+    """Vision transformer for small images: four pixels to a side of a patch at most, two blocks of four heads.
+
+    Args:
+        shape: Channels, height and width of the input.
+        classes: Number of outputs.
+        width: Size of the tokens.
+    """
+
+    def __init__(self, shape: Shape, classes: int, width: int = 32) -> None:
+        super().__init__()
+        side = 2 if shape[1] <= 16 else 4
+        tokens = (shape[1] // side) * (shape[2] // side)
+        self.patches = nn.Conv2d(shape[0], width, side, side)
+        self.places = nn.Parameter(0.02 * torch.randn(tokens, width))
+        self.blocks = nn.Sequential(*(_Attending(width) for _ in range(2)))
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images ``[n, c, h, w]`` to logits ``[n, classes]``."""
+        tokens = self.patches(x).flatten(2).transpose(1, 2) + self.places
+        logits: Tensor = self.head(self.norm(self.blocks(tokens)).mean(1))
+        return logits
+
+
+class _Attending(nn.Module):
+    """Transformer block with normalisation first."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first, self.attention = nn.LayerNorm(width), nn.MultiheadAttention(width, 4, batch_first=True)
+        self.second = nn.LayerNorm(width)
+        self.hidden, self.back = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map tokens ``[n, tokens, width]`` to tokens."""
+        seen = self.first(x)
+        x = x + self.attention(seen, seen, seen, need_weights=False)[0]
+        result: Tensor = x + self.back(nn.functional.gelu(self.hidden(self.second(x))))
+        return result
+
+
 def _check_size(name: str, shape: Shape, least: int) -> None:
     if min(shape[1:]) < least:
         raise UserError(f"model: {name} needs images of at least {least}x{least} pixels, got {shape[1]}x{shape[2]}")
@@ -227,6 +269,7 @@ MODELS: dict[str, Callable[[Shape, int], nn.Module]] = {
     "cnn-tiny": TinyCNN,
     "resnet8": _cifar_resnet(1),
     "resnet20": _cifar_resnet(3),
+    "vit-tiny": VisionTransformer,
     "alexnet": _alexnet,
     "vgg16": _vgg16,
     "resnet18": _resnet("resnet18"),

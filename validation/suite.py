@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from estimators.errors import UserError
+from pruning_limits.pattern_names import parsed
 from validation.training import Network, Recipe
 
 if sys.version_info >= (3, 11):
@@ -205,6 +206,40 @@ class CompareSettings:
 
 
 @dataclass(frozen=True)
+class PatternSettings:
+    """Which patterns of pruning are compared, and how far.
+
+    Args:
+        names: Names of patterns; one that fits no layer of a network is left out there.
+        epsilon: Allowed rise of the mean training loss.
+        evaluations: Number of sparsities that are trained beyond what pruning reaches alone.
+    """
+
+    names: tuple[str, ...] = ("unstructured", "2:4", "4:8", "1:4", "blocks:4x4", "blocks:16x1", "channels", "heads")
+    epsilon: float = 0.02
+    evaluations: int = 4
+
+    def __post_init__(self) -> None:
+        for name in self.names:
+            parsed(name)
+
+
+@dataclass(frozen=True)
+class SplitSettings:
+    """Which budgets are split over the layers.
+
+    Args:
+        shares: Removed shares of all weights, or of all multiply-accumulates.
+    """
+
+    shares: tuple[float, ...] = (0.5, 0.8)
+
+    def __post_init__(self) -> None:
+        if not all(0 < share < 1 for share in self.shares):
+            raise UserError(f"splits: shares must be in (0, 1), got {self.shares}")
+
+
+@dataclass(frozen=True)
 class Suite:
     """A named set of networks and the settings that all of them share.
 
@@ -220,6 +255,8 @@ class Suite:
         early: Settings of the table ``early``; its samples, steps and probes also serve ``koopman-limit``.
         koopman: Settings of the tables ``koopman-*``.
         compare: Settings of the tables that compare pruners.
+        patterns: Settings of the table ``patterns``.
+        splits: Settings of the table ``splits``.
     """
 
     name: str
@@ -233,6 +270,8 @@ class Suite:
     early: EarlySettings = field(default_factory=EarlySettings)
     koopman: KoopmanSettings = field(default_factory=KoopmanSettings)
     compare: CompareSettings = field(default_factory=CompareSettings)
+    patterns: PatternSettings = field(default_factory=PatternSettings)
+    splits: SplitSettings = field(default_factory=SplitSettings)
 
 
 def known_suites() -> list[str]:
@@ -251,6 +290,8 @@ SECTIONS: dict[str, type[Any]] = {
     "early": EarlySettings,
     "koopman": KoopmanSettings,
     "compare": CompareSettings,
+    "patterns": PatternSettings,
+    "splits": SplitSettings,
 }
 
 

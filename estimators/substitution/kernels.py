@@ -141,6 +141,7 @@ def _written_out(
 
 _plain_attention: Callable[..., Any] = getattr(torch, "_scaled_dot_product_attention_math", _written_out)
 
+ATTENTION: dict[Any, Callable[..., Any]] = dict.fromkeys(aliases("scaled_dot_product_attention"), attention)
 FORMS: dict[Any, Callable[..., Any]] = {
     functional.hardsigmoid: hardsigmoid,
     functional.batch_norm: batch_norm,
@@ -151,6 +152,5 @@ FORMS: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys(aliases("batch_norm"), _batch_norm),
     **{native: dense(native, 4) for native in aliases("embedding")},
     **{native: dense(native, 5) for native in aliases("embedding_bag")},
-    **dict.fromkeys(aliases("scaled_dot_product_attention"), attention),
     **{native: form for name, form in CONVOLUTIONS.items() for native in aliases(name)},
 }

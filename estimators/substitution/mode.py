@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_function_unary
 
-from estimators.substitution.kernels import FORMS
+from estimators.substitution.kernels import ATTENTION, FORMS
 from estimators.substitution.switches import without_compilers, without_cudnn
 
 Forms = Mapping[Any, Callable[..., Any]]
@@ -21,7 +21,7 @@ QUESTIONS = ("has_torch_function", "has_torch_function_unary", "has_torch_functi
 
 
 @contextmanager
-def substituted_functions(model: nn.Module) -> Iterator[None]:
+def substituted_functions(model: nn.Module, twice: bool = True) -> Iterator[None]:
     """Let this thread run torch's functions in forms that have second derivatives, and let values not depend on graphs.
 
     Attention takes its plain form, also in ``nn.TransformerEncoderLayer``; ``hardsigmoid`` is put together from
@@ -33,8 +33,10 @@ def substituted_functions(model: nn.Module) -> Iterator[None]:
 
     Args:
         model: The model that is called inside; it is not changed.
+        twice: Whether what is computed inside will be differentiated twice. Otherwise attention runs on torch's fast
+            kernels, which have first derivatives only.
     """
-    with without_cudnn(model), without_compilers(model), forms_added(FORMS):
+    with without_cudnn(model), without_compilers(model), forms_added(FORMS | ATTENTION if twice else FORMS):
         yield
 
 

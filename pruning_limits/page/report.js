@@ -259,6 +259,13 @@ function start() {
     get("target").focus();
     show();
   });
+  for (const field of document.querySelectorAll("input[data-rows]")) {
+    field.addEventListener("input", () => {
+      const wanted = field.value.toLowerCase();
+      for (const row of get(field.dataset.rows).rows)
+        row.hidden = !row.cells[0].textContent.toLowerCase().includes(wanted);
+    });
+  }
   const observer = new ResizeObserver(show);
   for (const id of ["rungs", "crossing"]) observer.observe(get(id));
 }

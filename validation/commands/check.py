@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ import click
 from estimators.errors import UserError
 from estimators.files import refuse_unwritable, write_bytes
 from pruning_limits.cli import PATH, tell
+from pruning_limits.pattern_names import UNSTRUCTURED, parsed, pattern_names
 from pruning_limits.result import PruningLimit
 from validation.commands.options import allowance_options, task_options
 from validation.launch import alone
@@ -19,8 +21,10 @@ from validation.launch import alone
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from estimators import Objective
     from pruning_limits.answers import Verdict
     from pruning_limits.gate import Comparison
+    from pruning_limits.groups import Groups
     from pruning_limits.metrics import Metric
     from validation.commands.task import Task
 
@@ -30,6 +34,7 @@ ALLOWANCE = ("criterion", "metric", "max_drop", *HELD_OUT)
 
 @click.command()
 @click.option("--sparsity", type=float, help="Wanted removed fraction in [0, 1).")
+@click.option("--pattern", help="Judge a sparsity in this pattern of the limit; of 2:4 and other N:M it is known.")
 @click.option("--limit", "limit_path", type=PATH, help="A limit written by predict --json; default: predict it.")
 @click.option("--dense", type=PATH, help="Checkpoint of the network before pruning.")
 @click.option("--pruned", type=PATH, help="Checkpoint of the pruned network, to be compared with --dense.")
@@ -41,6 +46,7 @@ ALLOWANCE = ("criterion", "metric", "max_drop", *HELD_OUT)
 @alone
 def check(
     sparsity: float | None,
+    pattern: str | None,
     limit_path: Path | None,
     dense: Path | None,
     pruned: Path | None,
@@ -57,17 +63,22 @@ def check(
             refuse_unwritable(path)
     if limit_path is not None:
         _refuse_second_allowance(options, of_pruned=pruned is not None)
-    if sparsity is not None and dense is None and pruned is None:
-        if not 0 <= sparsity < 1:
+    names = pattern_names(pattern or UNSTRUCTURED)
+    if (sparsity is not None or parsed(names[0]).fixed) and dense is None and pruned is None:
+        if sparsity is not None and not 0 <= sparsity < 1:
             raise UserError(f"sparsity: expected a number in [0, 1) (the removed fraction), got {sparsity}")
         if limit_path is None and options["model_name"] is None:
             raise click.UsageError("give --limit FILE, or --model, --checkpoint and --dataset or --data")
-        limit = _predicted(options) if limit_path is None else PruningLimit.from_json(limit_path)
+        if limit_path is None:
+            limit = _predicted(options | {"pattern": names})
+        else:
+            limit = PruningLimit.from_json(limit_path)
+            limit = limit if pattern is None else limit.for_pattern(pattern)
         answer = limit.check(sparsity)
     elif sparsity is None and dense is not None and pruned is not None:
         if options["checkpoint"] is not None:
             raise click.UsageError("--dense names the weights; leave out --checkpoint")
-        limit, answer = _comparison(limit_path, pruned, options | {"checkpoint": dense})
+        limit, answer = _comparison(limit_path, pruned, options | {"checkpoint": dense}, pattern)
     else:
         raise click.UsageError("give either --sparsity, or --dense and --pruned")
     if junit_path is not None or markdown_path is not None:
@@ -92,10 +103,11 @@ def _predicted(options: dict[str, Any]) -> PruningLimit:
     return predicted(task, **options)
 
 
-def _comparison(limit_path: Path | None, pruned: Path, options: dict[str, Any]) -> tuple[PruningLimit, Comparison]:
+def _comparison(
+    limit_path: Path | None, pruned: Path, options: dict[str, Any], pattern: str | None
+) -> tuple[PruningLimit, Comparison]:
     from pruning_limits.gate import compare
     from pruning_limits.metric_drop import MetricDrop
-    from pruning_limits.state_dicts import load_weights
     from validation.commands.prediction import predicted, taken_task
     from validation.commands.task import note
 
@@ -104,20 +116,54 @@ def _comparison(limit_path: Path | None, pruned: Path, options: dict[str, Any]) 
     asked = None if limit is None else _asked_metric(limit, task, options["metric"], options["max_drop"])
     note(task.text())
     if limit is None:
-        limit = predicted(task, **options)
+        wanted = () if pattern is None else (UNSTRUCTURED, *pattern_names(pattern))
+        limit = predicted(task, **options, pattern=wanted)
         asked = _asked_metric(limit, task, options["metric"], limit.max_drop)
+    limit = limit.for_pattern(UNSTRUCTURED)
     parameters = list(limit.settings.parameters)
     if limit.criterion == "loss":
         task = replace(task, penalty=None)
     before = task.objective(parameters)
     weights, value = {name: weight.clone() for name, weight in before.chosen.items()}, before.value()
     values = None if asked is None else asked.values(task, parameters)
-    note(load_weights(task.model, pruned))
+    groups = _groups(limit, before, pattern)
+    task, pruned_weights = _pruned(task, before, groups, pruned)
     after = task.objective(parameters)
     drop = None
     if asked is not None and values is not None:
         drop = MetricDrop.between(values, asked.values(task, parameters), asked.max_drop, asked.name)
-    return limit, compare(limit, weights, after.chosen, value, after.value(), drop)
+    pruned_weights = pruned_weights or after.chosen
+    return limit, compare(limit, weights, pruned_weights, value, after.value(), drop, groups, pattern)
+
+
+def _groups(limit: PruningLimit, before: Objective, pattern: str | None) -> dict[str, Groups]:
+    """Group the weights in the patterns of the limit, or in the one that is named."""
+    from pruning_limits.patterns import groups_of
+
+    known = [row.name for row in limit.evidence.patterns]
+    names = known if pattern is None else list(pattern_names(pattern))
+    if pattern is not None and names[0] not in known and names[0] != UNSTRUCTURED:
+        raise UserError(f"pattern: the limit knows nothing of {pattern}; predict it with --pattern {pattern}")
+    return {name: groups_of(name, before) for name in names if name != UNSTRUCTURED}
+
+
+def _pruned(
+    task: Task, before: Objective, groups: Mapping[str, Groups], pruned: Path
+) -> tuple[Task, dict[str, Tensor] | None]:
+    """Load the pruned network; where it is smaller by channels, also return its weights in the dense one's shapes."""
+    from estimators.files import load_tensors
+    from pruning_limits.smaller_checkpoints import smaller_checkpoint
+    from pruning_limits.state_dicts import load_weights
+    from validation.commands.task import note
+
+    smaller = None
+    if "channels" in groups:
+        smaller = smaller_checkpoint(before, groups["channels"], load_tensors(pruned), pruned)
+    if smaller is None:
+        note(load_weights(task.model, pruned))
+        return task, None
+    note(f"checkpoint {pruned}: of a network without {sum(smaller.channels.values()):,} channels")
+    return replace(task, model=smaller.model.eval()), smaller.weights
 
 
 @dataclass(frozen=True)

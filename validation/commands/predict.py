@@ -9,6 +9,7 @@ import click
 
 from estimators.errors import UserError
 from pruning_limits.cli import PATH
+from pruning_limits.pattern_names import UNSTRUCTURED, pattern_names
 from validation.commands.options import allowance_options, task_options
 from validation.launch import shared
 
@@ -21,6 +22,11 @@ from validation.launch import shared
 @click.option("--tolerance", type=float, default=0.005, show_default=True, help="Wanted half-width, in sparsity.")
 @click.option("--no-measure", is_flag=True, help="Do not measure what one-shot pruning achieves.")
 @click.option("--retune", is_flag=True, help="Also measure what staged re-tuning on few samples reaches.")
+@click.option(
+    "--pattern",
+    multiple=True,
+    help="unstructured, 2:4 or another N:M, blocks:16x1, channels or heads; repeat it. The first one's limit is told.",
+)
 @click.option("--target", type=float, help="Sparsity in [0, 1) to be judged in the last line.")
 @click.option("--json", "json_path", type=PATH, help="Write the limit as JSON, .json.")
 @click.option("--plot", "plot_path", type=PATH, help="Write the figure, .png, .pdf, .svg ...")
@@ -37,6 +43,7 @@ def predict(
             raise click.UsageError(f"--{name.replace('_', '-')} and --no-measure cannot be given together")
     if target is not None and not 0 <= target < 1:
         raise UserError(f"target: expected a number in [0, 1) (the removed fraction), got {target}")
+    pattern_names(options["pattern"] or UNSTRUCTURED)
     paths = {"json": json_path, "plot": plot_path, "report": report_path}
     refuse_unwritable_outputs(paths)
     task = taken_task(options)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from inspect import signature
 from pathlib import Path
@@ -13,6 +13,7 @@ import click
 from estimators.distributed import rank
 from estimators.files import refuse_unwritable
 from pruning_limits import PruningLimit, UserError, predict_limit
+from pruning_limits.pattern_names import UNSTRUCTURED
 from pruning_limits.report import SUFFIXES, write_report
 from validation.commands.task import Task, load_task
 
@@ -38,6 +39,7 @@ def predicted(
     tolerance: float = 0.005,
     no_measure: bool = False,
     retune: bool = False,
+    pattern: Sequence[str] = (),
 ) -> PruningLimit:
     """Predict the limit of a task."""
     measure = task.metric(metric)
@@ -58,6 +60,7 @@ def predicted(
         tolerance=tolerance,
         measure=not no_measure,
         retune=retune,
+        pattern=pattern or UNSTRUCTURED,
         seed=seed,
     )
     return with_origin(limit, task.name, task.data.name)

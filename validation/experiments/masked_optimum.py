@@ -49,7 +49,7 @@ def loss_and_gradient(objective: Objective, weights: Tensor) -> tuple[float, Ten
     total = torch.zeros((), dtype=torch.float64)
     with torch.enable_grad():
         for batch, size in objective.batches():
-            losses = objective.losses(named(leaf, objective.chosen), batch)
+            losses = objective.losses(named(leaf, objective.chosen), batch, twice=False)
             total = total + (losses.sum() if losses.dim() else losses * size) / objective.samples
         (gradient,) = torch.autograd.grad(total, leaf)
     return float(total.detach()), gradient

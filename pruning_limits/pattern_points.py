@@ -1,0 +1,58 @@
+"""What one-shot pruning in a pattern does to a network, measured sample by sample against the dense one."""
+
+from __future__ import annotations
+
+from pruning_limits.crossing import first_crossing
+from pruning_limits.group_profile import GroupProfile
+from pruning_limits.measured import Bar, Point
+from pruning_limits.one_shot import BEYOND, PairedDifferences
+
+
+def pattern_points(
+    criterion: PairedDifferences, metric: PairedDifferences | None, bar: Bar, width: float
+) -> tuple[Point, ...]:
+    """Measure how far one-shot pruning in a pattern gets.
+
+    The grid is that of ``first_crossing`` over the steps that the pattern allows, narrowed until its ends are one step
+    or ``width`` apart. A pattern of one sparsity is measured there, on all data.
+
+    Args:
+        criterion: Rise of the criterion on the training data; its profile is that of the pattern.
+        metric: Fall of the metric, or None.
+        bar: What may be lost; the one of the two that it names decides.
+        width: Wanted width of the last bracket, in sparsity.
+
+    Returns:
+        Everything that was measured, by rising sparsity, without the dense network.
+    """
+    profile = criterion.profile
+    assert isinstance(profile, GroupProfile)
+    counts = profile.counts.tolist()
+    last, start = len(counts) - 1, counts.index(profile.zeros)
+    if last == start:
+        return ()
+    if profile.groups.pattern.fixed:
+        return (_point(criterion, metric, counts[last], surely=True),)
+    deciding = metric if bar.of_metric and metric is not None else criterion
+    asked = set[int]()
+
+    def passes(step: int, surely: bool) -> bool:
+        asked.add(step)
+        return bar.passes(deciding.at(counts[step], bar.allowed, surely).mean)
+
+    low, high = first_crossing(passes, last, start, max(1, round(width * last)))
+    beyond = {last - round(kept * (last - low)) for kept in BEYOND}
+    steps = sorted(asked | {step for step in beyond if high < step <= last})
+    return tuple(_point(criterion, metric, counts[step], surely=step in (low, high)) for step in steps)
+
+
+def _point(criterion: PairedDifferences, metric: PairedDifferences | None, count: int, surely: bool) -> Point:
+    rise = criterion.at(count, surely=surely)
+    drop = None if metric is None else metric.at(count, surely=surely)
+    return Point(
+        sparsity=count / criterion.profile.dimension,
+        rise=rise.mean,
+        rise_error=rise.error,
+        drop=None if drop is None else drop.mean,
+        drop_error=None if drop is None else drop.spread,
+    )

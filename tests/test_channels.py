@@ -1,0 +1,285 @@
+"""Coupled channels against derivatives, and the masked network against the physically smaller one."""
+
+import sys
+
+import pytest
+import torch
+from helpers import assert_close, random, seeded
+from torch import nn
+from torch.func import functional_call
+
+from estimators import Objective, UserError
+from pruning_limits.channels import smaller_network
+from pruning_limits.group_profile import GroupProfile
+from pruning_limits.groups import NONE
+from pruning_limits.patterns import groups_of
+from pruning_limits.trials import Trial
+
+
+class Flattened(nn.Sequential):
+    def __init__(self):
+        super().__init__(
+            nn.Conv2d(2, 4, 3, padding=1),
+            nn.BatchNorm2d(4),
+            nn.Tanh(),
+            nn.Conv2d(4, 3, 2, stride=2),
+            nn.Tanh(),
+            nn.Flatten(),
+            nn.Linear(27, 5),
+            nn.Tanh(),
+            nn.Linear(5, 3),
+        )
+
+
+class Residual(nn.Module):
+    """Two blocks, the second with a projection, so that the first sum ties three layers to each other."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(2, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)
+        self.a, self.norm_a, self.b = nn.Conv2d(4, 3, 1), nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3, padding=1)
+        self.c, self.d, self.short = nn.Conv2d(4, 3, 1), nn.Conv2d(3, 5, 1), nn.Conv2d(4, 5, 1)
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x):
+        x = torch.tanh(self.norm(self.stem(x)))
+        x = x + self.b(torch.tanh(self.norm_a(self.a(x))))
+        x = torch.tanh(self.short(x) + self.d(torch.tanh(self.c(x))))
+        return self.head(x.mean((2, 3)))
+
+
+class Depthwise(nn.Sequential):
+    def __init__(self):
+        super().__init__(
+            nn.Conv2d(2, 4, 1),
+            nn.Tanh(),
+            nn.Conv2d(4, 4, 3, groups=4),
+            nn.BatchNorm2d(4),
+            nn.Tanh(),
+            nn.Conv2d(4, 5, 1),
+            nn.Tanh(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(5, 3),
+        )
+
+
+class Joined(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.a, self.b = nn.Conv2d(2, 2, 1), nn.Conv2d(2, 3, 1), nn.Conv2d(5, 4, 1)
+        self.c, self.head = nn.Conv2d(9, 4, 1), nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = torch.tanh(self.stem(x))
+        x = torch.cat([x, torch.tanh(self.a(x))], 1)
+        x = torch.cat([x, torch.tanh(self.b(x))], 1)
+        return self.head(torch.tanh(self.c(x)).mean((2, 3)))
+
+
+class JoinedToInputs(Joined):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Identity()
+
+
+class Halves(nn.Module):
+    """A gated unit: the channels of the first layer go in pairs."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(4, 3)
+
+    def forward(self, x):
+        left, right = self.a(x).chunk(2, dim=1)
+        return self.b(torch.tanh(left) * torch.tanh(right))
+
+
+IMAGES = {"flattened": Flattened, "residual": Residual, "depthwise": Depthwise, "joined": Joined}
+
+
+def objective_of(build, shape=(2, 6, 6)):
+    model = seeded(build).eval()
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.weight.copy_(1 + 0.3 * random(len(module.weight), seed=7))
+                module.bias.copy_(random(len(module.bias), seed=8))
+                module.running_mean.copy_(random(len(module.bias), seed=9))
+    return Objective(model, [(random(9, *shape, seed=1), torch.arange(9) % 3)])
+
+
+def without(objective, groups, group, members, companions=True):
+    """Parameters of the network with zeros in one group's rows, columns or both, and in what goes with it."""
+    state = {name: p.detach().clone() for name, p in objective.model.named_parameters()}
+    for member in members:
+        for name, ids in member.items():
+            state[name] = torch.where(ids.expand(state[name].shape) == group, 0.0, state[name])
+    for name, ids in groups.companions.items() if companions else ():
+        state[name] = torch.where(ids == group, 0.0, state[name])
+    return state
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_the_columns_of_a_group_are_those_that_read_its_channel_and_no_others(name):
+    objective = objective_of(IMAGES[name])
+    groups = groups_of("channels", objective)
+    assert groups.count > 5
+    rows, columns = groups.members
+    x = objective.loader[0][0]
+    for group in range(groups.count):
+        state = without(objective, groups, group, [rows])
+        chosen = {key: state[key].requires_grad_() for key in objective.names}
+        jacobian = torch.autograd.functional.jacobian(
+            lambda *weights, state=state, chosen=chosen: functional_call(
+                objective.model, state | dict(zip(chosen, weights, strict=True)), (x,)
+            ),
+            tuple(chosen.values()),
+        )
+        for key, slopes in zip(chosen, jacobian, strict=True):
+            idle = slopes.abs().flatten(0, 1).amax(0) < 1e-12
+            reading = columns[key].expand(idle.shape) == group if key in columns else torch.zeros_like(idle)
+            own = rows[key].expand(idle.shape) == group if key in rows else torch.zeros_like(idle)
+            assert torch.equal(idle & ~own, reading & ~own), (group, key)
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_the_physically_smaller_network_puts_out_what_the_masked_one_does(name):
+    objective = objective_of(IMAGES[name])
+    groups = groups_of("channels", objective)
+    profile, trial, x = GroupProfile(objective.chosen, groups), Trial(objective), objective.loader[0][0]
+    for sparsity in (0.1, 0.4, profile.most):
+        masks = profile.masks(sparsity) | profile.companions(sparsity)  # of biases and normalisation: vectors
+        state = {key: p.detach() for key, p in objective.model.named_parameters()}
+        state |= {key: state[key] * mask for key, mask in masks.items()}
+        gone = profile.gone(sparsity)
+        removed = {root: gone[ids].nonzero().flatten().tolist() for root, ids in groups.roots.items()}
+        smaller = smaller_network(objective.model, trial, removed)
+        assert_close(smaller(x), functional_call(objective.model, state, (x,)))
+        size = sum(p.numel() for p in smaller.parameters())
+        companions = sum(int((~mask).sum()) for mask in profile.companions(sparsity).values())
+        total = sum(p.numel() for p in objective.model.parameters())
+        assert size == total - profile.count(sparsity) - companions
+
+
+def test_channels_that_are_joined_to_inputs_cannot_be_followed_and_stay():
+    groups = groups_of("channels", objective_of(JoinedToInputs))
+    assert set(groups.members[0]) == {"c.weight"}
+    assert set(groups.left) == {"a.weight", "b.weight"}
+
+
+def test_a_gate_ties_its_halves():
+    objective = objective_of(Halves, (6,))
+    groups = groups_of("channels", objective)
+    assert groups.count == 4
+    assert groups.members[0]["a.weight"].flatten().tolist() == [0, 1, 2, 3, 0, 1, 2, 3]
+    assert groups.members[1]["b.weight"].flatten().tolist() == [0, 1, 2, 3]
+    assert groups.companions["a.bias"].tolist() == [0, 1, 2, 3] * 2
+
+
+def test_outputs_of_the_network_and_what_reaches_them_stay():
+    objective = objective_of(lambda: nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3)), (6,))
+    groups = groups_of("channels", objective)
+    assert groups.count == 4
+    assert "2.weight" not in groups.members[0]
+    with pytest.raises(UserError, match=r"channels fits no layer .*weight: its channels are outputs of the network"):
+        groups_of("channels", objective_of(lambda: nn.Linear(6, 3), (6,)))
+
+
+class Exposed(nn.Module):
+    """A network whose loss reads a hidden layer, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 4), nn.Linear(4, 5), nn.Linear(5, 3)
+
+    def forward(self, x):
+        hidden = torch.tanh(self.a(x))
+        return self.c(torch.tanh(self.b(hidden))), hidden
+
+
+def test_a_layer_that_the_loss_reads_is_left_dense():
+    model = seeded(Exposed)
+
+    def loss(model, batch):
+        logits, hidden = model(batch[0])
+        weights = torch.arange(1.0, 5.0, dtype=hidden.dtype)
+        return nn.functional.cross_entropy(logits, batch[1], reduction="none") + (hidden * weights).square().sum(1)
+
+    groups = groups_of("channels", Objective(model, [(random(9, 6), torch.arange(9) % 3)], loss))
+    assert "a.weight" not in groups.members[0]
+    assert groups.left == {"a.weight": groups.left["a.weight"]}
+    assert groups.left["a.weight"].startswith("the network without its channels puts out something else")
+    assert groups.count == 5
+
+
+class Normalised(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.a, self.norm, self.b, self.c = nn.Linear(6, 4), kind(4), nn.Linear(4, 5), nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.c(torch.tanh(self.b(torch.tanh(self.norm(self.a(x))))))
+
+
+def test_channels_before_a_normalisation_over_channels_are_left_dense():
+    groups = groups_of("channels", objective_of(lambda: Normalised(nn.LayerNorm), (6,)))
+    assert groups.count == 5
+    assert "LayerNorm" in groups.left["a.weight"]
+    free = groups_of("channels", objective_of(lambda: Normalised(nn.BatchNorm1d), (6,)))
+    assert free.count == 9
+    assert set(free.companions) == {"a.bias", "norm.weight", "norm.bias", "b.bias"}
+
+
+def test_padded_shortcuts_are_left_dense_because_the_smaller_network_differs():
+    from validation.models import build_model
+
+    model = build_model("resnet8", (3, 8, 8), 4).eval()
+    groups = groups_of("channels", Objective(model, [(random(4, 3, 8, 8).float(), torch.arange(4))]))
+    assert set(groups.members[0]) == {f"blocks.{k}.conv1.weight" for k in range(3)}
+    assert groups.left["conv1.weight"].startswith("the network without its channels puts out something else")
+
+
+def test_channels_that_reach_weights_that_are_not_prunable_stay():
+    model = seeded(lambda: nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)))
+    data = [(random(9, 6), torch.arange(9) % 3)]
+    groups = groups_of("channels", Objective(model, data, parameters=["0.weight", "2.weight"]))
+    assert groups.count == 4
+    with pytest.raises(UserError, match=r"0\.weight: its channels reach 2\.weight, which is not among the prunable"):
+        groups_of("channels", Objective(model, data, parameters="0.weight"))
+
+
+def test_biases_that_were_chosen_count_as_weights_of_their_channel():
+    model = seeded(lambda: nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3)))
+    objective = Objective(model, [(random(9, 6), torch.arange(9) % 3)], parameters="*")
+    groups = groups_of("channels", objective)
+    profile = GroupProfile(objective.chosen, groups)
+    assert groups.companions == {}
+    assert profile.counts.tolist() == [0, 10, 20, 30]
+    assert groups.left == {"2.bias": "no channel of it can go"}
+
+
+def test_masks_of_torch_do_not_matter():
+    from torch.nn.utils import prune
+
+    model = seeded(lambda: nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3)))
+    prune.l1_unstructured(model[0], "weight", 5)
+    groups = groups_of("channels", Objective(model, [(random(9, 6), torch.arange(9) % 3)]))
+    assert list(groups.members[0]) == ["0.weight_orig"]
+    assert list(groups.companions) == ["0.bias"]
+
+
+def test_the_model_is_left_as_it_was():
+    from helpers import same, snapshot
+
+    objective = objective_of(Residual)
+    before = snapshot(objective.model)
+    groups = groups_of("channels", objective)
+    assert same(snapshot(objective.model), before)
+    assert (torch.cat([ids.flatten() for ids in groups.members[0].values()]) != NONE).any()
+
+
+def test_a_missing_package_is_told_in_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch_pruning", None)
+    with pytest.raises(UserError, match=r"^pattern: channels need the package torch-pruning; install it with pip"):
+        groups_of("channels", objective_of(Flattened))
