@@ -252,7 +252,7 @@ def change_rows(name: str, bed: Bed) -> list[Row]:
             for factor in FACTORS:
                 at = dataclasses.replace(bed, epsilon=factor * bed.epsilon)
                 values, (low, high) = [at.limit(measure) for measure in limits], (at.limit(end) for end in ends)
-                change = 2 * max(abs(value - values[-1]) for value in values[:-1])
+                change = STOPPING.change([abs(value - values[-1]) for value in values[:-1]], steps)
                 readings.append((abs(values[-1] - at.limit(exact)), abs(high - low), change))
             errors.setdefault(steps, []).append(readings)
     rows = []

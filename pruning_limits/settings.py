@@ -66,6 +66,7 @@ CONSTRAINTS: Mapping[str, Constraint] = {
     "steps": count(),
     "max_batches": count(),
     "tolerance": positive("a positive number (in sparsity)"),
+    "budget": positive("a positive number (epochs of training) or None", None),
     "seed": Constraint(
         "a whole number of less than 63 bits",
         lambda value: _whole(value) and abs(value) < LARGEST_SEED,
@@ -116,6 +117,7 @@ class Settings:
         seed: Seed of probes and sub-sample.
         precision: ``"full"`` or ``"bfloat16"``.
         max_batches: Number of batches that are read, or None.
+        budget: Epochs of training that the prediction may cost, or None.
 
     Raises:
         UserError: A value is not what the argument may be.
@@ -138,6 +140,7 @@ class Settings:
     seed: int = 0
     precision: Literal["full", "bfloat16"] = "full"
     max_batches: int | None = None
+    budget: float | None = None
 
     def __post_init__(self) -> None:
         for name in CONSTRAINTS:

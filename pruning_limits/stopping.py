@@ -3,24 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 Kind = Literal["hessian", "ggn"]
-
-
-@dataclass(frozen=True)
-class Part:
-    """The part of a sub-sample that its limit is compared with.
-
-    Attributes:
-        fewer: How many times fewer samples it has, at least 2.
-        longer: How many times as many steps are taken on it, at least 1.
-    """
-
-    fewer: int
-    longer: int
 
 
 @dataclass(frozen=True)
@@ -46,9 +33,10 @@ class Stopping:
         answer: Errors of the spectrum that ``sparsity`` is read off, in units of the tolerance. A choice, not measured.
         other: The same of the other spectrum, whose limits have no tolerance of their own. A choice, not measured.
         directions: Width of the bracket of the directional limit, in units of the tolerance. A choice, not measured.
-        least_steps: Steps before the error is read for the first time; the other spectrum takes half of them. A choice
-            for its cost: with it the prediction of a large network, not measuring, takes about one epoch of training
-            (``results/benchmarks/epoch.md``). Where all data are taken they need more (``results/README.md``).
+        ggn_steps: Steps of the GGN that a budget is planned for. A choice for their cost.
+        ggn_most: Largest number of steps on a sub-sample of a large model, whose samples are worth more. A choice.
+        hessian_steps: The same of the Hessian, whose limit moves with the steps more than with the samples: its error
+            is then read off fewer changes (``settled``).
         steps_at_once: Steps between two readings. A choice, not measured.
         share_at_once: Steps between two readings as a share of those taken, once that is more than ``steps_at_once``. A
             choice, not measured.
@@ -57,6 +45,10 @@ class Stopping:
         changes_from: Steps from which on that change, where it is less than the share of the bracket, is the error of
             the Hessian's limit, too. With fewer it misses: at 16 steps it held in 74 % of runs on half of twelve known
             spectra, at 24 to 128 steps in 98 to 100 % on either half (``results/benchmarks/changes.md``).
+        changed: How many times that change is the error. A choice, not measured.
+        settled_from: Steps from which on it is ``settled`` times the change.
+        settled: The same from there on: the smallest of 1, 1.25 and 1.5 that held in 95 % of runs on one half of the
+            known spectra; on the other half it held in 95 to 100 % (``results/benchmarks/changes.md``).
         changes_read: Number of earlier limits that it is read off. A choice for their cost.
         fewest_at_most: Largest number of steps of a large model. A choice, not measured.
         most_at_most: Largest number of steps of a small model. A choice for its cost: more than these have seconds of
@@ -68,16 +60,16 @@ class Stopping:
         most_probes: Largest number of probes. A choice, not measured.
         most_products: Largest number of probes times steps on a sub-sample. A choice, not measured.
         basis_memory: Bytes that a basis for reorthogonalisation may take, 4 GiB. A choice, not measured.
-        least_samples: The first sub-sample; up to twice as many, all data are taken. A choice; what it errs by is in
-            ``results/benchmarks/samples.md``.
-        most_samples: The sub-sample is doubled no further. A choice, not measured.
+        most_samples: Largest sub-sample, whatever the budget allows. A choice, not measured.
+        nearly: Where all data are at most so many times more than the budget allows, they are taken: the rest would be
+            spent on comparisons. A choice, not measured.
         pool_samples: Smaller sub-samples are drawn out of one of this size, on which the search for the measured limit
             begins (``theory/limit.md``, section 8). A choice, not measured.
-        diagnostic_samples: Largest sub-sample of directions, traces of layers and notes. A choice, not measured.
-        hessian_part: What the Hessian is compared with. Its limit differs by so little that the scatter of the steps
-            would drown it: a small part and more steps (``theory/limit.md``, section 7). A choice for this reason; what
-            it leads to is in ``results/benchmarks/samples.md``.
-        ggn_part: What the GGN is compared with. A choice; what it leads to is in ``results/benchmarks/samples.md``.
+        diagnostic_samples: Largest sub-sample of traces of layers and notes. A choice, not measured.
+        hessian_part: How many times fewer samples the sub-sample has that the Hessian is compared with. A choice; what
+            it leads to is in ``results/benchmarks/carried.md``.
+        ggn_parts: How many times fewer samples the sub-samples have that the GGN is compared with, the smallest first.
+            A choice; what it leads to is in ``results/benchmarks/carried.md``.
         most_knots: Largest number of sparsities with measured directions (``theory/directional.md``, section 9). A
             choice, not measured.
         knot_distance: Distance in :math:`-\log(1 - s)` below which a knot is at the limit. A choice, not measured.
@@ -93,11 +85,16 @@ class Stopping:
     answer: Errors = Errors(1 / 4, 1 / 2)
     other: Errors = Errors(2.0, 1.0)
     directions: float = 1 / 2
-    least_steps: int = 16
+    ggn_steps: int = 24
+    ggn_most: int = 40
+    hessian_steps: int = 48
     steps_at_once: int = 4
     share_at_once: float = 1 / 8
     change_since: int = 3
     changes_from: int = 24
+    changed: float = 2.0
+    settled_from: int = 48
+    settled: float = 1.25
     changes_read: int = 6
     fewest_at_most: int = 96
     most_at_most: int = 256
@@ -107,12 +104,12 @@ class Stopping:
     most_probes: int = 8
     most_products: int = 256
     basis_memory: int = 4 << 30
-    least_samples: int = 1024
     most_samples: int = 16384
+    nearly: float = 1.5
     pool_samples: int = 2048
     diagnostic_samples: int = 1024
-    hessian_part: Part = Part(fewer=16, longer=2)
-    ggn_part: Part = Part(fewer=8, longer=1)
+    hessian_part: int = 4
+    ggn_parts: tuple[int, int] = (16, 4)
     most_knots: int = 4
     knot_distance: float = 0.25
     flatter: float = 5
@@ -129,20 +126,20 @@ class Stopping:
 
     # ------------------------------------------------------------------------------------------------ samples
 
-    def first_samples(self, most: int) -> int:
-        """Return the size of the first sub-sample: all data where these are at most twice ``least_samples``.
+    def samples(self, affordable: int, most: int) -> int:
+        """Return the size of the sub-sample of a spectrum.
 
-        A sub-sample and what it is compared with would cost more than what it leaves out.
+        Args:
+            affordable: What the budget allows.
+            most: Number of all samples.
+
+        Example:
+            >>> STOPPING.samples(affordable=1000, most=1400), STOPPING.samples(affordable=1000, most=2000)
+            (1400, 1000)
         """
-        return most if most <= 2 * self.least_samples else self.least_samples
-
-    def part(self, kind: Kind) -> Part:
-        """Return what the sub-sample of a curvature is compared with."""
-        return self.hessian_part if kind == "hessian" else self.ggn_part
-
-    def enough_samples(self, samples: int, sample_error: float, step_error: float, wanted: Errors) -> bool:
-        """Tell whether more samples would not help: below the step error their error does not count."""
-        return sample_error <= max(wanted.samples, step_error) or samples >= self.most_samples
+        if most <= self.nearly * affordable:
+            return most
+        return min(affordable, self.most_samples, most)
 
     # -------------------------------------------------------------------------------------------------- steps
 
@@ -150,13 +147,31 @@ class Stopping:
         """Tell whether the whole matrix is built: it is small, or costs no more than the steps that were asked for."""
         return dimension <= max(self.dense, steps)
 
-    def most_steps(self, dimension: int) -> int:
-        """Return the largest number of steps: more for a small model, whose products cost little."""
-        return min(max(self.fewest_at_most, self.most_numbers // dimension), self.most_at_most)
+    def steps(self, kind: Kind) -> int:
+        """Return the number of steps that a budget is planned for."""
+        return self.hessian_steps if kind == "hessian" else self.ggn_steps
 
-    def least(self, answers: bool) -> int:
-        """Return the number of steps before the error is read for the first time."""
-        return self.least_steps if answers else self.least_steps // 2
+    def change(self, changes: Iterable[float], steps: int) -> float:
+        """Return the error that the changes of a limit since a third of its steps tell.
+
+        Args:
+            changes: Absolute changes, in sparsity; none of them makes the error 1.
+            steps: Number of steps.
+        """
+        factor = self.settled if steps >= self.settled_from else self.changed
+        return factor * max(changes, default=1 / factor)
+
+    def most_steps(self, dimension: int, kind: Kind | None = None, drawn: bool = False) -> int:
+        """Return the largest number of steps: more for a small model, whose products cost little.
+
+        Args:
+            dimension: Number D of weights.
+            kind: ``"hessian"`` or ``"ggn"``, for a sub-sample.
+            drawn: Whether a large model is seen on a sub-sample, of which more samples are worth more than more steps.
+        """
+        if drawn and kind is not None and self.dear(dimension):
+            return self.hessian_steps if kind == "hessian" else self.ggn_most
+        return min(max(self.fewest_at_most, self.most_numbers // dimension), self.most_at_most)
 
     def pace(self, steps: int) -> int:
         """Return how many steps follow those taken before the next reading."""
