@@ -82,7 +82,7 @@ class DenseNetwork:
         loader = first_batches(subject.loader, asked.max_batches)
         whole = Objective(subject.model, loader, subject.loss_fn, self.counted, subject.parameters)
         self.profile = MagnitudeProfile(whole.chosen)
-        self.budget = Budget.of(asked.budget, whole.samples, operations_per_sample(whole.subset(FEW, asked.seed)))
+        self.budget = Budget.of(asked.budget, whole.samples, _operations(whole, asked.seed))
         losses = self._losses(whole, asked)
         untrue = untrue_derivatives(losses.objective, asked.seed)
         if untrue:
@@ -190,6 +190,14 @@ class DenseNetwork:
             resolution=resolution(drop.values),
             constant_metric=None if lost is None else mean + lost[0],
         )
+
+
+def _operations(whole: Objective, seed: int) -> float:
+    """Count operations per sample; what fails here fails in the next pass, too, which names the batch."""
+    try:
+        return operations_per_sample(whole.subset(FEW, seed))
+    except UserError:
+        return 2.0 * whole.dimension
 
 
 def _check_repeatable(losses: Tensor, again: Tensor) -> None:
