@@ -99,11 +99,17 @@ def one_shot(evidence: Evidence, settings: Settings, allowed: Allowed) -> Answer
     between = f"the first point of the grid that fails is {where.high:.2%}"
     if where.high >= 1 and where.low >= 1:
         between = "no point of the grid fails"
+    start = evidence.already_removed
+    if settings.max_drop is None and evidence.dense.objective_error:
+        rises = [Point(point.sparsity, 0.0, 0.0, point.rise, point.rise_error) for point in evidence.points]
+        ends = [level(rises, allowed.epsilon, sign * ERRORS, start) for sign in (1, -1)]
+        low, high = min(low, max(start, ends[0])), max(high, ends[1])
+        status = f"measured on a draw of all data; {between}; the interval holds two standard errors of the draw"
+        return Answer("one-shot", where.low, low, high, "measured", metric, status)
     if settings.max_drop is None:
         drawn = any(point.rise_error for point in evidence.points if point.sparsity in (low, high))
         on = "draws beside all data, right in 99.9 % of draws" if drawn else "all data"
         return Answer("one-shot", where.low, low, high, "measured", metric, f"measured on {on}; {between}")
-    start = evidence.already_removed
     ends = [level(evidence.points, settings.max_drop, sign * ERRORS, start) for sign in (1, -1)]
     low, high = min(low, max(start, ends[0])), max(high, ends[1])
     held = f"{evidence.dense.metric_samples:,} {'held-out' if settings.held_out else 'training'} samples"

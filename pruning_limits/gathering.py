@@ -68,7 +68,8 @@ def gather(subject: Subject, asked: Settings, progress: Progress, checkpoint: st
     with together(lambda: {DIFFERENT_RANKS: fingerprint(dense.losses.objective, dense.losses.values, dense.settings)}):
         pass  # before anything is evaluated at weights that depend on the arguments
     drop = None if subject.metric is None else dense.metric(subject, asked)
-    rise = PairedDifferences(dense.draws, dense.profile, (dense.losses.values, dense.losses.sizes))
+    losses = dense.losses
+    rise = PairedDifferences(dense.draws, dense.profile, (losses.values, losses.sizes), total=losses.total)
     network = dense.described(drop)
     given = None if asked.max_drop is not None else _given(dense.losses, asked)
     points = _points(rise, drop, asked, given, progress)

@@ -83,6 +83,7 @@ class PairedDifferences:
         profile: Magnitude profile of its weights.
         dense: Values of the dense network in loader order ``[n]``, and the number of samples behind each ``[n]``.
         sign: 1 for values that must not rise, -1 for those that must not fall.
+        total: Number of samples that all data are themselves a draw of; None where they are not.
     """
 
     def __init__(
@@ -91,11 +92,13 @@ class PairedDifferences:
         profile: MagnitudeProfile,
         dense: tuple[Tensor, Tensor],
         sign: int = 1,
+        total: int | None = None,
     ) -> None:
         self.draws, self.objective = draws, draws[-1]
         self.profile, self.sign = profile, sign
         self.values, self.sizes = dense
         self.samples = 0
+        self._share_left = 0.0 if total is None else 1 - self.objective.samples / total
         self._parts = draws if len(self.values) == self.objective.samples else draws[-1:]
         self._step = float(bool(((self.values == 0) | (self.values == 1)).all()))
         self._known: dict[int, Difference] = {}
@@ -151,7 +154,7 @@ class PairedDifferences:
         if complete and len(values) != len(self.values):  # memory ran out and batches were split
             self.values, self.sizes = part.sample_losses()
             self.samples += part.samples
-        differences = self.sign * (values - _picked(self.values, part))
+        differences = self.sign * (values - (self.values if complete else _picked(self.values, part)))
         if not bool(differences.isfinite().all()):
             return Difference(math.inf, 0.0, 0.0, part.samples, complete)
         penalty = self.sign * self._penalty(weights)
@@ -167,6 +170,13 @@ class PairedDifferences:
         mean, error = float(differences.mean()), drawn_error(differences, part.factors, self.objective.samples)
         rare = RARE * self._step / part.samples
         return Difference(start + mean + penalty, error, spread, part.samples, complete, rare, beside)
+
+    def error(self, difference: Difference) -> float:
+        """Return the standard error of a difference, that of all data as a draw included."""
+        if not self._share_left:
+            return difference.error
+        part = difference.samples / self.objective.samples
+        return math.hypot(difference.error, difference.spread * math.sqrt(part * self._share_left))
 
     def _penalty(self, weights: Tensor) -> float:
         """Return by how much the penalty rises."""
@@ -268,7 +278,7 @@ def measured_points(
             Point(
                 sparsity=count / dimension,
                 rise=rise.mean,
-                rise_error=rise.error,
+                rise_error=criterion.error(rise),
                 drop=None if drop is None else drop.mean,
                 drop_error=None if drop is None else drop.spread,
             )

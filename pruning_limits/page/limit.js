@@ -266,13 +266,17 @@ const answerWithin = (rung, sparsity, half) => ({
 });
 
 function oneShot(evidence, { max_drop: maxDrop }, { epsilon }) {
-  const { points, measured, already_removed: start } = evidence;
+  const { points, measured, already_removed: start, dense } = evidence;
   const bar = { allowed: maxDrop ?? epsilon, ofMetric: maxDrop !== null };
   let { low, high } = crossing(pointsOf(evidence), bar, start);
   const answer = { rung: "one-shot", sparsity: low, low, high, basis: "formula", metric: null };
   if (!measured) return answer;
   if (maxDrop !== null) {
     const [early, late] = [1, -1].map((sign) => level(points, maxDrop, sign * ERRORS, start));
+    [low, high] = [Math.min(low, Math.max(start, early)), Math.max(high, late)];
+  } else if (dense.objective_error) {
+    const rises = points.map((point) => ({ ...point, drop: point.rise, drop_error: point.rise_error }));
+    const [early, late] = [1, -1].map((sign) => level(rises, epsilon, sign * ERRORS, start));
     [low, high] = [Math.min(low, Math.max(start, early)), Math.max(high, late)];
   }
   return { ...answer, low, high, basis: "measured", metric: metricAt(evidence, answer.sparsity) };
