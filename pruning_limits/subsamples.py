@@ -105,12 +105,14 @@ class Subsamples:
         r"""Share of what curves that a sub-sample of a size covers, :math:`\sum_j \pi_j a_j / \sum_j a_j`.
 
         :math:`\pi_j` is the probability that a sample is drawn, :math:`a_j` its share in the curvature to the power
-        0.75: a weaker sample adds its own directions to the rank, too.
+        0.75: a weaker sample adds its own directions to the rank, too. Where the losses are of a draw, its share of
+        all data counts, too.
         """
         if self._scores is None or self.losses.shares is None:
             return samples / self.losses.total
         weights = self.losses.shares.clamp(min=0) ** COVERED_POWER
-        return float((weights * inclusion(self._scores, samples)).sum() / weights.sum())
+        covered = float((weights * inclusion(self._scores, samples)).sum() / weights.sum())
+        return covered * self.objective.samples / self.losses.total
 
     def subset(self, samples: int) -> Objective:
         """Return the objective on the sub-sample of a size, or on all data where there are no more.
