@@ -20,7 +20,7 @@ from pruning_limits.parts import Estimate
 from pruning_limits.progress import Progress
 from pruning_limits.recurrences import Plan, Reader, Recurrences
 from pruning_limits.states import Known, States, fingerprint
-from pruning_limits.stopping import Errors, Kind
+from pruning_limits.stopping import Kind
 from pruning_limits.subsamples import Curvature, Subsamples
 
 LOGGER = logging.getLogger("pruning_limits")
@@ -141,7 +141,7 @@ class Estimates:
     def _isotropic(self, measure: SpectralMeasure, factor: float = 1.0) -> float:
         return isotropic_limit(measure, self.curve, factor * self.epsilon, self.settings.negative).sparsity
 
-    def _wanted(self, kind: Kind) -> Errors:
+    def _wanted(self, kind: Kind) -> float:
         return self.stopping.wanted(self.settings.tolerance, answers=kind == self.settings.curvature)
 
     def _of_a_draw(self, estimate: Estimate) -> Estimate:
@@ -200,7 +200,7 @@ class Estimates:
         known = self.recurrences.states.known(key)
         if known is None:
             starts, images, known = self._without_idle(kind, operator, starts)
-        reader, wanted = Reader(self.subsamples, self._isotropic, kind, samples, known), self._wanted(kind).steps
+        reader, wanted = Reader(self.subsamples, self._isotropic, kind, samples, known), self._wanted(kind)
 
         def read(matrices: list[Tridiagonal], ended: bool) -> tuple[list[Tridiagonal], Estimate] | None:
             taken = max(matrix.steps for matrix in matrices)

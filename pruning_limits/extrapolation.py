@@ -32,7 +32,7 @@ def settling(kept: float, before: float, ratio: float, left: float) -> tuple[flo
         The factor, 0.5 to 1, and the error :math:`|\Delta| / (\sqrt r - 1)`, as a fraction of all weights: as large as
         the correction to infinitely many samples, whether it is made or not.
 
-    Source: an observation, held against all data in ``docs/results/benchmarks/carried.md``.
+    Source: an observation, held against all data in ``docs/theory/limit.md``, section 7.
 
     Example:
         >>> factor, error = settling(0.30, 0.31, ratio=4, left=0.01)
@@ -65,7 +65,7 @@ def saturation(kept: Sequence[float], coverage: Sequence[float]) -> tuple[float,
         The factor, at least 1, and the error as a fraction of all weights;
         of two sub-samples the whole correction is error.
 
-    Source: an observation on two networks, held against others in ``docs/results/benchmarks/carried.md``.
+    Source: an observation on two networks, held against others in ``docs/theory/limit.md``, section 7.
 
     Example:
         >>> factor, error = saturation([0.001, 0.002, 0.004], coverage=[0.1, 0.2, 0.4])

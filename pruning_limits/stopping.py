@@ -11,32 +11,21 @@ Kind = Literal["hessian", "ggn"]
 
 
 @dataclass(frozen=True)
-class Errors:
-    """Errors to aim at.
-
-    Attributes:
-        steps: Half-width from the number of steps, > 0.
-        samples: Half-width from the sub-sample, > 0.
-    """
-
-    steps: float
-    samples: float
-
-
-@dataclass(frozen=True)
 class Stopping:
     r"""All numbers that decide when a prediction has taken enough, and the rules that use them.
 
     The pages named here lie in ``docs/``. A change of a value changes limits and their errors.
 
     Attributes:
-        answer: Errors of the spectrum that ``sparsity`` is read off, in units of the tolerance. A choice, not measured.
+        answer: Error from the steps to aim at, of the spectrum that ``sparsity`` is read off, in units of the
+            tolerance. A choice, not measured.
         other: The same of the other spectrum, whose limits have no tolerance of their own. A choice, not measured.
         directions: Width of the bracket of the directional limit, in units of the tolerance. A choice, not measured.
         ggn_steps: Steps of the GGN that a budget is planned for. A choice for their cost.
         ggn_most: Largest number of steps on a sub-sample of a large model, whose samples are worth more. A choice.
-        hessian_steps: The same of the Hessian, whose limit moves with the steps more than with the samples: its error
-            is then read off fewer changes (``settled``).
+        hessian_steps: Steps of the Hessian that a budget is planned for, and their largest number on a sub-sample of a
+            large model. A choice: its limit moves with the steps more than with the samples, and from so many on its
+            error is a smaller multiple of the changes (``settled``).
         steps_at_once: Steps between two readings. A choice, not measured.
         share_at_once: Steps between two readings as a share of those taken, once that is more than ``steps_at_once``. A
             choice, not measured.
@@ -46,7 +35,7 @@ class Stopping:
             the Hessian's limit, too. With fewer it misses: at 16 steps it held in 74 % of runs on half of twelve known
             spectra, at 24 to 128 steps in 98 to 100 % on either half (``results/benchmarks/changes.md``).
         changed: How many times that change is the error. A choice, not measured.
-        settled_from: Steps from which on it is ``settled`` times the change.
+        settled_from: Steps from which on it is ``settled`` times the change (``results/benchmarks/changes.md``).
         settled: The same from there on: the smallest of 1, 1.25 and 1.5 that held in 95 % of runs on one half of the
             known spectra; on the other half it held in 95 to 100 % (``results/benchmarks/changes.md``).
         changes_read: Number of earlier limits that it is read off. A choice for their cost.
@@ -55,7 +44,7 @@ class Stopping:
             processor time narrow the limit of a few thousand weights by a few of them.
         most_numbers: Numbers D times steps up to which a model counts as small. A choice, not measured.
         slow: Steps are slow where twice as many leave more than this share of the error. A choice, not measured; FC5
-            on CIFAR-10 stops by it after ``least_steps`` (``theory/trust.md``).
+            on all of CIFAR-10 stops by it (``theory/trust.md``).
         dense: Weights up to which the whole matrix is built. A choice, not measured.
         most_probes: Largest number of probes. A choice, not measured.
         most_products: Largest number of probes times steps on a sub-sample. A choice, not measured.
@@ -67,9 +56,9 @@ class Stopping:
             begins (``theory/limit.md``, section 8). A choice, not measured.
         diagnostic_samples: Largest sub-sample of traces of layers and notes. A choice, not measured.
         hessian_part: How many times fewer samples the sub-sample has that the Hessian is compared with. A choice; what
-            it leads to is in ``results/benchmarks/carried.md``.
+            it leads to is in ``theory/limit.md``, section 7.
         ggn_parts: How many times fewer samples the sub-samples have that the GGN is compared with, the smallest first.
-            A choice; what it leads to is in ``results/benchmarks/carried.md``.
+            A choice; what it leads to is in ``theory/limit.md``, section 7.
         most_knots: Largest number of sparsities with measured directions (``theory/directional.md``, section 9). A
             choice, not measured.
         knot_distance: Distance in :math:`-\log(1 - s)` below which a knot is at the limit. A choice, not measured.
@@ -82,8 +71,8 @@ class Stopping:
         32
     """
 
-    answer: Errors = Errors(1 / 4, 1 / 2)
-    other: Errors = Errors(2.0, 1.0)
+    answer: float = 1 / 4
+    other: float = 2.0
     directions: float = 1 / 2
     ggn_steps: int = 24
     ggn_most: int = 40
@@ -114,15 +103,14 @@ class Stopping:
     knot_distance: float = 0.25
     flatter: float = 5
 
-    def wanted(self, tolerance: float, answers: bool) -> Errors:
-        """Return the errors to aim at: parts of the tolerance, which leave room for what the interval adds to them.
+    def wanted(self, tolerance: float, answers: bool) -> float:
+        """Return the error from the steps to aim at: a part of the tolerance, which leaves room for the other errors.
 
         Args:
             tolerance: Wanted half-width of the limit, in sparsity, > 0.
             answers: Whether ``sparsity`` is read off this spectrum.
         """
-        shares = self.answer if answers else self.other
-        return Errors(tolerance * shares.steps, tolerance * shares.samples)
+        return tolerance * (self.answer if answers else self.other)
 
     # ------------------------------------------------------------------------------------------------ samples
 
@@ -197,16 +185,16 @@ class Stopping:
 
     # -------------------------------------------------------------------------------------------------- probes
 
-    def probes(self, standard_error: float, step_error: float, steps: int, wanted: Errors) -> int:
+    def probes(self, standard_error: float, step_error: float, steps: int, wanted: float) -> int:
         """Return how many probes have an error as small as wanted, or below the step error, judged by the first.
 
         Args:
             standard_error: Standard error of the limit with one probe.
             step_error: Its half-width from the number of steps.
             steps: Steps of every probe.
-            wanted: Errors to aim at.
+            wanted: Error to aim at.
         """
-        enough = math.ceil((2 * standard_error / max(wanted.steps, step_error)) ** 2)
+        enough = math.ceil((2 * standard_error / max(wanted, step_error)) ** 2)
         return min(enough, self.most_probes, self.most_products // steps)
 
     # --------------------------------------------------------------------------------------------------- knots
