@@ -33,6 +33,7 @@ DEFAULTS = {
     "progress": None,
     "checkpoint": None,
     "precision": "full",
+    "budget": None,
 }
 NUMBERS = ["sparsity", "lower", "achieved", "retrained", "upper", "directional", "headroom", "objective", "epsilon"]
 TEXTS = ["status", "criterion"]
@@ -42,7 +43,7 @@ METHODS += ["to_pandas", "from_json", "epsilon_for", "weight_scale_for", "curvat
 COMMANDS = {
     "demo": "--out",
     "predict": "--model --model-arg --checkpoint --dataset --data --loss --metric --max-drop --held-out --criterion "
-    "--mean --std --scale --no-normalise --json --plot --report --device --epsilon --l1 --l2",
+    "--mean --std --scale --no-normalise --json --plot --report --device --epsilon --l1 --l2 --budget",
     "check": "--sparsity --limit --dense --pruned --max-drop --junit --json",
     "spectrum": "--model --dataset --plot",
     "report": "--out",

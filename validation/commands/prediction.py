@@ -36,6 +36,7 @@ def predicted(
     epsilon: float | None = None,
     curvature: Any = "hessian",
     tolerance: float = 0.005,
+    budget: float | None = None,
     no_measure: bool = False,
 ) -> PruningLimit:
     """Predict the limit of a task."""
@@ -57,6 +58,7 @@ def predicted(
         tolerance=tolerance,
         measure=not no_measure,
         seed=seed,
+        budget=budget,
     )
     return with_origin(limit, task.name, task.data.name)
 
