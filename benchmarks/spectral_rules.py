@@ -339,8 +339,9 @@ def main() -> None:
     notes = [
         command,
         f"Error of the Hessian's limit from the number of steps, {SEEDS_OF_CHANGES} probes per spectrum: "
-        f"{CERTAIN_SHARE} times the width of the bracket, or twice the largest change of the limit since a third of "
-        "the steps where that is less (the engine states it from 24 steps on). It holds where the limit of the probe "
+        f"{CERTAIN_SHARE} times the width of the bracket, or {STOPPING.changed:g} times the largest change of the "
+        f"limit since a third of the steps where that is less, {STOPPING.settled:g} times from {STOPPING.settled_from} "
+        f"steps on (the engine states it from {STOPPING.changes_from} steps on). It holds where the limit of the probe "
         "drawn, with all eigenvalues, lies within. The share is read at epsilon and serves the others, as in what_if.",
     ]
     rows = by_halves(changes) + changes
