@@ -155,9 +155,9 @@ def main() -> None:
         ]
     notes = [
         f"Made by `python benchmarks/samples.py --out {arguments.out}`. {environment_note()}",
-        "First network of each kind. Isotropic limits, read off a sub-sample and a part of it, and carried to all "
-        "data; the last row of a network is all data. The part is a sixteenth with twice the steps for the Hessian, "
-        "an eighth for the GGN. A draw is a seed of sub-sample and probes.",
+        "First network of each kind. Isotropic limits, read off a sub-sample and parts of it, and carried to all "
+        "data; the last row of a network is all data. The part is a quarter for the Hessian; for the GGN there are a "
+        "sixteenth and a quarter. A draw is a seed of sub-sample and probes.",
         *summary(rows),
     ]
     title = "The limit against the data sub-sample"

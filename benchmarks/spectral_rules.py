@@ -252,7 +252,7 @@ def change_rows(name: str, bed: Bed) -> list[Row]:
             for factor in FACTORS:
                 at = dataclasses.replace(bed, epsilon=factor * bed.epsilon)
                 values, (low, high) = [at.limit(measure) for measure in limits], (at.limit(end) for end in ends)
-                change = 2 * max(abs(value - values[-1]) for value in values[:-1])
+                change = STOPPING.change([abs(value - values[-1]) for value in values[:-1]], steps)
                 readings.append((abs(values[-1] - at.limit(exact)), abs(high - low), change))
             errors.setdefault(steps, []).append(readings)
     rows = []
@@ -339,8 +339,9 @@ def main() -> None:
     notes = [
         command,
         f"Error of the Hessian's limit from the number of steps, {SEEDS_OF_CHANGES} probes per spectrum: "
-        f"{CERTAIN_SHARE} times the width of the bracket, or twice the largest change of the limit since a third of "
-        "the steps where that is less (the engine states it from 24 steps on). It holds where the limit of the probe "
+        f"{CERTAIN_SHARE} times the width of the bracket, or {STOPPING.changed:g} times the largest change of the "
+        f"limit since a third of the steps where that is less, {STOPPING.settled:g} times from {STOPPING.settled_from} "
+        f"steps on (the engine states it from {STOPPING.changes_from} steps on). It holds where the limit of the probe "
         "drawn, with all eigenvalues, lies within. The share is read at epsilon and serves the others, as in what_if.",
     ]
     rows = by_halves(changes) + changes

@@ -100,15 +100,15 @@ def one_shot(evidence: Evidence, settings: Settings, allowed: Allowed) -> Answer
     between = f"the first point of the grid that fails is {where.high:.2%}"
     if where.high >= 1 and where.low >= 1:
         between = "no point of the grid fails"
+    start = evidence.already_removed
     if settings.max_drop is None:
-        bar, start = Bar(allowed.epsilon), evidence.already_removed
+        bar = Bar(allowed.epsilon)
         low = crossing(evidence.points, bar, start, DEVIATIONS).low
         high = crossing(evidence.points, bar, start, -DEVIATIONS).high
         drawn = any(point.rise_error for point in evidence.points if low <= point.sparsity <= high)
         beside = "a draw of the data" if evidence.dense.objective_error else "draws beside all data"
         on = f"{beside}, right in 99.9 % of draws" if drawn else "all data"
         return Answer("one-shot", where.low, low, high, "measured", metric, f"measured on {on}; {between}")
-    start = evidence.already_removed
     ends = [level(evidence.points, settings.max_drop, sign * ERRORS, start) for sign in (1, -1)]
     low, high = min(low, max(start, ends[0])), max(high, ends[1])
     held = f"{evidence.dense.metric_samples:,} {'held-out' if settings.held_out else 'training'} samples"

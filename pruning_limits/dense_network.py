@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from estimators import L1, Objective, Penalty, UserError
 from estimators.derivatives import untrue_derivatives
 from estimators.objective import LossFunction
+from estimators.operations import operations_per_sample
 from estimators.samples import first_batches
+from pruning_limits.budget import Budget
 from pruning_limits.chance import gain_over_constant, gain_over_strangers
-from pruning_limits.losses import all_losses, drawn_losses
+from pruning_limits.losses import Losses, all_losses, drawn_losses
 from pruning_limits.magnitude import MagnitudeProfile
 from pruning_limits.metrics import metric_errors, resolution
 from pruning_limits.notes import note_doubles, note_uncounted, note_untrue
@@ -24,7 +26,10 @@ from pruning_limits.one_shot import PairedDifferences, draws_of, mean_and_error
 from pruning_limits.parts import Dense
 from pruning_limits.settings import Settings
 
+FEW = 8  # samples whose operations are counted
 CHANCE_SAMPLES = 512  # that tell whether a network is better than constant outputs
+# Cosine of the gradients of two halves of a draw below which there is no gradient: less than the noise of four halves.
+STATIONARY = 0.2
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,8 @@ class DenseNetwork:
         profile: These weights by magnitude.
         settings: What is asked for, with the names of the weights.
         draws: The objective on draws and on all data that the losses are of.
-        gradient: Gradient of the criterion ``[D]``, zero where a weight is removed.
+        gradient: Gradient of the criterion ``[D]``, see ``_gradient``; zero where a weight is removed.
+        budget: What the prediction may cost.
         samples: Number of samples that were passed so far.
         remarks: What is to be said about the weights.
 
@@ -76,7 +82,8 @@ class DenseNetwork:
         loader = first_batches(subject.loader, asked.max_batches)
         whole = Objective(subject.model, loader, subject.loss_fn, self.counted, subject.parameters)
         self.profile = MagnitudeProfile(whole.chosen)
-        losses = all_losses(whole) if asked.measure else drawn_losses(whole, asked.samples or 0, asked.seed)
+        self.budget = Budget.of(asked.budget, whole.samples, _operations(whole, asked.seed))
+        losses = self._losses(whole, asked)
         untrue = untrue_derivatives(losses.objective, asked.seed)
         if untrue:
             losses = losses.among([name for name in whole.names if name not in untrue])
@@ -91,20 +98,49 @@ class DenseNetwork:
         self.draws = draws_of(objective, asked.seed, None if shares is None else shares + shares.mean())
         self.gradient = self._gradient()
 
+    def _losses(self, whole: Objective, asked: Settings) -> Losses:
+        """Return the losses of all data, or of a draw where nothing is measured or the budget allows no more."""
+        if not asked.measure:
+            return drawn_losses(whole, asked.samples or 0, asked.seed)
+        if self.budget.losses >= whole.samples:
+            return all_losses(whole)
+        part = whole.subset(self.budget.losses, asked.seed)
+        return replace(all_losses(part), total=whole.samples)
+
     def _gradient(self) -> Tensor:
-        """Pass the data once more; with L1, where only a note depends on the gradient, a draw of them."""
-        objective = self.losses.objective
-        part = self.draws[0] if isinstance(self.counted, L1) else objective
+        """Return the gradient of the criterion: of all data where it counts, else as at a stationary point.
+
+        Half a draw against the other half tells whether there is a gradient beyond that which balances the penalty.
+        """
+        objective, part = self.losses.objective, self.draws[0]
         again, gradient = part.losses_and_gradient()
         self.samples = objective.samples + part.samples
         if part is objective and len(again) != len(self.losses.values):  # memory ran out and batches were split
             self.losses = self.losses.again()
             self.samples += objective.samples
         values = self.losses.values
-        if part.picked is not None and part is not objective:
-            values = values[part.picked] if len(values) == objective.samples else part.sample_losses()[0]
+        if part is not objective:
+            complete = part.picked is not None and len(values) == objective.samples
+            values = values[part.picked] if complete else part.sample_losses()[0]
         _check_repeatable(values, again)
+        if part is not objective and not isinstance(self.counted, L1):
+            gradient = self._beyond_draws(part, gradient)
         return gradient * (self.profile.vector != 0) if self.profile.zeros else gradient
+
+    def _beyond_draws(self, part: Objective, gradient: Tensor) -> Tensor:
+        """Return the gradient of all data, or the one of a stationary point where a draw shows no other."""
+        balance = torch.zeros_like(gradient)
+        if self.penalty is not None and self.counted is None:
+            balance = -self.penalty.gradient(self.losses.objective.vector())
+        half = part.subset(part.samples // 2, self.settings.seed)
+        self.samples += half.samples
+        share = half.samples / part.samples
+        first = half.gradient() - balance
+        second = (gradient - balance - share * first) / (1 - share)
+        if float(first @ second) < STATIONARY * float(first.norm() * second.norm()):
+            return balance
+        self.samples += self.losses.objective.samples
+        return self.losses.objective.gradient()
 
     def pull(self) -> Tensor | None:
         """Return the gradient of a penalty that the criterion leaves out, ``[D]``, or None where there is none.
@@ -154,6 +190,14 @@ class DenseNetwork:
             resolution=resolution(drop.values),
             constant_metric=None if lost is None else mean + lost[0],
         )
+
+
+def _operations(whole: Objective, seed: int) -> float:
+    """Count operations per sample; what fails here fails in the next pass, too, which names the batch."""
+    try:
+        return operations_per_sample(whole.subset(FEW, seed))
+    except UserError:
+        return 2.0 * whole.dimension
 
 
 def _check_repeatable(losses: Tensor, again: Tensor) -> None:

@@ -13,14 +13,14 @@ from torch import Tensor
 
 from estimators import SpectralMeasure, Tridiagonal, dense_measure, sphere_probes
 from estimators.errors import UndefinedGGNError
-from pruning_limits.extrapolation import growth
+from pruning_limits.extrapolation import saturation, settling
 from pruning_limits.isotropic import isotropic_limit
 from pruning_limits.magnitude_curve import MagnitudeCurve
 from pruning_limits.parts import Estimate
 from pruning_limits.progress import Progress
 from pruning_limits.recurrences import Plan, Reader, Recurrences
 from pruning_limits.states import Known, States, fingerprint
-from pruning_limits.stopping import Errors, Kind
+from pruning_limits.stopping import Kind
 from pruning_limits.subsamples import Curvature, Subsamples
 
 LOGGER = logging.getLogger("pruning_limits")
@@ -67,9 +67,7 @@ class Estimates:
         self.recurrences = Recurrences(subsamples, states, progress)
 
     def estimate(self, kind: Kind) -> Estimate:
-        """Estimate one spectrum; its sample error compares the sub-sample with a part of it, or of the first.
-
-        More samples are taken as long as their error counts.
+        """Estimate one spectrum on as many samples as the budget allows, and carry its limit to all data.
 
         Args:
             kind: ``"hessian"`` or ``"ggn"``.
@@ -78,22 +76,49 @@ class Estimates:
             UndefinedGGNError: The loss has no GGN.
         """
         most, asked = self.objective.samples, self.settings.samples
-        count = min(asked or self.stopping.first_samples(most), most)
-        roots: dict[int, float] = {}
-        if 1 < count < self.losses.total:
-            part = self.stopping.part(kind)
-            first = max(1, count // part.fewer)
-            smaller = self._on(kind, first, part.longer)
-            if smaller.samples < self.subsamples.subset(count).samples:  # whole batches may give more than asked for
-                roots[smaller.samples] = self.root(smaller)
-            self.subsamples.forget(kind, first)
-        while True:
-            current = self._carried(kind, self._on(kind, count), roots)
-            errors = current.sample_error, current.step_error
-            if asked or count == most or self.stopping.enough_samples(count, *errors, self._wanted(kind)):
-                return self._of_products(kind, self._of_a_draw(current))
-            self.subsamples.forget(kind, count)
-            count = min(2 * count, most)
+        steps = self.settings.steps or self.stopping.steps(kind)
+        count = min(asked or self.stopping.samples(self.subsamples.budget.samples(kind, steps), most), most)
+        carried = self._hessian if kind == "hessian" else self._ggn
+        return self._of_products(kind, self._of_a_draw(carried(count)))
+
+    def _hessian(self, count: int) -> Estimate:
+        """Estimate the Hessian's spectrum on a sub-sample and carry it from a part of it to all data."""
+        total, before = self.losses.total, None
+        if 1 < count < total:
+            first = max(1, count // self.stopping.hessian_part)
+            before = self._on("hessian", first, self.settings.steps or 0)
+            self.subsamples.forget("hessian", first)
+        current = self._on("hessian", count, self.settings.steps or 0)
+        if current.samples == total:
+            return current
+        if before is None or before.samples >= current.samples:  # whole batches may give more than asked for
+            return replace(current, sample_error=1.0)
+        ratio, left = current.samples / before.samples, current.samples / total
+        factor, error = settling(self._kept(current), self._kept(before), ratio, left)
+        return replace(current, sample_error=error, growth=factor)
+
+    def _ggn(self, count: int) -> Estimate:
+        """Estimate the GGN's spectrum on a sub-sample and carry it from smaller ones, with equal steps, to all data."""
+        current = self._on("ggn", count, self.settings.steps or 0)
+        if current.samples == self.losses.total:
+            return current
+        smaller = []
+        for samples in sorted({count // fewer for fewer in self.stopping.ggn_parts} - {0}):
+            estimate = self._on("ggn", samples, current.steps)
+            self.subsamples.forget("ggn", samples)
+            if estimate.samples < min(current.samples, count):
+                smaller.append(estimate)
+        if not smaller:
+            return replace(current, sample_error=1.0)
+        ladder = [*{estimate.samples: estimate for estimate in smaller}.values(), current]
+        coverage = [self.subsamples.coverage(estimate.samples) for estimate in ladder]
+        factor, error = saturation([self._kept(estimate) for estimate in ladder], coverage)
+        return replace(current, sample_error=error, growth=factor)
+
+    def _kept(self, estimate: Estimate) -> float:
+        """Return the kept fraction at the limit on the sub-sample itself, in (0, 1)."""
+        least = 1 / self.objective.dimension
+        return min(1 - least, max(least, 1 - self.root(estimate)))
 
     def retuning(self) -> tuple[Estimate | None, str]:
         """Estimate the spectrum of the GGN, or say why it tells nothing of this loss.
@@ -116,21 +141,8 @@ class Estimates:
     def _isotropic(self, measure: SpectralMeasure, factor: float = 1.0) -> float:
         return isotropic_limit(measure, self.curve, factor * self.epsilon, self.settings.negative).sparsity
 
-    def _wanted(self, kind: Kind) -> Errors:
+    def _wanted(self, kind: Kind) -> float:
         return self.stopping.wanted(self.settings.tolerance, answers=kind == self.settings.curvature)
-
-    def _carried(self, kind: Kind, current: Estimate, roots: dict[int, float]) -> Estimate:
-        """Carry the limit to all data from the smallest and this sub-sample. What is corrected counts as error."""
-        if current.samples == self.losses.total:
-            return current
-        if not roots:
-            return replace(current, sample_error=1.0)
-        first, least = min(roots), 1 / self.objective.dimension
-        kept, before = (min(1 - least, max(least, 1 - root)) for root in (self.root(current), roots[first]))
-        doublings = math.log2(current.samples / first)
-        left = math.log2(self.losses.total / current.samples)
-        factor, error = growth(kept, before, doublings, left, kind == "ggn")
-        return replace(current, sample_error=error, growth=factor)
 
     def _of_a_draw(self, estimate: Estimate) -> Estimate:
         """Add what two standard errors of epsilon over curvature from a draw of the losses do to the limit."""
@@ -148,19 +160,19 @@ class Estimates:
         ends = (estimate.moved(error, up, self.settings.negative).limit(self._isotropic) for up in (True, False))
         return replace(estimate, sample_error=estimate.sample_error + max(abs(end - at) for end in ends))
 
-    def _on(self, kind: Kind, samples: int, longer: int = 1) -> Estimate:
-        """Estimate a spectrum on a sub-sample in ``longer`` times the usual steps.
+    def _on(self, kind: Kind, samples: int, steps: int) -> Estimate:
+        """Estimate a spectrum on a sub-sample in so many steps; 0 takes as many as are planned for, or more.
 
         More probes follow the first where their error counts.
         """
         operator, dimension = self.subsamples.operator(kind, samples), self.objective.dimension
-        steps, probes = longer * (self.settings.steps or 0), self.settings.probes
+        probes = self.settings.probes
         if self.stopping.exact(dimension, steps):
             identity = torch.eye(dimension, device=operator.device, dtype=operator.dtype)
             images = operator.matmat(identity)
             self.subsamples.curved(kind, operator, identity, images)
             return Estimate(dense_measure(operator, images), operator.samples, dimension, 0.0, 0.0)
-        least = longer * self.stopping.least(answers=kind == self.settings.curvature)
+        least = self.stopping.steps(kind)
         matrices, estimate, reader = self._advanced(kind, samples, slice(0, probes or 1), steps, least)
         if probes is None and (enough := self._probes(kind, estimate)) > 1:
             others, *_ = self._advanced(kind, samples, slice(1, enough), estimate.steps)
@@ -181,13 +193,14 @@ class Estimates:
             Their matrices, what is read off them, and the reader, which also reads them together with others.
         """
         operator = self.subsamples.operator(kind, samples, narrow=True)
-        most = steps or self.stopping.most_steps(self.objective.dimension)
+        most = steps or self.stopping.most_steps(self.objective.dimension, kind, samples < self.losses.total)
+        most = most if steps else max(most, least)
         key = f"{kind}-{samples}" if probes.start == 0 else f"{kind}-{samples}-{probes.start}"
         starts, images = sphere_probes(operator, probes.stop, self.settings.seed)[:, probes], None
         known = self.recurrences.states.known(key)
         if known is None:
             starts, images, known = self._without_idle(kind, operator, starts)
-        reader, wanted = Reader(self.subsamples, self._isotropic, kind, samples, known), self._wanted(kind).steps
+        reader, wanted = Reader(self.subsamples, self._isotropic, kind, samples, known), self._wanted(kind)
 
         def read(matrices: list[Tridiagonal], ended: bool) -> tuple[list[Tridiagonal], Estimate] | None:
             taken = max(matrix.steps for matrix in matrices)

@@ -1,54 +1,83 @@
-"""From the kept fractions of two sub-samples to that of all data."""
+"""From the kept fractions of sub-samples to that of all data."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from itertools import pairwise
 
 from scipy.special import expit, logit
 
-LEAST_GROWTH, LEAN, BENT = 0.5, 0.4, 0.7
+LEAST = 0.5
+LINE_ERROR = 0.25
 
 
-def growth(kept: float, before: float, doublings: float, left: float, rank: bool) -> tuple[float, float]:
-    r"""Factor from the kept fraction on a sub-sample to that on all data, and what it may be wrong by.
+def settling(kept: float, before: float, ratio: float, left: float) -> tuple[float, float]:
+    r"""Factor from the Hessian's kept fraction on a sub-sample to that on all data, and what it may be wrong by.
 
-    Near all data the kept fraction k is taken as linear in :math:`\log n`,
+    Noise widens the Hessian's bulk in proportion to :math:`1/\sqrt n`, and the kept fraction k with it:
+    :math:`k(n) = k_\infty + a/\sqrt n`. With :math:`\Delta = k_0 - k` between sub-samples of n/r and n samples
 
-    .. math:: k(N) = k + (k - k_0)\, \ell / d.
+    .. math:: k(N) = k - \frac{\Delta}{\sqrt r - 1} \left(1 - \sqrt{n/N}\right).
 
-    Farther away it follows a law. Noise widens the Hessian's bulk in proportion to :math:`1/\sqrt n`; as its share of
-    k goes with :math:`|x|/(c+|x|)`, :math:`1/k` is linear in :math:`\sqrt n`. The rank of the GGN grows with n, and
-    the odds :math:`k/(1-k)` by a power of n. The geometric mean of line and law leans to the law by
-    :math:`0.4\,(\ell/d - 0.7)`, at least 0 and at most 1.
+    A kept fraction that rises with the samples is left as it is, because the scatter of the steps does that, too.
 
     Args:
         kept: Kept fraction k on the sub-sample, in (0, 1).
-        before: Kept fraction :math:`k_0` on a smaller one, in (0, 1).
-        doublings: Doublings d from that to this sub-sample, > 0.
-        left: Doublings :math:`\ell` from this sub-sample to all data, > 0.
-        rank: Whether the matrix is a GGN, which only grows; else a Hessian, which only shrinks, at most by half.
+        before: Kept fraction :math:`k_0` on the smaller one, in (0, 1).
+        ratio: How many times more samples r the sub-sample has than the smaller one, > 1.
+        left: Share n/N of all data that the sub-sample is, in (0, 1).
 
     Returns:
-        The factor, and the size of the correction that the two fractions suggest, made or not, as a fraction of all
-        weights; for less than one doubling that of a whole one.
+        The factor, 0.5 to 1, and the error :math:`|\Delta| / (\sqrt r - 1)`, as a fraction of all weights: as large as
+        the correction to infinitely many samples, whether it is made or not.
 
-    Source: an observation on the networks in ``docs/theory/limit.md``, section 7.
+    Source: an observation, held against all data in ``docs/theory/limit.md``, section 7.
 
     Example:
-        >>> factor, error = growth(0.0026, 0.0008, doublings=3, left=5.6, rank=True)
-        >>> round(0.0026 * factor, 4), round(error, 4)
-        (0.0112, 0.0086)
+        >>> factor, error = settling(0.30, 0.31, ratio=4, left=0.01)
+        >>> round(0.30 * factor, 4), round(error, 4)
+        (0.291, 0.01)
     """
-    share = left / doublings
-    lean = min(1.0, max(0.0, LEAN * (share - BENT)))
-    linear = 1 + (1 - before / kept) * share
-    if rank:
-        law = float(expit(logit(kept) + share * (logit(kept) - logit(before)))) / kept
-        low, high = 1.0, math.inf
-    else:
-        rise = (1 - kept / before) * (2 ** (left / 2) - 1) / (1 - 2 ** (-doublings / 2))
-        law = 1 / (1 + rise) if rise > 0 else 1.0
-        low, high = LEAST_GROWTH, 1.0
-    line, law = (min(high, max(low, one)) for one in (linear, law))
-    factor = max(low, line ** (1 - lean) * law**lean)
-    return factor, kept * max(abs(factor - 1), abs(linear - 1) / min(1.0, left))
+    infinite = (before - kept) / (math.sqrt(ratio) - 1)
+    return max(LEAST, min(1.0, 1 - infinite * (1 - math.sqrt(left)) / kept)), abs(infinite)
+
+
+def saturation(kept: Sequence[float], coverage: Sequence[float]) -> tuple[float, float]:
+    r"""Factor from the GGN's kept fraction on a sub-sample to that on all data, and what it may be wrong by.
+
+    The rank of the GGN grows with the samples, and with it the kept fraction k, the less the more of what curves is
+    there already. With the share :math:`f` of that which a sub-sample covers, the logarithm of the odds :math:`o =
+    k/(1-k)` is nearly a line in :math:`\log f`, whose slope changes slowly. From three sub-samples with the slopes
+    :math:`\gamma_1, \gamma_2` between them, a last step :math:`\ell = \log(f_3/f_2)` and a distance :math:`L = -\log
+    f_3` to all data,
+
+    .. math:: \log o(N) = \log o_3 + \gamma_2 L + \tfrac12 b, \quad b = (\gamma_2 - \gamma_1) \tfrac L2 (1 + L/\ell),
+
+    where b is what the change of the slope would add if it went on. It counts as error, together with a quarter of
+    :math:`\gamma_2 L`.
+
+    Args:
+        kept: Kept fractions of two or three sub-samples of rising size, in (0, 1).
+        coverage: Shares f that they cover ``(0, 1)``, rising.
+
+    Returns:
+        The factor, at least 1, and the error as a fraction of all weights;
+        of two sub-samples the whole correction is error.
+
+    Source: an observation on two networks, held against others in ``docs/theory/limit.md``, section 7.
+
+    Example:
+        >>> factor, error = saturation([0.001, 0.002, 0.004], coverage=[0.1, 0.2, 0.4])
+        >>> round(0.004 * factor, 4), round(error, 4)
+        (0.01, 0.0026)
+    """
+    odds, shares = [float(logit(value)) for value in kept], [math.log(value) for value in coverage]
+    steps = zip(pairwise(odds), pairwise(shares), strict=True)
+    slopes = [max(0.0, k - k0) / (f - f0) for (k0, k), (f0, f) in steps]
+    left, step = -shares[-1], shares[-1] - shares[-2]
+    line, bend = slopes[-1] * left, (slopes[-1] - slopes[0]) * left / 2 * (1 + left / step)
+    error = abs(bend) + LINE_ERROR * line if len(slopes) > 1 else line
+    middle = odds[-1] + max(0.0, line + bend / 2)
+    low, carried, high = (float(expit(middle + sign * error)) for sign in (-1, 0, 1))
+    return max(1.0, carried / kept[-1]), max(high - carried, carried - low)

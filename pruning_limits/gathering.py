@@ -18,6 +18,7 @@ from estimators import L1, UserError
 from estimators.distributed import gathered, together
 from estimators.trace import traces_of_blocks
 from pruning_limits.answers import bar_of
+from pruning_limits.budget import Budget
 from pruning_limits.dense_network import DenseNetwork, Subject
 from pruning_limits.epsilon import Allowed, from_max_drop
 from pruning_limits.estimates import Estimates
@@ -44,7 +45,7 @@ from pruning_limits.subsamples import Curvature, Subsamples
 from pruning_limits.tuned_points import Tuning
 
 # Width of the last bracket of measured one-shot pruning in units of the tolerance, of few samples and where draws help.
-RESOLUTION, DRAWN_RESOLUTION = 0.05, 0.5
+RESOLUTION, DRAWN_RESOLUTION = 0.05, 1.0
 MODEL_KEPT = (1 / 2, 1 / 4, 1 / 16, 1 / 64, 1 / 256)  # of what is there: where the quadratic model is evaluated
 LOGGER = logging.getLogger("pruning_limits")
 
@@ -74,7 +75,8 @@ def gather(subject: Subject, asked: Settings, progress: Progress, checkpoint: st
         pass  # before anything is evaluated at weights that depend on the arguments
     dense.profile.structure = structure_of(dense.draws[0], asked.pattern, Source(subject))
     drop = None if subject.metric is None else dense.metric(subject, asked)
-    rise = PairedDifferences(dense.draws, dense.profile, (dense.losses.values, dense.losses.sizes))
+    losses = dense.losses
+    rise = PairedDifferences(dense.draws, dense.profile, (losses.values, losses.sizes), total=losses.total)
     network = dense.described(drop)
     given = None if asked.max_drop is not None else _given(dense.losses, asked)
     points = _points(rise, drop, asked, given, progress)
@@ -104,7 +106,7 @@ def gather(subject: Subject, asked: Settings, progress: Progress, checkpoint: st
         layers=curved.layers(),
         trace_error=curved.traces.whole.standard_error,
         remarks=(*curved.remarks, *dense.remarks),
-        cost=_cost(curved.subsamples, forward_samples, started),
+        cost=_cost(curved.subsamples, forward_samples, started, dense.budget),
         origin=Origin(
             type(subject.model).__name__, f"{network.samples:,} samples", _version(), date.today().isoformat()
         ),
@@ -178,20 +180,22 @@ class _Curved:
     ) -> None:
         profile = dense.profile
         kept = profile.vector != 0 if profile.zeros else None
-        self.subsamples = Subsamples(dense.losses, dense.settings, kept)
+        self.subsamples = Subsamples(dense.losses, dense.settings, kept, budget=dense.budget)
         estimates = Estimates(self.subsamples, profile.curve(), epsilon, progress, checkpoint)
         self.dense, self.asked, self.epsilon, self.curve = dense, asked, epsilon, estimates.curve
-        self.hessian = estimates.estimate(asked.curvature)
-        flat = self.subsamples.silence(asked.curvature, self.hessian.samples)
-        if flat and asked.curvature == "ggn":
+        alone = asked.curvature == "ggn"
+        only = estimates.estimate("ggn") if alone else None
+        if only and (flat := self.subsamples.silence("ggn", only.samples)):
             raise UserError(f"curvature: {flat}; take curvature='hessian'")
-        self.ggn, self.unknown = (self.hessian, "") if asked.curvature == "ggn" else estimates.retuning()
+        self.ggn, self.unknown = (only, "") if only else estimates.retuning()
         slope = None if isinstance(dense.counted, L1) else dense.gradient
         self.directions = None if self.ggn is None else removed_directions(estimates, self.ggn, profile, slope)
+        self.hessian = only or estimates.estimate("hessian")
+        flat = self.subsamples.silence(asked.curvature, self.hessian.samples)
         remarks = [f"the formula takes weights for free that are not: {flat}"] if flat else []
         if self.unknown:
             remarks.append(f"what re-training reaches and the bound are unknown: {self.unknown}")
-        self.few = min(self.hessian.samples, STOPPING.diagnostic_samples)
+        self.few = min(self.hessian.samples, dense.budget.diagnostics, STOPPING.diagnostic_samples)
         self.traces = traces_of_blocks(self._operator(self.few), self._operator(self.few).blocks, seed=asked.seed)
         self.remarks = (*remarks, *self.subsamples.remarks)
 
@@ -229,7 +233,7 @@ class _Curved:
         )
 
 
-def _cost(subsamples: Subsamples, forward_samples: int, started: float) -> Cost:
+def _cost(subsamples: Subsamples, forward_samples: int, started: float, budget: Budget) -> Cost:
     spent = gathered((time.perf_counter() - started, _peak_memory(subsamples.objective.device)))
     return Cost(
         products=subsamples.products,
@@ -237,6 +241,7 @@ def _cost(subsamples: Subsamples, forward_samples: int, started: float) -> Cost:
         forward_samples=forward_samples,
         seconds=max(seconds for seconds, _ in spent),
         peak_memory=max(memory for _, memory in spent),
+        epochs=budget.epochs(subsamples.samples_seen, forward_samples),
     )
 
 

@@ -182,7 +182,9 @@ def ladder(limit: PruningLimit, target: float | None = None) -> str:
     lines += [f"note: {note}" for note in limit.notes]
     lines.append(f"{limit.status}")
     cost = limit.cost
-    lines.append(f"took {cost.seconds:.1f} s, {cost.products:,} products; more: limit.details(), limit.report(path)")
+    lines.append(
+        f"took {cost.seconds:.1f} s, {cost.epochs:.2g} epochs of training; more: limit.details(), limit.report(path)"
+    )
     return "\n".join(lines)
 
 
@@ -248,6 +250,7 @@ def details(limit: PruningLimit) -> str:
         ("trace", f"{sharpness.trace:.4g}{error}"),
         ("top eigenvalue", f"{sharpness.top_eigenvalue:.4g}"),
         ("products", f"{cost.products:,} on {cost.samples:,} samples together"),
+        ("epochs of training", f"{cost.epochs:.3g}, counted in passes"),
         ("forward passes", f"{cost.forward_samples:,} samples"),
         *((f"setting {name}", "-" if value is None else str(value)) for name, value in settings_of(limit).items()),
     ]

@@ -144,6 +144,7 @@ class Cost:
         forward_samples: Samples seen by plain forward passes.
         seconds: Wall time.
         peak_memory: Largest memory of a process in bytes, the caller's share included.
+        epochs: Passes in epochs of training, one epoch counted as three forward passes over all data; 0 where unknown.
     """
 
     products: int
@@ -151,6 +152,7 @@ class Cost:
     forward_samples: int
     seconds: float
     peak_memory: int
+    epochs: float = 0.0
 
 
 CERTAIN_SHARE = 0.4

@@ -53,6 +53,7 @@ def predict_limit(
     progress: Progress = None,
     checkpoint: str | Path | None = None,
     precision: Precision = "full",
+    budget: float | None = None,
 ) -> PruningLimit:
     r"""Answer how far a trained network can be pruned: alone, with re-training, and at most.
 
@@ -127,6 +128,11 @@ def predict_limit(
             ``torch.autocast`` for a float32 model; the recurrences and all losses keep the model's own. The interval
             does not contain its rounding error, which can exceed it by far, most of all for ``retrained``.
 
+        budget: What the prediction may cost, in epochs of training; one epoch counts as three forward passes over the
+            loader. None means one epoch, or some ten seconds of one core where an epoch is less. Parts come in the
+            order one-shot, re-trained, bound, formula. Below one epoch the losses, too, are those of a draw. Small
+            budgets are exceeded, because every part takes a least number of samples; ``limit.cost.epochs`` tells.
+
     Returns:
         One answer per rung, and everything needed for further questions. Where the GGN says nothing of the loss, what
         rests on it is None, and the answers tell why.
@@ -165,6 +171,7 @@ def predict_limit(
         max_batches=max_batches,
         pattern=pattern_names(pattern),
         retune=Retuning() if retune is True else None if retune is False else retune,
+        budget=budget,
     )
     model = plain_model(model)
     values = None if metric is None else metric_loss(metric)

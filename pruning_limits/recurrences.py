@@ -155,11 +155,11 @@ class Reader:
         return estimate.among(self.known)
 
     def _change(self, matrices: list[Tridiagonal], last: Estimate) -> float:
-        """Twice the largest change of the limit since a third of the steps: no certificate."""
+        """Read the error off the changes of the limit since a third of the steps: no certificate."""
         heads = [[matrix.head(steps) for matrix in matrices] for steps in self.subsamples.stopping.earlier(last.steps)]
         limit = last.limit(self.solve)
         changes = (abs(self._spectrum(head).limit(self.solve) - limit) for head in heads)
-        return 2 * max(changes, default=0.5)
+        return self.subsamples.stopping.change(changes, last.steps)
 
 
 def estimate_of(

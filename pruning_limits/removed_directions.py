@@ -78,7 +78,8 @@ class _Pruned:
     def measured(self, knots: Sequence[float], known: Directions | None = None) -> Directions:
         """Add knots to known directions: recurrences run until Gauss and Gauss-Radau give the same limit."""
         subsamples, settings, stopping = self.estimates.subsamples, self.estimates.settings, self.estimates.stopping
-        samples, floor = min(self.ggn.samples, stopping.diagnostic_samples), subsamples.floor
+        affordable = self.estimates.subsamples.budget.directions(stopping.ggn_steps)
+        samples, floor = min(self.ggn.samples, affordable), subsamples.floor
         operator = subsamples.operator("ggn", samples, narrow=self.gradient is None and floor == 0)
         removed = torch.stack([self.profile.removed(knot) for knot in knots], dim=1)
         removed = operator.project(removed)  # what is lost has no curvature and no gradient

@@ -72,6 +72,7 @@ CONSTRAINTS: Mapping[str, Constraint] = {
     "steps": count(),
     "max_batches": count(),
     "tolerance": positive("a positive number (in sparsity)"),
+    "budget": positive("a positive number (epochs of training) or None", None),
     "seed": Constraint(
         "a whole number of less than 63 bits",
         lambda value: _whole(value) and abs(value) < LARGEST_SEED,
@@ -165,6 +166,7 @@ class Settings:
         max_batches: Number of batches that are read, or None.
         pattern: Names of the patterns of pruning, the one whose limit is returned first; see ``pattern_names``.
         retune: How much staged re-tuning may take, or None where it is left out.
+        budget: Epochs of training that the prediction may cost, or None.
 
     Raises:
         UserError: A value is not what the argument may be.
@@ -189,6 +191,7 @@ class Settings:
     max_batches: int | None = None
     pattern: tuple[str, ...] = (UNSTRUCTURED,)
     retune: Retuning | None = None
+    budget: float | None = None
 
     def __post_init__(self) -> None:
         for name in CONSTRAINTS:

@@ -3,37 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 Kind = Literal["hessian", "ggn"]
-
-
-@dataclass(frozen=True)
-class Part:
-    """The part of a sub-sample that its limit is compared with.
-
-    Attributes:
-        fewer: How many times fewer samples it has, at least 2.
-        longer: How many times as many steps are taken on it, at least 1.
-    """
-
-    fewer: int
-    longer: int
-
-
-@dataclass(frozen=True)
-class Errors:
-    """Errors to aim at.
-
-    Attributes:
-        steps: Half-width from the number of steps, > 0.
-        samples: Half-width from the sub-sample, > 0.
-    """
-
-    steps: float
-    samples: float
 
 
 @dataclass(frozen=True)
@@ -43,12 +17,15 @@ class Stopping:
     The pages named here lie in ``docs/``. A change of a value changes limits and their errors.
 
     Attributes:
-        answer: Errors of the spectrum that ``sparsity`` is read off, in units of the tolerance. A choice, not measured.
+        answer: Error from the steps to aim at, of the spectrum that ``sparsity`` is read off, in units of the
+            tolerance. A choice, not measured.
         other: The same of the other spectrum, whose limits have no tolerance of their own. A choice, not measured.
         directions: Width of the bracket of the directional limit, in units of the tolerance. A choice, not measured.
-        least_steps: Steps before the error is read for the first time; the other spectrum takes half of them. A choice
-            for its cost: with it the prediction of a large network, not measuring, takes about one epoch of training
-            (``results/benchmarks/epoch.md``). Where all data are taken they need more (``results/README.md``).
+        ggn_steps: Steps of the GGN that a budget is planned for. A choice for their cost.
+        ggn_most: Largest number of steps on a sub-sample of a large model, whose samples are worth more. A choice.
+        hessian_steps: Steps of the Hessian that a budget is planned for, and their largest number on a sub-sample of a
+            large model. A choice: its limit moves with the steps more than with the samples, and from so many on its
+            error is a smaller multiple of the changes (``settled``).
         steps_at_once: Steps between two readings. A choice, not measured.
         share_at_once: Steps between two readings as a share of those taken, once that is more than ``steps_at_once``. A
             choice, not measured.
@@ -57,27 +34,31 @@ class Stopping:
         changes_from: Steps from which on that change, where it is less than the share of the bracket, is the error of
             the Hessian's limit, too. With fewer it misses: at 16 steps it held in 74 % of runs on half of twelve known
             spectra, at 24 to 128 steps in 98 to 100 % on either half (``results/benchmarks/changes.md``).
+        changed: How many times that change is the error. A choice, not measured.
+        settled_from: Steps from which on it is ``settled`` times the change (``results/benchmarks/changes.md``).
+        settled: The same from there on: the smallest of 1, 1.25 and 1.5 that held in 95 % of runs on one half of the
+            known spectra; on the other half it held in 95 to 100 % (``results/benchmarks/changes.md``).
         changes_read: Number of earlier limits that it is read off. A choice for their cost.
         fewest_at_most: Largest number of steps of a large model. A choice, not measured.
         most_at_most: Largest number of steps of a small model. A choice for its cost: more than these have seconds of
             processor time narrow the limit of a few thousand weights by a few of them.
         most_numbers: Numbers D times steps up to which a model counts as small. A choice, not measured.
         slow: Steps are slow where twice as many leave more than this share of the error. A choice, not measured; FC5
-            on CIFAR-10 stops by it after ``least_steps`` (``theory/trust.md``).
+            on all of CIFAR-10 stops by it (``theory/trust.md``).
         dense: Weights up to which the whole matrix is built. A choice, not measured.
         most_probes: Largest number of probes. A choice, not measured.
         most_products: Largest number of probes times steps on a sub-sample. A choice, not measured.
         basis_memory: Bytes that a basis for reorthogonalisation may take, 4 GiB. A choice, not measured.
-        least_samples: The first sub-sample; up to twice as many, all data are taken. A choice; what it errs by is in
-            ``results/benchmarks/samples.md``.
-        most_samples: The sub-sample is doubled no further. A choice, not measured.
+        most_samples: Largest sub-sample, whatever the budget allows. A choice, not measured.
+        nearly: Where all data are at most so many times more than the budget allows, they are taken: the rest would be
+            spent on comparisons. A choice, not measured.
         pool_samples: Smaller sub-samples are drawn out of one of this size, on which the search for the measured limit
             begins (``theory/limit.md``, section 8). A choice, not measured.
-        diagnostic_samples: Largest sub-sample of directions, traces of layers and notes. A choice, not measured.
-        hessian_part: What the Hessian is compared with. Its limit differs by so little that the scatter of the steps
-            would drown it: a small part and more steps (``theory/limit.md``, section 7). A choice for this reason; what
-            it leads to is in ``results/benchmarks/samples.md``.
-        ggn_part: What the GGN is compared with. A choice; what it leads to is in ``results/benchmarks/samples.md``.
+        diagnostic_samples: Largest sub-sample of traces of layers and notes. A choice, not measured.
+        hessian_part: How many times fewer samples the sub-sample has that the Hessian is compared with. A choice; what
+            it leads to is in ``theory/limit.md``, section 7.
+        ggn_parts: How many times fewer samples the sub-samples have that the GGN is compared with, the smallest first.
+            A choice; what it leads to is in ``theory/limit.md``, section 7.
         most_knots: Largest number of sparsities with measured directions (``theory/directional.md``, section 9). A
             choice, not measured.
         knot_distance: Distance in :math:`-\log(1 - s)` below which a knot is at the limit. A choice, not measured.
@@ -90,14 +71,19 @@ class Stopping:
         32
     """
 
-    answer: Errors = Errors(1 / 4, 1 / 2)
-    other: Errors = Errors(2.0, 1.0)
+    answer: float = 1 / 4
+    other: float = 2.0
     directions: float = 1 / 2
-    least_steps: int = 16
+    ggn_steps: int = 24
+    ggn_most: int = 40
+    hessian_steps: int = 48
     steps_at_once: int = 4
     share_at_once: float = 1 / 8
     change_since: int = 3
     changes_from: int = 24
+    changed: float = 2.0
+    settled_from: int = 48
+    settled: float = 1.25
     changes_read: int = 6
     fewest_at_most: int = 96
     most_at_most: int = 256
@@ -107,42 +93,41 @@ class Stopping:
     most_probes: int = 8
     most_products: int = 256
     basis_memory: int = 4 << 30
-    least_samples: int = 1024
     most_samples: int = 16384
+    nearly: float = 1.5
     pool_samples: int = 2048
     diagnostic_samples: int = 1024
-    hessian_part: Part = Part(fewer=16, longer=2)
-    ggn_part: Part = Part(fewer=8, longer=1)
+    hessian_part: int = 4
+    ggn_parts: tuple[int, int] = (16, 4)
     most_knots: int = 4
     knot_distance: float = 0.25
     flatter: float = 5
 
-    def wanted(self, tolerance: float, answers: bool) -> Errors:
-        """Return the errors to aim at: parts of the tolerance, which leave room for what the interval adds to them.
+    def wanted(self, tolerance: float, answers: bool) -> float:
+        """Return the error from the steps to aim at: a part of the tolerance, which leaves room for the other errors.
 
         Args:
             tolerance: Wanted half-width of the limit, in sparsity, > 0.
             answers: Whether ``sparsity`` is read off this spectrum.
         """
-        shares = self.answer if answers else self.other
-        return Errors(tolerance * shares.steps, tolerance * shares.samples)
+        return tolerance * (self.answer if answers else self.other)
 
     # ------------------------------------------------------------------------------------------------ samples
 
-    def first_samples(self, most: int) -> int:
-        """Return the size of the first sub-sample: all data where these are at most twice ``least_samples``.
+    def samples(self, affordable: int, most: int) -> int:
+        """Return the size of the sub-sample of a spectrum.
 
-        A sub-sample and what it is compared with would cost more than what it leaves out.
+        Args:
+            affordable: What the budget allows.
+            most: Number of all samples.
+
+        Example:
+            >>> STOPPING.samples(affordable=1000, most=1400), STOPPING.samples(affordable=1000, most=2000)
+            (1400, 1000)
         """
-        return most if most <= 2 * self.least_samples else self.least_samples
-
-    def part(self, kind: Kind) -> Part:
-        """Return what the sub-sample of a curvature is compared with."""
-        return self.hessian_part if kind == "hessian" else self.ggn_part
-
-    def enough_samples(self, samples: int, sample_error: float, step_error: float, wanted: Errors) -> bool:
-        """Tell whether more samples would not help: below the step error their error does not count."""
-        return sample_error <= max(wanted.samples, step_error) or samples >= self.most_samples
+        if most <= self.nearly * affordable:
+            return most
+        return min(affordable, self.most_samples, most)
 
     # -------------------------------------------------------------------------------------------------- steps
 
@@ -150,13 +135,31 @@ class Stopping:
         """Tell whether the whole matrix is built: it is small, or costs no more than the steps that were asked for."""
         return dimension <= max(self.dense, steps)
 
-    def most_steps(self, dimension: int) -> int:
-        """Return the largest number of steps: more for a small model, whose products cost little."""
-        return min(max(self.fewest_at_most, self.most_numbers // dimension), self.most_at_most)
+    def steps(self, kind: Kind) -> int:
+        """Return the number of steps that a budget is planned for."""
+        return self.hessian_steps if kind == "hessian" else self.ggn_steps
 
-    def least(self, answers: bool) -> int:
-        """Return the number of steps before the error is read for the first time."""
-        return self.least_steps if answers else self.least_steps // 2
+    def change(self, changes: Iterable[float], steps: int) -> float:
+        """Return the error that the changes of a limit since a third of its steps tell.
+
+        Args:
+            changes: Absolute changes, in sparsity; none of them makes the error 1.
+            steps: Number of steps.
+        """
+        factor = self.settled if steps >= self.settled_from else self.changed
+        return factor * max(changes, default=1 / factor)
+
+    def most_steps(self, dimension: int, kind: Kind | None = None, drawn: bool = False) -> int:
+        """Return the largest number of steps: more for a small model, whose products cost little.
+
+        Args:
+            dimension: Number D of weights.
+            kind: ``"hessian"`` or ``"ggn"``, for a sub-sample.
+            drawn: Whether a large model is seen on a sub-sample, of which more samples are worth more than more steps.
+        """
+        if drawn and kind is not None and self.dear(dimension):
+            return self.hessian_steps if kind == "hessian" else self.ggn_most
+        return min(max(self.fewest_at_most, self.most_numbers // dimension), self.most_at_most)
 
     def pace(self, steps: int) -> int:
         """Return how many steps follow those taken before the next reading."""
@@ -182,16 +185,16 @@ class Stopping:
 
     # -------------------------------------------------------------------------------------------------- probes
 
-    def probes(self, standard_error: float, step_error: float, steps: int, wanted: Errors) -> int:
+    def probes(self, standard_error: float, step_error: float, steps: int, wanted: float) -> int:
         """Return how many probes have an error as small as wanted, or below the step error, judged by the first.
 
         Args:
             standard_error: Standard error of the limit with one probe.
             step_error: Its half-width from the number of steps.
             steps: Steps of every probe.
-            wanted: Errors to aim at.
+            wanted: Error to aim at.
         """
-        enough = math.ceil((2 * standard_error / max(wanted.steps, step_error)) ** 2)
+        enough = math.ceil((2 * standard_error / max(wanted, step_error)) ** 2)
         return min(enough, self.most_probes, self.most_products // steps)
 
     # --------------------------------------------------------------------------------------------------- knots

@@ -8,12 +8,15 @@ from estimators import Objective, sphere_probes
 from estimators.automatic import AutomaticCurvature
 from estimators.forwards import Forwards
 from estimators.input_subspace import InputSubspace, input_weights
+from estimators.sampling import inclusion
+from pruning_limits.budget import Budget
 from pruning_limits.losses import Losses
 from pruning_limits.settings import Settings
 from pruning_limits.silence import acting_layers, curved_weights, marked_layers, silence
 from pruning_limits.stopping import STOPPING, Kind, Stopping
 
 Curvature = AutomaticCurvature | InputSubspace
+COVERED_POWER = 0.75  # an observation on two networks (``docs/theory/limit.md``, section 7)
 
 
 class Subsamples:
@@ -27,6 +30,7 @@ class Subsamples:
         settings: What was asked for; seed, precision and curvature count here.
         mask: Bool ``[D]``, False for weights that are removed already and have no curvature; None keeps all.
         stopping: The size of the sub-sample that smaller ones are drawn from.
+        budget: What the prediction may cost; None takes that of the settings, with two operations per weight.
 
     Example:
         >>> import torch
@@ -40,10 +44,16 @@ class Subsamples:
     """
 
     def __init__(
-        self, losses: Losses, settings: Settings, mask: Tensor | None = None, stopping: Stopping = STOPPING
+        self,
+        losses: Losses,
+        settings: Settings,
+        mask: Tensor | None = None,
+        stopping: Stopping = STOPPING,
+        budget: Budget | None = None,
     ) -> None:
         self.losses, self.objective, self.settings = losses, losses.objective, settings
         self.mask, self.stopping = mask, stopping
+        self.budget = budget or Budget.of(settings.budget, losses.total, 2.0 * self.objective.dimension)
         self._scores = None if losses.shares is None else losses.shares + losses.shares.mean()
         self._subsets: dict[int, Objective] = {}
         self._inside: dict[int, Objective | None] = {}
@@ -90,6 +100,19 @@ class Subsamples:
         """Lower bound of the GGN's eigenvalues."""
         penalty = self.objective.penalty
         return penalty.curvature if penalty and self.mask is None else 0.0
+
+    def coverage(self, samples: int) -> float:
+        r"""Share of what curves that a sub-sample of a size covers, :math:`\sum_j \pi_j a_j / \sum_j a_j`.
+
+        :math:`\pi_j` is the probability that a sample is drawn, :math:`a_j` its share in the curvature to the power
+        0.75: a weaker sample adds its own directions to the rank, too. Where the losses are of a draw, its share of
+        all data counts, too.
+        """
+        if self._scores is None or self.losses.shares is None:
+            return samples / self.losses.total
+        weights = self.losses.shares.clamp(min=0) ** COVERED_POWER
+        covered = float((weights * inclusion(self._scores, samples)).sum() / weights.sum())
+        return covered * self.objective.samples / self.losses.total
 
     def subset(self, samples: int) -> Objective:
         """Return the objective on the sub-sample of a size, or on all data where there are no more.

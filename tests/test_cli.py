@@ -122,12 +122,13 @@ def test_predict_reads_all_kinds_of_checkpoints_alike(checkpoints):
 
 def test_predict_passes_its_options_on():
     options = ("--epsilon", 0.5, "--curvature", "ggn", "--tolerance", 0.1, "--no-measure", "--seed", 3, "--l2", 1e-4)
-    result = run("predict", *TASK, *FAST, *options, "--json", "limit.json")
+    result = run("predict", *TASK, *FAST, *options, "--budget", 0.5, "--json", "limit.json")
     assert "untrained weights" in result.stderr
     limit = PruningLimit.from_json("limit.json")
     assert limit.epsilon == 0.5
     assert limit.achieved is None
     expected = {"curvature": "ggn", "tolerance": 0.1, "seed": 3, "penalty": "L2(coefficient=0.0001)", "samples": 64}
+    expected |= {"budget": 0.5}
     assert expected.items() <= dataclasses.asdict(limit.settings).items()
 
 
@@ -337,6 +338,8 @@ def test_missing_model_or_dataset(command):
         ("--epsilon", 0, "epsilon"),
         ("--epsilon", "nan", "epsilon"),
         ("--tolerance", -1, "tolerance"),
+        ("--budget", 0, "budget"),
+        ("--budget", "nan", "budget"),
         ("--samples", 0, "samples"),
         ("--steps", -1, "steps"),
         ("--probes", 0, "probes"),

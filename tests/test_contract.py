@@ -35,6 +35,7 @@ DEFAULTS = {
     "progress": None,
     "checkpoint": None,
     "precision": "full",
+    "budget": None,
 }
 NUMBERS = ["sparsity", "lower", "achieved", "retrained", "upper", "directional", "headroom", "objective", "epsilon"]
 TEXTS = ["status", "criterion"]
@@ -55,7 +56,7 @@ METHODS += ["retune", "for_pattern", "to_pandas", "from_json", "epsilon_for", "w
 COMMANDS = {
     "demo": "--out",
     "predict": "--model --model-arg --checkpoint --dataset --data --loss --metric --max-drop --held-out --criterion "
-    "--mean --std --scale --no-normalise --json --plot --report --device --epsilon --l1 --l2 --pattern",
+    "--mean --std --scale --no-normalise --json --plot --report --device --epsilon --l1 --l2 --pattern --budget",
     "check": "--sparsity --pattern --limit --dense --pruned --max-drop --junit --json",
     "spectrum": "--model --dataset --plot",
     "report": "--out",

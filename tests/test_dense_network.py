@@ -35,6 +35,64 @@ def test_loss_and_gradient_are_those_of_the_criterion(criterion, penalty):
     assert network.samples == 2 * 300 + 4 * 300
 
 
+@pytest.mark.parametrize(
+    ("budget", "samples"), [(None, 3000), (1.0, 3000), (0.99, 1113), (0.5, 562), (0.1, 256), (1e-6, 256)]
+)
+def test_losses_are_of_all_data_or_of_a_draw_where_the_budget_is_less_than_an_epoch(budget, samples):
+    losses = DenseNetwork(subject(3000), Settings(budget=budget)).losses
+    assert (len(losses.values), losses.objective.samples, losses.total) == (samples, samples, 3000)
+    assert (losses.mean_error > 0) == (samples < 3000)
+
+
+def trained(samples, penalty, coefficient):
+    """A linear classifier at the minimum of its loss and penalty, by Newton's method."""
+    x = random(samples, 6, seed=4)
+    model = seeded(lambda: nn.Linear(6, 3, bias=False))
+    y = (x @ random(6, 3, seed=5) + 2 * random(samples, 3, seed=6)).argmax(1)
+    asked = Subject(model, [(x, y)], None, penalty, None, None, None)
+    for _ in range(30):
+        weights = model.weight.detach().clone().requires_grad_()
+
+        def loss(w):
+            return nn.functional.cross_entropy(x @ w.reshape(3, 6).T, y) + 0.5 * coefficient * w.square().sum()
+
+        flat = weights.reshape(-1)
+        slope = torch.autograd.functional.jacobian(loss, flat)
+        step = torch.linalg.lstsq(torch.autograd.functional.hessian(loss, flat), slope[:, None]).solution
+        with torch.no_grad():
+            model.weight.sub_(step.reshape(3, 6))
+    return asked
+
+
+@pytest.mark.parametrize("criterion", ["loss", "objective"])
+@pytest.mark.parametrize(("penalty", "coefficient"), [(None, 0.0), (L2(0.05), 0.05)])
+def test_where_draws_show_no_gradient_it_is_what_balances_the_penalty(criterion, penalty, coefficient):
+    asked = trained(4096, penalty, coefficient)
+    network = DenseNetwork(asked, Settings(criterion))
+    balance = -coefficient * network.profile.vector if criterion == "loss" else torch.zeros(18).double()
+    torch.testing.assert_close(network.gradient, balance, rtol=1e-12, atol=1e-12)
+    exact = network.losses.objective.gradient()
+    torch.testing.assert_close(exact, balance, rtol=1e-6, atol=1e-9)  # the weights are at the minimum
+    assert network.samples == 4096 + 2048 + 1024
+
+
+@pytest.mark.parametrize("penalty", [None, L2(0.05)])
+def test_where_draws_show_a_gradient_it_is_that_of_all_data(penalty):
+    asked = trained(4096, None, 0.0)
+    with torch.no_grad():
+        asked.model.weight.mul_(0.5)
+    network = DenseNetwork(Subject(asked.model, asked.loader, None, penalty, None, None, None), Settings())
+    torch.testing.assert_close(network.gradient, network.losses.objective.gradient())
+    assert network.samples == 4096 + 2048 + 1024 + 4096
+
+
+def test_few_data_are_passed_whole_for_the_gradient():
+    asked = trained(4095, None, 0.0)
+    network = DenseNetwork(asked, Settings())
+    torch.testing.assert_close(network.gradient, network.losses.objective.gradient())
+    assert network.samples == 2 * 4095
+
+
 def test_a_penalty_that_the_criterion_leaves_out_pulls():
     weights = DenseNetwork(subject(), Settings()).profile.vector
     network = DenseNetwork(subject(penalty=L2(0.1)), Settings())

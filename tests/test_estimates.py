@@ -3,12 +3,15 @@
 import numpy as np
 import pytest
 import torch
-from helpers import CASES, assert_close, reference
+from helpers import CASES, assert_close, random, reference, seeded
 from test_predict import wide_problem
 from torch import nn
 
 from estimators import Objective, SpectralMeasure
+from pruning_limits import budget
+from pruning_limits.budget import Budget
 from pruning_limits.estimates import Estimates
+from pruning_limits.extrapolation import saturation, settling
 from pruning_limits.isotropic import isotropic_limit
 from pruning_limits.losses import all_losses
 from pruning_limits.magnitude import MagnitudeProfile
@@ -88,11 +91,11 @@ def test_clipped_negative_eigenvalues_have_no_bracket():
     assert 0 < found.step_error < half
 
 
-def small_estimates(mask=None, stopping=STOPPING, **options):
+def small_estimates(mask=None, stopping=STOPPING, budget=None, **options):
     """Estimates of a network of 35 weights and 9 samples."""
     case = CASES["ragged"]
     objective = Objective(case.model(), case.loader(), case.loss_fn)
-    subsamples = Subsamples(all_losses(objective), Settings(**{"probes": 1} | options), mask, stopping)
+    subsamples = Subsamples(all_losses(objective), Settings(**{"probes": 1} | options), mask, stopping, budget)
     return Estimates(subsamples, MagnitudeProfile(objective.chosen).curve(), EPSILON, progress=False)
 
 
@@ -111,26 +114,90 @@ def test_removed_weights_have_no_curvature():
     assert_close(small_estimates(mask).estimate("hessian").measure.nodes, torch.linalg.eigvalsh(masked))
 
 
-@pytest.mark.parametrize(("changes", "expected"), [({}, 9), ({"most_samples": 4}, 4), ({"most_samples": 5}, 8)])
-def test_the_sub_sample_is_doubled_while_its_error_counts(changes, expected):
-    estimates = small_estimates(stopping=Stopping(least_samples=2, **changes), tolerance=1e-9)
-    for kind in ("hessian", "ggn"):
-        found = estimates.estimate(kind)
-        assert found.samples == expected
-        assert (found.sample_error > 0) == (expected < 9)
+# ------------------------------------------------------------------------------------- samples, carried to all data
 
 
-def test_a_sub_sample_within_the_tolerance_is_not_doubled():
-    estimates = small_estimates(stopping=Stopping(least_samples=4), tolerance=2.5)
-    assert estimates.estimate("hessian").samples == 4
+def passes_for(kind, samples):
+    """The passes of a budget of which a spectrum may take so many samples."""
+    share, steps = {"ggn": (0.25, 24), "hessian": (0.3, 48)}[kind]
+    return (samples + 0.5) * 4 * steps * 4 / 3 / share
 
 
-def test_samples_that_were_asked_for_are_not_doubled():
-    assert small_estimates(samples=3, tolerance=1e-9).estimate("hessian").samples == 3
+@pytest.mark.parametrize("kind", ["hessian", "ggn"])
+@pytest.mark.parametrize(
+    ("affordable", "changes", "expected"),
+    [(3, {}, 3), (5, {}, 5), (6, {}, 9), (5, {"most_samples": 4}, 4), (6, {"most_samples": 4}, 9)],
+)
+def test_the_sub_sample_is_what_the_budget_allows(monkeypatch, kind, affordable, changes, expected):
+    monkeypatch.setattr(budget, "FEWEST", 1)
+    allowed = Budget(passes_for(kind, affordable), 9)
+    found = small_estimates(stopping=Stopping(**changes), budget=allowed).estimate(kind)
+    assert found.samples == expected
+    assert (found.sample_error > 0) == (expected < 9)
 
 
-def test_a_single_sample_tells_nothing_of_all_data():
-    assert small_estimates(samples=1).estimate("hessian").sample_error == 1.0
+def test_few_samples_are_taken_whatever_the_budget():
+    assert small_estimates(budget=Budget(1.0, 9)).estimate("ggn").samples == 9
+
+
+@pytest.mark.parametrize("kind", ["hessian", "ggn"])
+def test_samples_that_were_asked_for_are_taken(kind):
+    assert small_estimates(samples=3).estimate(kind).samples == 3
+
+
+@pytest.mark.parametrize("kind", ["hessian", "ggn"])
+def test_a_single_sample_tells_nothing_of_all_data(kind):
+    assert small_estimates(samples=1).estimate(kind).sample_error == 1.0
+
+
+def carried_estimates(**options):
+    """Estimates of a network of 92 weights and 96 samples that it fits."""
+    model = seeded(lambda: nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3)))
+    x = random(96, 8, seed=1)
+    objective = Objective(model, [(x, (3 * model(x)).argmax(1))])
+    subsamples = Subsamples(all_losses(objective), Settings(**options))
+    return Estimates(subsamples, MagnitudeProfile(objective.chosen).curve(), EPSILON, progress=False)
+
+
+def kept(estimates, kind, samples):
+    """The kept fraction of the matrix of a sub-sample."""
+    operator = estimates.subsamples.operator(kind, samples)
+    matrix = operator.matmat(torch.eye(operator.shape[0]).double())
+    measure = SpectralMeasure.from_eigenvalues(torch.linalg.eigvalsh(matrix).numpy())
+    return 1 - isotropic_limit(measure, estimates.curve, EPSILON).sparsity
+
+
+@pytest.mark.parametrize("samples", [32, 8])
+def test_the_ggn_is_carried_from_a_sixteenth_and_a_quarter_by_what_they_cover(samples):
+    estimates = carried_estimates(samples=samples)
+    found = estimates.estimate("ggn")
+    sizes = [size for size in (samples // 16, samples // 4, samples) if size]
+    fractions = [kept(estimates, "ggn", size) for size in sizes]
+    expected = saturation(fractions, [estimates.subsamples.coverage(size) for size in sizes])
+    assert (found.growth, found.sample_error) == pytest.approx(expected, rel=1e-8)
+    assert found.growth > 1
+
+
+def test_the_hessian_is_carried_from_a_quarter_by_the_root_of_the_samples():
+    estimates = carried_estimates(samples=32)
+    found = estimates.estimate("hessian")
+    expected = settling(kept(estimates, "hessian", 32), kept(estimates, "hessian", 8), 4, 32 / 96)
+    assert (found.growth, found.sample_error) == pytest.approx(expected, rel=1e-8)
+    assert found.sample_error > 0
+
+
+def test_smaller_sub_samples_of_the_ggn_take_its_steps():
+    told = []
+    model, x, y = wide_problem()
+    objective = Objective(model, [(x, y)])
+    subsamples = Subsamples(all_losses(objective), Settings(samples=64, tolerance=1e-5))
+    curve = MagnitudeProfile(objective.chosen).curve()
+    estimates = Estimates(subsamples, curve, 0.02, progress=lambda *arguments: told.append(arguments))
+    steps = estimates.estimate("ggn").steps
+    last = {stage: (done, total) for stage, done, total in told}
+    assert {last[f"ggn spectrum, {samples} samples"] for samples in (16, 64)} == {(steps, steps)}
+    assert last["ggn spectrum, 4 samples"] == (30, 30)  # of rank 28
+    assert steps > STOPPING.ggn_steps
 
 
 def test_a_spectrum_of_many_steps_takes_few_probes():

@@ -14,6 +14,7 @@ from pruning_limits import predict_limit
 from pruning_limits.dense_network import CHANCE_SAMPLES, Subject
 from pruning_limits.gathering import gather
 from pruning_limits.metrics import metric_loss
+from pruning_limits.one_shot import DRAWS
 from pruning_limits.settings import Settings
 
 QUICK = {"steps": 6, "probes": 1, "samples": 64, "tolerance": 0.05}
@@ -136,4 +137,40 @@ def test_a_metric_that_never_falls_gives_no_epsilon():
 
 def test_few_samples_tell_whether_a_network_is_better_than_constant_outputs():
     limit = predict_limit(*_parts(subject(9000)), epsilon=0.1, measure=False, progress=False, **QUICK)
-    assert limit.cost.forward_samples == 2 * 9000 + 4 * CHANCE_SAMPLES  # losses, gradient; a draw would hold all
+    # Losses and gradient, a draw and half of it that show that there is one; more networks would hold all data.
+    assert limit.cost.forward_samples == 2 * 9000 + 3 * DRAWS[0] // 2 + 4 * CHANCE_SAMPLES
+
+
+def test_the_ggn_comes_before_directions_and_these_before_the_hessian():
+    stages = []
+    model = seeded(lambda: nn.Sequential(nn.Linear(8, 40), nn.Tanh(), nn.Linear(40, 8)))  # too large to be built
+    x = random(100, 8, seed=1)
+    options = QUICK | {"progress": lambda stage, *_: stages.append(stage)}
+    predict_limit(model, [(x, model(x).argmax(1))], epsilon=0.05, measure=False, **options)
+    kinds = list(dict.fromkeys(stage.split()[0].strip(",") for stage in stages))
+    assert kinds == ["ggn", "directions", "hessian"]
+
+
+@pytest.mark.parametrize("budget", [1.0, 0.5, None])
+def test_the_cost_counts_products_and_forward_passes_in_epochs(budget):
+    model, data = _parts(subject())
+    cost = predict_limit(model, data, epsilon=0.05, progress=False, budget=budget, **QUICK).cost
+    assert cost.epochs == pytest.approx((cost.forward_samples + 4 * cost.samples) / (3 * 300))
+
+
+def test_below_one_epoch_losses_and_pruned_networks_are_those_of_a_draw():
+    model, data = _parts(subject(4000))
+    whole = predict_limit(model, data, epsilon=0.05, progress=False, **QUICK)
+    missed = []
+    for seed in range(10):
+        limit = predict_limit(model, data, epsilon=0.05, progress=False, budget=0.5, seed=seed, **QUICK)
+        dense, answer = limit.evidence.dense, limit.answer("one-shot")
+        assert dense.samples == 4000
+        assert 0 < dense.objective_error < 0.02
+        assert limit.cost.forward_samples < whole.cost.forward_samples / 2
+        assert all(point.rise_error > 0 for point in limit.evidence.points)
+        assert "a draw of all data" in answer.status
+        assert answer.low < answer.sparsity < answer.high
+        missed.append(not answer.low <= whole.lower <= answer.high)
+        missed.append(abs(limit.objective - whole.objective) > 2 * dense.objective_error)
+    assert sum(missed) <= 3  # of 20, where one is expected

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 from helpers import random
@@ -123,6 +124,24 @@ def test_the_seed_names_the_draw(network: Network) -> None:
     assert first.tolist() == (again.tolist() if again is not None else None)
     assert len(set(first.tolist())) == DRAWN
     assert set(first.tolist()) != set(other.tolist())
+
+
+def test_a_draw_of_all_data_errs_by_what_it_leaves_out(network: Network) -> None:
+    objective = network.objective(3000, 2000)
+    dense, profile = objective.sample_losses(), MagnitudeProfile(objective.chosen)
+    errors, misses = [], []
+    whole = compared(objective, [objective]).at(90).mean
+    for seed in range(60):
+        part = objective.subset(500, seed)
+        comparison = PairedDifferences([part], profile, part.sample_losses(), total=5000)
+        difference = comparison.at(90)
+        assert difference.complete
+        assert difference.error == 0
+        errors.append(comparison.error(difference))
+        misses.append(difference.mean - whole)
+    assert np.mean(errors) == pytest.approx(np.std(misses), rel=0.25)  # three standard errors of a deviation of 60
+    complete = PairedDifferences([objective], profile, dense, total=5000)
+    assert complete.error(complete.at(90)) == 0
 
 
 # ------------------------------------------------------------------------------------------------- comparison

@@ -518,7 +518,7 @@ def test_progress_is_told_stage_and_count(wide):
     told = []
     predict_limit(*wide, **QUICK, samples=48, progress=lambda *arguments: told.append(arguments))
     asked = {f"{kind}, 48 samples": 8 for kind in ("directions", "hessian spectrum", "ggn spectrum")}
-    asked |= {"hessian spectrum, 3 samples": 16, "ggn spectrum, 6 samples": 8}
+    asked |= {f"{kind} spectrum, 12 samples": 8 for kind in ("hessian", "ggn")} | {"ggn spectrum, 3 samples": 8}
     assert {(stage, total) for stage, _, total in told} == set(asked.items())
     assert all(0 <= done <= total for _, done, total in told)
     for stage in asked.keys() - {"directions, 48 samples"}:
@@ -768,11 +768,16 @@ def test_tolerance(tiny, tolerance):
     refused("tolerance", *tiny, tolerance=tolerance)
 
 
+@pytest.mark.parametrize("budget", [0.0, -1, math.nan, math.inf, "1", True])
+def test_budget(tiny, budget):
+    assert "epochs of training" in refused("budget", *tiny, budget=budget)
+
+
 def test_curvature_that_is_undefined(tiny):
     def loss(model, batch):
         return torch.linalg.vector_norm(model(batch[0]) * 0, dim=1) + 1 + batch[1]  # the norm has a kink at zero
 
-    assert "second derivative" in refused("Hessian", *tiny, loss)
+    assert "second derivative" in refused("GGN", *tiny, loss)
 
 
 def test_the_ggn_of_a_sub_sample_is_extrapolated_towards_all_data(trained, digits):

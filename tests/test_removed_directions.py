@@ -9,6 +9,8 @@ from helpers import random
 from torch import nn
 
 from estimators import Objective
+from pruning_limits import budget
+from pruning_limits.budget import Budget
 from pruning_limits.estimates import Estimates
 from pruning_limits.isotropic import isotropic_limit
 from pruning_limits.losses import all_losses
@@ -29,7 +31,7 @@ def squares(model, batch):
     return 0.5 * (model(batch[0]) - batch[1])[:, 0] ** 2
 
 
-def problem(stopping=STOPPING, progress=False, **options):
+def problem(stopping=STOPPING, progress=False, allowed=None, **options):
     """Estimates and magnitudes of a regression at its minimum, whose GGN is X^T X / n."""
     model = nn.Linear(D, 1, bias=False).double()
     with torch.no_grad():
@@ -38,7 +40,8 @@ def problem(stopping=STOPPING, progress=False, **options):
     noise -= INPUTS @ torch.linalg.lstsq(INPUTS, noise).solution  # the gradient at the weights is zero
     objective = Objective(model, [(INPUTS, INPUTS @ WEIGHTS[:, None] + noise)], squares)
     profile = MagnitudeProfile(objective.chosen)
-    subsamples = Subsamples(all_losses(objective), Settings(epsilon=EPSILON, **options), stopping=stopping)
+    settings = Settings(epsilon=EPSILON, **options)
+    subsamples = Subsamples(all_losses(objective), settings, stopping=stopping, budget=allowed)
     return Estimates(subsamples, profile.curve(), EPSILON, progress), profile
 
 
@@ -94,8 +97,12 @@ def test_knots_begin_at_the_isotropic_limit_and_end_near_the_directional_one():
     assert min(abs(math.log((1 - root) / (1 - knot))) for knot in near.sparsities) < 0.05
 
 
-def test_directions_take_no_more_samples_than_diagnostics_may():
+def test_directions_take_the_samples_that_their_share_of_the_budget_allows(monkeypatch):
+    monkeypatch.setattr(budget, "FEWEST", 1)
     stages = []
-    estimates, profile = problem(Stopping(diagnostic_samples=70), progress=lambda stage, *_: stages.append(stage))
-    removed_directions(estimates, estimates.estimate("ggn"), profile, None)
+    allowed = Budget(70 * 2 * 4 * 24 / 0.05 + 1, len(INPUTS))
+    estimates, profile = problem(progress=lambda stage, *_: stages.append(stage), allowed=allowed)
+    ggn = estimates.estimate("ggn")
+    removed_directions(estimates, ggn, profile, None)
+    assert ggn.samples == len(INPUTS)
     assert set(stages) == {"directions, 70 samples"}

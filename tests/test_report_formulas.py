@@ -60,6 +60,7 @@ def limits(trained, digits) -> dict[str, PruningLimit]:
         "re-tuned, accuracy": larger(
             probes=1, metric="accuracy", max_drop=0.02, held_out=held_out, retune=Retuning(128, 1, seeds=2)
         ),
+        "drawn losses": larger(probes=1, budget=0.9),
         "other metric": small_limit(metric=minus_loss, epsilon="batch-std", max_drop=0.05),
     }
     assert limits["sampled"].evidence.ggn.growth > 1
@@ -67,6 +68,7 @@ def limits(trained, digits) -> dict[str, PruningLimit]:
     assert limits["clipped"].evidence.hessian.bracket is None
     assert limits["sampled GGN"].evidence.hessian.above is not None
     assert limits["exact"].evidence.hessian.measure.exact
+    assert limits["drawn losses"].evidence.dense.objective_error > 0
     assert limits["unknown"].evidence.unknown
     assert limits["untrained"].evidence.dense.at_chance
     assert limits["accuracy falls"].allowed.origin == limits["held-out"].allowed.origin == "max-drop"

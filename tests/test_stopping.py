@@ -6,9 +6,9 @@ import re
 import pytest
 from helpers import ROOT, python
 
-from pruning_limits.stopping import STOPPING, Errors, Part, Stopping
+from pruning_limits.stopping import STOPPING, Stopping
 
-WANTED = Errors(steps=0.01, samples=0.02)
+WANTED = 0.01
 
 
 # -------------------------------------------------------------------------------------------------- the numbers
@@ -47,30 +47,30 @@ def test_the_rules_do_without_torch():
 # ------------------------------------------------------------------------------------------- errors and samples
 
 
-def test_the_answer_takes_parts_of_the_tolerance_and_the_other_spectrum_more():
-    assert STOPPING.wanted(0.004, answers=True) == Errors(0.001, 0.002)
-    assert STOPPING.wanted(0.004, answers=False) == Errors(0.008, 0.004)
-    assert Stopping(answer=Errors(0.5, 0.125)).wanted(0.004, answers=True) == Errors(0.002, 0.0005)
+def test_the_answer_takes_a_quarter_of_the_tolerance_and_the_other_spectrum_twice_as_much_as_it():
+    assert STOPPING.wanted(0.004, answers=True) == 0.001
+    assert STOPPING.wanted(0.004, answers=False) == 0.008
+    assert Stopping(answer=0.5).wanted(0.004, answers=True) == 0.002
 
 
-def test_the_hessian_is_compared_with_fewer_samples_and_more_steps_than_the_ggn():
-    assert (STOPPING.part("hessian"), STOPPING.part("ggn")) == (Part(16, 2), Part(8, 1))
+def test_the_hessian_is_compared_with_a_quarter_and_the_ggn_with_a_quarter_and_a_sixteenth():
+    assert (STOPPING.hessian_part, STOPPING.ggn_parts) == (4, (16, 4))
 
 
 @pytest.mark.parametrize(
-    ("samples", "sample_error", "step_error", "expected"),
+    ("affordable", "most", "expected"),
     [
-        (1024, 0.02, 0.0, True),
-        (1024, 0.021, 0.0, False),
-        (1024, 0.05, 0.05, True),
-        (16383, 0.05, 0.04, False),
-        (16384, 0.05, 0.04, True),
+        (1000, 900, 900),
+        (1000, 1500, 1500),
+        (1000, 1501, 1000),
+        (20_000, 30_000, 30_000),
+        (20_000, 30_001, 16_384),
+        (16_385, 10**9, 16_384),
+        (256, 10**9, 256),
     ],
 )
-def test_samples_are_enough_where_their_error_does_not_count_or_there_are_many(
-    samples, sample_error, step_error, expected
-):
-    assert STOPPING.enough_samples(samples, sample_error, step_error, WANTED) is expected
+def test_samples_are_what_is_affordable_or_all_where_these_are_hardly_more(affordable, most, expected):
+    assert STOPPING.samples(affordable, most) == expected
 
 
 # ---------------------------------------------------------------------------------------------------------- steps
@@ -89,8 +89,30 @@ def test_small_models_may_take_more_steps(dimension, steps, dear):
     assert STOPPING.dear(dimension) is dear
 
 
-def test_the_other_spectrum_is_read_after_half_of_the_steps():
-    assert (STOPPING.least(answers=True), STOPPING.least(answers=False)) == (16, 8)
+def test_a_budget_is_planned_for_so_many_steps():
+    assert (STOPPING.steps("hessian"), STOPPING.steps("ggn")) == (48, 24)
+
+
+@pytest.mark.parametrize(
+    ("dimension", "kind", "drawn", "expected"),
+    [
+        (10**6, "hessian", True, 48),
+        (10**6, "ggn", True, 40),
+        (10**6, "hessian", False, 96),
+        (10**6, "ggn", False, 96),
+        (10_000, "hessian", True, 200),
+        (10_000, "ggn", True, 200),
+        (10**6, None, True, 96),
+    ],
+)
+def test_a_large_model_takes_fewer_steps_on_a_sub_sample(dimension, kind, drawn, expected):
+    assert STOPPING.most_steps(dimension, kind, drawn) == expected
+
+
+@pytest.mark.parametrize(("steps", "expected"), [(24, 0.06), (47, 0.06), (48, 0.0375), (96, 0.0375)])
+def test_the_error_is_twice_the_largest_change_and_less_of_it_once_the_limit_has_settled(steps, expected):
+    assert STOPPING.change([0.01, 0.03, 0.02], steps) == pytest.approx(expected)
+    assert STOPPING.change((change for change in ()), steps) == 1.0
 
 
 @pytest.mark.parametrize(("steps", "expected"), [(0, 4), (39, 4), (40, 5), (47, 5), (48, 6), (400, 50)])
@@ -98,7 +120,10 @@ def test_the_pace_grows_with_the_steps(steps, expected):
     assert STOPPING.pace(steps) == expected
 
 
-@pytest.mark.parametrize(("steps", "expected"), [(4, []), (8, [4]), (12, [4, 8]), (13, [8, 12]), (24, [8, 12, 16, 20])])
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [(4, []), (8, [4]), (12, [4, 8]), (13, [8, 12]), (24, [8, 12, 16, 20]), (96, [*range(32, 96, 8)])],
+)
 def test_limits_are_compared_since_a_third_of_the_steps(steps, expected):
     assert list(STOPPING.earlier(steps)) == expected
 

@@ -1,5 +1,8 @@
 """Sub-samples and curvatures of one prediction: drawn once, shared, counted, narrowed, forgotten."""
 
+import dataclasses
+
+import numpy as np
 import pytest
 import torch
 from helpers import CASES, assert_close, random, reference, seeded
@@ -55,6 +58,60 @@ def test_without_shares_all_samples_are_drawn_alike():
     alike = Losses(losses.objective, losses.values, losses.sizes, losses.total)
     mine = Subsamples(alike, Settings(seed=1)).subset(4).sample_losses()[0]
     assert_close(mine, small_objective().subset(4, 1).sample_losses()[0])
+
+
+# ------------------------------------------------------------------------------------------------------ coverage
+
+
+def uneven_subsamples(seed=0, total=60, drawn=None):
+    """Sub-samples of data whose shares in the curvature spread over four decades, as of a draw where one is given."""
+    objective = Objective(seeded(lambda: nn.Linear(3, 2)), [(random(total, 3), torch.arange(total) % 2)])
+    losses = all_losses(objective)
+    uneven = dataclasses.replace(losses, shares=torch.logspace(-4, 0, total).double(), total=drawn or total)
+    return Subsamples(uneven, Settings(seed=seed))
+
+
+def probabilities(scores, samples):
+    """Bisect the factor c of probabilities min(1, c q) until they sum to the number of samples."""
+    low, high = 0.0, samples / float(scores.min())
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (low, middle) if float((middle * scores).clamp(max=1).sum()) > samples else (middle, high)
+    return (low * scores).clamp(max=1)
+
+
+@pytest.mark.parametrize("samples", [1, 7, 30, 59, 60])
+def test_the_coverage_is_that_of_all_samples_one_by_one(samples):
+    subsamples = uneven_subsamples()
+    shares = subsamples.losses.shares
+    drawn = probabilities(shares + shares.mean(), samples)
+    strengths = [float(share) ** 0.75 for share in shares]
+    expected = sum(float(odds) * strength for odds, strength in zip(drawn, strengths, strict=True)) / sum(strengths)
+    assert subsamples.coverage(samples) == pytest.approx(expected, rel=1e-9)
+    assert samples / 60 <= subsamples.coverage(samples) <= 1
+
+
+def test_draws_cover_on_average_what_is_stated():
+    strengths = uneven_subsamples().losses.shares ** 0.75
+    covered = [
+        float(strengths[subset.picked].sum() / strengths.sum())
+        for subset in (uneven_subsamples(seed).subset(12) for seed in range(300))
+    ]
+    error = float(np.std(covered)) / len(covered) ** 0.5
+    assert 0 < error < 0.01
+    assert np.mean(covered) == pytest.approx(uneven_subsamples().coverage(12), abs=4 * error)
+
+
+def test_a_draw_of_the_losses_covers_its_share_of_all_data():
+    part, whole = uneven_subsamples(drawn=600), uneven_subsamples()
+    for samples in (5, 60):
+        assert part.coverage(samples) == pytest.approx(whole.coverage(samples) / 10, rel=1e-12)
+
+
+def test_without_shares_the_coverage_is_the_share_of_the_samples():
+    subsamples = uneven_subsamples(drawn=600)
+    alike = Subsamples(dataclasses.replace(subsamples.losses, shares=None), Settings())
+    assert [alike.coverage(samples) for samples in (6, 60)] == [0.01, 0.1]
 
 
 # ---------------------------------------------------------------------------------------------------- operators

@@ -267,7 +267,7 @@ const answerWithin = (rung, sparsity, half) => ({
 });
 
 function oneShot(evidence, { max_drop: maxDrop }, { epsilon }) {
-  const { points, measured, already_removed: start } = evidence;
+  const { points, measured, already_removed: start, dense } = evidence;
   const bar = { allowed: maxDrop ?? epsilon, ofMetric: maxDrop !== null };
   let { low, high } = crossing(pointsOf(evidence), bar, start);
   const answer = { rung: "one-shot", sparsity: low, low, high, basis: "formula", metric: null };

@@ -37,6 +37,7 @@ def predicted(
     epsilon: float | None = None,
     curvature: Any = "hessian",
     tolerance: float = 0.005,
+    budget: float | None = None,
     no_measure: bool = False,
     pattern: Sequence[str] = (),
     retune: bool = False,
@@ -62,6 +63,7 @@ def predicted(
         pattern=pattern or UNSTRUCTURED,
         retune=retune,
         seed=seed,
+        budget=budget,
     )
     return with_origin(limit, task.name, task.data.name)
 

@@ -1,0 +1,52 @@
+"""Floating point operations of a forward pass, counted as torch counts them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from estimators.distributed import gathered
+from estimators.objective import Objective
+
+
+class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Adds up the operations of matrix products, convolutions and attention in this thread."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.operations = 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Call a function and add its operations where torch knows them."""
+        result = function(*args, **(kwargs or {}))
+        count: Callable[..., int] | None = flop_registry.get(getattr(function, "_overloadpacket", function))
+        if count is not None:
+            self.operations += int(count(*args, **(kwargs or {}), out_val=result))
+        return result
+
+
+def operations_per_sample(objective: Objective) -> float:
+    """Count the floating point operations of one sample in a forward pass.
+
+    Args:
+        objective: The objective on a few samples.
+
+    Returns:
+        Operations of matrix products, convolutions and attention, at least two per weight: torch knows none of
+        recurrent layers.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Linear(3, 2)
+        >>> operations_per_sample(Objective(model, [(torch.zeros(5, 3), torch.zeros(5, dtype=torch.long))]))
+        12.0
+    """
+    counting = _Counting()
+    with counting:
+        objective.sample_losses(objective.vector())
+    return max(sum(gathered(counting.operations)) / objective.samples, 2.0 * objective.dimension)

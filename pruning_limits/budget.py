@@ -1,0 +1,78 @@
+"""What a prediction may cost, and how many samples each of its parts may pass for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pruning_limits.stopping import Kind
+
+EPOCH = 3  # forward passes: a training step goes forward once and backward, which takes twice as long
+PRODUCT = 4  # forward passes of a product with kept graphs (``benchmarks/parts.py``)
+FREE_OPERATIONS = 1e12  # floating point operations, some ten seconds of one core, that are spent on small problems, too
+SHARES = {"ggn": 0.25, "directions": 0.05, "hessian": 0.3, "diagnostics": 0.1}
+FEWEST = 256  # samples of a spectrum: with fewer of them it says nothing about all data
+FEWEST_DIAGNOSTIC, DIAGNOSTIC_PRODUCTS = 64, 40
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Samples that may be passed forward, those of products counted as ``PRODUCT`` each.
+
+    Attributes:
+        passes: Their number.
+        total: Number N of all samples.
+    """
+
+    passes: float
+    total: int
+
+    @classmethod
+    def of(cls, epochs: float | None, total: int, operations: float) -> Budget:
+        """Return the budget of some epochs of training.
+
+        Args:
+            epochs: Epochs; None means one, or ``FREE_OPERATIONS`` where an epoch is less.
+            total: Number N of all samples.
+            operations: Floating point operations of one sample in a forward pass.
+
+        Example:
+            >>> Budget.of(0.5, 60_000, 1e6).passes, Budget.of(None, 1_000, 1e7).passes
+            (90000.0, 100000.0)
+        """
+        passes = EPOCH * float(total) * (1.0 if epochs is None else epochs)
+        if epochs is None:
+            passes = max(passes, FREE_OPERATIONS / max(operations, 1.0))
+        return cls(passes, total)
+
+    @property
+    def losses(self) -> int:
+        """Samples that the losses are of: all, where a third of the budget allows it, else an eighth of the budget."""
+        return self.total if EPOCH * self.total <= self.passes else max(FEWEST, int(self.passes / 8))
+
+    def samples(self, kind: Kind, steps: int) -> int:
+        """Return the samples of a spectrum of so many steps, with a third more for smaller sub-samples.
+
+        Args:
+            kind: ``"hessian"`` or ``"ggn"``.
+            steps: Lanczos steps, at least 1.
+        """
+        return min(self.total, max(FEWEST, int(SHARES[kind] * self.passes / (PRODUCT * steps * 4 / 3))))
+
+    def directions(self, steps: int) -> int:
+        """Return the samples of a recurrence of so many steps for two directions."""
+        return min(self.total, max(FEWEST, int(SHARES["directions"] * self.passes / (2 * PRODUCT * steps))))
+
+    @property
+    def diagnostics(self) -> int:
+        """Samples of traces and of the quadratic model."""
+        most = int(SHARES["diagnostics"] * self.passes / (PRODUCT * DIAGNOSTIC_PRODUCTS))
+        return min(self.total, max(FEWEST_DIAGNOSTIC, most))
+
+    def epochs(self, samples: int, forward_samples: int) -> float:
+        """Return passes in epochs.
+
+        Args:
+            samples: Samples seen by products, counted once per product.
+            forward_samples: Samples that were passed forward.
+        """
+        return (forward_samples + PRODUCT * samples) / (EPOCH * self.total)
