@@ -98,21 +98,19 @@ class Estimates:
         return replace(current, sample_error=error, growth=factor)
 
     def _ggn(self, count: int) -> Estimate:
-        """Estimate the GGN's spectrum on a sub-sample and carry it from smaller ones, with equal steps, to all data."""
+        """Estimate the GGN's spectrum on a sub-sample and carry it from a part of it, with equal steps, to all data."""
         current = self._on("ggn", count, self.settings.steps or 0)
         if current.samples == self.losses.total:
             return current
-        smaller = []
-        for samples in sorted({count // fewer for fewer in self.stopping.ggn_parts} - {0}):
-            estimate = self._on("ggn", samples, current.steps)
-            self.subsamples.forget("ggn", samples)
-            if estimate.samples < min(current.samples, count):
-                smaller.append(estimate)
-        if not smaller:
+        before, first = None, count // self.stopping.ggn_part
+        if first:
+            before = self._on("ggn", first, current.steps)
+            self.subsamples.forget("ggn", first)
+        if before is None or before.samples >= current.samples:  # whole batches may give more than asked for
             return replace(current, sample_error=1.0)
-        ladder = [*{estimate.samples: estimate for estimate in smaller}.values(), current]
-        coverage = [self.subsamples.coverage(estimate.samples) for estimate in ladder]
-        factor, error = saturation([self._kept(estimate) for estimate in ladder], coverage)
+        coverage = (self.subsamples.coverage(before.samples), self.subsamples.coverage(current.samples))
+        known = self.losses.shares is not None
+        factor, error = saturation((self._kept(before), self._kept(current)), coverage, known)
         return replace(current, sample_error=error, growth=factor)
 
     def _kept(self, estimate: Estimate) -> float:

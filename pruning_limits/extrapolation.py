@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from itertools import pairwise
 
 from scipy.special import expit, logit
 
 LEAST = 0.5
-LINE_ERROR = 0.25
+LEAST_ERROR, LINE_ERROR = 0.3, 0.4  # they cover the misses on the two networks
 
 
 def settling(kept: float, before: float, ratio: float, left: float) -> tuple[float, float]:
@@ -43,41 +41,35 @@ def settling(kept: float, before: float, ratio: float, left: float) -> tuple[flo
     return max(LEAST, min(1.0, 1 - infinite * (1 - math.sqrt(left)) / kept)), abs(infinite)
 
 
-def saturation(kept: Sequence[float], coverage: Sequence[float]) -> tuple[float, float]:
+def saturation(kept: tuple[float, float], coverage: tuple[float, float], known: bool = True) -> tuple[float, float]:
     r"""Factor from the GGN's kept fraction on a sub-sample to that on all data, and what it may be wrong by.
 
     The rank of the GGN grows with the samples, and with it the kept fraction k, the less the more of what curves is
-    there already. With the share :math:`f` of that which a sub-sample covers, the logarithm of the odds :math:`o =
-    k/(1-k)` is nearly a line in :math:`\log f`, whose slope changes slowly. From three sub-samples with the slopes
-    :math:`\gamma_1, \gamma_2` between them, a last step :math:`\ell = \log(f_3/f_2)` and a distance :math:`L = -\log
-    f_3` to all data,
+    there already. With the share :math:`f` of that which a sub-sample covers, the logarithm of the odds
+    :math:`o = k/(1-k)` is nearly a line in :math:`\log f`:
 
-    .. math:: \log o(N) = \log o_3 + \gamma_2 L + \tfrac12 b, \quad b = (\gamma_2 - \gamma_1) \tfrac L2 (1 + L/\ell),
+    .. math:: \log o(N) = \log o_2 + b, \quad b = -\log f_2 \, \log(o_2/o_1) / \log(f_2/f_1).
 
-    where b is what the change of the slope would add if it went on. It counts as error, together with a quarter of
-    :math:`\gamma_2 L`.
+    The error in :math:`\log o` is :math:`\min(b, \max(0.3, 0.4\,b))`.
 
     Args:
-        kept: Kept fractions of two or three sub-samples of rising size, in (0, 1).
+        kept: Kept fractions of two sub-samples of rising size, in (0, 1).
         coverage: Shares f that they cover ``(0, 1)``, rising.
+        known: Whether these follow from the samples' shares in the curvature, not from numbers of samples alone, which
+            do not show where growth ends; then all of b is error.
 
     Returns:
-        The factor, at least 1, and the error as a fraction of all weights;
-        of two sub-samples the whole correction is error.
+        The factor, at least 1, and the error as a fraction of all weights.
 
-    Source: an observation on two networks, held against others in ``docs/theory/limit.md``, section 7.
+    Source: an observation on two networks, held against others in ``docs/results/benchmarks/carried.md``.
 
     Example:
-        >>> factor, error = saturation([0.001, 0.002, 0.004], coverage=[0.1, 0.2, 0.4])
+        >>> factor, error = saturation((0.002, 0.004), coverage=(0.2, 0.4))
         >>> round(0.004 * factor, 4), round(error, 4)
-        (0.01, 0.0026)
+        (0.01, 0.0044)
     """
     odds, shares = [float(logit(value)) for value in kept], [math.log(value) for value in coverage]
-    steps = zip(pairwise(odds), pairwise(shares), strict=True)
-    slopes = [max(0.0, k - k0) / (f - f0) for (k0, k), (f0, f) in steps]
-    left, step = -shares[-1], shares[-1] - shares[-2]
-    line, bend = slopes[-1] * left, (slopes[-1] - slopes[0]) * left / 2 * (1 + left / step)
-    error = abs(bend) + LINE_ERROR * line if len(slopes) > 1 else line
-    middle = odds[-1] + max(0.0, line + bend / 2)
-    low, carried, high = (float(expit(middle + sign * error)) for sign in (-1, 0, 1))
-    return max(1.0, carried / kept[-1]), max(high - carried, carried - low)
+    line = -shares[1] * max(0.0, odds[1] - odds[0]) / (shares[1] - shares[0])
+    error = min(line, max(LEAST_ERROR, LINE_ERROR * line)) if known else line
+    low, carried, high = (float(expit(odds[1] + line + sign * error)) for sign in (-1, 0, 1))
+    return max(1.0, carried / kept[1]), max(high - carried, carried - low)

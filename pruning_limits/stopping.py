@@ -57,8 +57,8 @@ class Stopping:
         diagnostic_samples: Largest sub-sample of traces of layers and notes. A choice, not measured.
         hessian_part: How many times fewer samples the sub-sample has that the Hessian is compared with. A choice; what
             it leads to is in ``theory/limit.md``, section 7.
-        ggn_parts: How many times fewer samples the sub-samples have that the GGN is compared with, the smallest first.
-            A choice; what it leads to is in ``theory/limit.md``, section 7.
+        ggn_part: How many times fewer samples the sub-sample has that the GGN is compared with. A choice; what it leads
+            to is in ``results/benchmarks/carried.md``.
         most_knots: Largest number of sparsities with measured directions (``theory/directional.md``, section 9). A
             choice, not measured.
         knot_distance: Distance in :math:`-\log(1 - s)` below which a knot is at the limit. A choice, not measured.
@@ -98,7 +98,7 @@ class Stopping:
     pool_samples: int = 2048
     diagnostic_samples: int = 1024
     hessian_part: int = 4
-    ggn_parts: tuple[int, int] = (16, 4)
+    ggn_part: int = 4
     most_knots: int = 4
     knot_distance: float = 0.25
     flatter: float = 5

@@ -16,7 +16,7 @@ from pruning_limits.silence import acting_layers, curved_weights, marked_layers,
 from pruning_limits.stopping import STOPPING, Kind, Stopping
 
 Curvature = AutomaticCurvature | InputSubspace
-COVERED_POWER = 0.75  # an observation on two networks (``docs/theory/limit.md``, section 7)
+COVERED_POWER = 0.5  # an observation on two networks (``docs/theory/limit.md``, section 7)
 
 
 class Subsamples:
@@ -105,7 +105,7 @@ class Subsamples:
         r"""Share of what curves that a sub-sample of a size covers, :math:`\sum_j \pi_j a_j / \sum_j a_j`.
 
         :math:`\pi_j` is the probability that a sample is drawn, :math:`a_j` its share in the curvature to the power
-        0.75: a weaker sample adds its own directions to the rank, too. Where the losses are of a draw, its share of
+        0.5: a weaker sample adds its own directions to the rank, too. Where the losses are of a draw, its share of
         all data counts, too.
         """
         if self._scores is None or self.losses.shares is None:

@@ -168,12 +168,12 @@ def kept(estimates, kind, samples):
 
 
 @pytest.mark.parametrize("samples", [32, 8])
-def test_the_ggn_is_carried_from_a_sixteenth_and_a_quarter_by_what_they_cover(samples):
+def test_the_ggn_is_carried_from_a_quarter_by_what_it_covers(samples):
     estimates = carried_estimates(samples=samples)
     found = estimates.estimate("ggn")
-    sizes = [size for size in (samples // 16, samples // 4, samples) if size]
-    fractions = [kept(estimates, "ggn", size) for size in sizes]
-    expected = saturation(fractions, [estimates.subsamples.coverage(size) for size in sizes])
+    sizes = (samples // 4, samples)
+    fractions = tuple(kept(estimates, "ggn", size) for size in sizes)
+    expected = saturation(fractions, tuple(estimates.subsamples.coverage(size) for size in sizes))
     assert (found.growth, found.sample_error) == pytest.approx(expected, rel=1e-8)
     assert found.growth > 1
 
@@ -196,7 +196,6 @@ def test_smaller_sub_samples_of_the_ggn_take_its_steps():
     steps = estimates.estimate("ggn").steps
     last = {stage: (done, total) for stage, done, total in told}
     assert {last[f"ggn spectrum, {samples} samples"] for samples in (16, 64)} == {(steps, steps)}
-    assert last["ggn spectrum, 4 samples"] == (30, 30)  # of rank 28
     assert steps > STOPPING.ggn_steps
 
 

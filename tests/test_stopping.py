@@ -54,7 +54,7 @@ def test_the_answer_takes_a_quarter_of_the_tolerance_and_the_other_spectrum_twic
 
 
 def test_the_hessian_is_compared_with_a_quarter_and_the_ggn_with_a_quarter_and_a_sixteenth():
-    assert (STOPPING.hessian_part, STOPPING.ggn_parts) == (4, (16, 4))
+    assert (STOPPING.hessian_part, STOPPING.ggn_part) == (4, 4)
 
 
 @pytest.mark.parametrize(
