@@ -86,11 +86,10 @@ def gather(subject: Subject, asked: Settings, progress: Progress, checkpoint: st
     bar = Bar(allowed.epsilon) if asked.max_drop is None else Bar(asked.max_drop, of_metric=True)
     patterns = gather_patterns(dense, drop, bar, asked)
     curved = _Curved(dense, asked, allowed.epsilon, progress, checkpoint)
-    forward_samples = dense.samples + rise.samples + (0 if drop is None else drop.samples) + patterns.samples
     retuned = None
     if asked.retune is not None:
         retuned = _retuned(asked.retune, dense, rise, drop, points, allowed, progress, checkpoint)
-    forward_samples = dense.samples + rise.samples + (0 if drop is None else drop.samples)
+    forward_samples = dense.samples + rise.samples + (0 if drop is None else drop.samples) + patterns.samples
     evidence = Evidence(
         parameters=dense.profile.dimension,
         already_removed=dense.profile.zeros / dense.profile.dimension,

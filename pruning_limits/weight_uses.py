@@ -92,7 +92,7 @@ def _layer(module: nn.Module) -> Callable[..., Mapping[str, float]]:
     elif isinstance(module, TRANSPOSED):
         channels = module.in_channels
     else:
-        channels = int(getattr(module, "out_channels", 0) or module.nf)  # type: ignore[arg-type]
+        channels = int(module.out_channels if hasattr(module, "out_channels") else module.nf)  # type: ignore[arg-type]
 
     def count(given: Any, named: Any, output: Any) -> Mapping[str, float]:
         tensor = next(iter((*given, *named.values()))) if isinstance(module, TRANSPOSED) else output
