@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from estimators.errors import UserError
-from pruning_limits.saving import QUANTITIES, Budget, saving_at, sparsity_within
+from pruning_limits.saving import QUANTITIES, BudgetAnswer, saving_at, sparsity_within
 
 if TYPE_CHECKING:
     from pruning_limits.result import PruningLimit
     from pruning_limits.shrinking import Timing
 
 
-def budget_of(limit: PruningLimit, shares: Mapping[str, float | None], timings: Sequence[Timing] = ()) -> Budget:
+def budget_of(limit: PruningLimit, shares: Mapping[str, float | None], timings: Sequence[Timing] = ()) -> BudgetAnswer:
     """Return the least sparsity of a limit's pattern that meets a budget, and whether it can be reached.
 
     Where the limit holds weights the sparsity is exact, else it is the least of those whose savings are stored.
@@ -42,7 +42,7 @@ def budget_of(limit: PruningLimit, shares: Mapping[str, float | None], timings: 
             sparsity = sparsity_for(limit.profile, quantity, share)
     else:
         sparsity = _within_time(share, timings)
-    return Budget(quantity, share, sparsity, saving_at(limit.evidence.savings, sparsity), limit.check(sparsity))
+    return BudgetAnswer(quantity, share, sparsity, saving_at(limit.evidence.savings, sparsity), limit.check(sparsity))
 
 
 def _within_time(share: float, timings: Sequence[Timing]) -> float:

@@ -21,7 +21,7 @@ from pruning_limits.evidence import Evidence, solve
 from pruning_limits.ladder import details, html, judged, ladder
 from pruning_limits.parts import Cost, Layer, Sharpness
 from pruning_limits.pattern_names import UNSTRUCTURED, parsed
-from pruning_limits.saving import Budget, Saving, saving_at
+from pruning_limits.saving import BudgetAnswer, Saving, saving_at
 from pruning_limits.serial import fields_of, read_plain, to_plain
 from pruning_limits.settings import Retuning, Settings, checked
 
@@ -444,7 +444,7 @@ class PruningLimit:
         parameters: float | None = None,
         latency: float | None = None,
         timings: Sequence[Timing] = (),
-    ) -> Budget:
+    ) -> BudgetAnswer:
         """Return the least sparsity of the pattern that meets a budget, what is left there, and whether it is reached.
 
         Args:

@@ -68,7 +68,7 @@ def saving_at(savings: Sequence[Saving], sparsity: float) -> Saving:
 
 
 @dataclass(frozen=True)
-class Budget:
+class BudgetAnswer:
     """A budget, the sparsity that meets it, and whether that can be reached.
 
     Attributes:
