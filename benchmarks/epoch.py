@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -107,7 +108,7 @@ def main() -> None:
             ratio = row["seconds"] / min(epochs)
             rows.append({"network": name, "code": label, "epoch": min(epochs), "ratio": ratio, **row})
     notes = [
-        f"Made by `python benchmarks/epoch.py --out {arguments.out}`. {environment_note()}",
+        f"Made by `python benchmarks/epoch.py {shlex.join(sys.argv[1:])}`. {environment_note()}",
         "`predict_limit(model, batches, penalty=...)` with measuring, batches of 1,000 images or 250 windows; an epoch"
         " is one of the training that made the network, in batches of 128 images or 64 windows. Processor times on one "
         f"thread, the shortest of {arguments.repeats}. Aimed at: 1.0 epoch, or 10 s where an epoch is shorter, and 1.3 "
