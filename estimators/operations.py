@@ -5,11 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from estimators.distributed import gathered
 from estimators.objective import Objective
+
+
+# Attention on a processor, which torch's table lacks, counts like that on a GPU.
+ALIKE = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: torch.ops.aten._scaled_dot_product_flash_attention,
+}
 
 
 class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -29,7 +36,8 @@ class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         """Call a function and add its operations where torch knows them."""
         result = function(*args, **(kwargs or {}))
-        count: Callable[..., int] | None = flop_registry.get(getattr(function, "_overloadpacket", function))
+        packet = getattr(function, "_overloadpacket", function)
+        count: Callable[..., int] | None = flop_registry.get(ALIKE.get(packet, packet))
         if count is not None:
             self.operations += int(count(*args, **(kwargs or {}), out_val=result))
         return result

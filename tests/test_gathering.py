@@ -169,7 +169,7 @@ def test_below_one_epoch_losses_and_pruned_networks_are_those_of_a_draw():
         assert 0 < dense.objective_error < 0.02
         assert limit.cost.forward_samples < whole.cost.forward_samples / 2
         assert all(point.rise_error > 0 for point in limit.evidence.points)
-        assert "a draw of all data" in answer.status
+        assert "a draw of the data" in answer.status
         assert answer.low < answer.sparsity < answer.high
         missed.append(not answer.low <= whole.lower <= answer.high)
         missed.append(abs(limit.objective - whole.objective) > 2 * dense.objective_error)
