@@ -12,7 +12,6 @@ from torch.utils.flop_counter import flop_registry
 from estimators.distributed import gathered
 from estimators.objective import Objective
 
-
 # Attention on a processor, which torch's table lacks, counts like that on a GPU.
 ALIKE = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: torch.ops.aten._scaled_dot_product_flash_attention,
