@@ -9,15 +9,8 @@ from torch import Tensor, nn
 
 from estimators.errors import UserError
 
-WEIGHTED = (
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-    nn.Linear,
-)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED, nn.Linear)
 PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 LINEAR_ELSEWHERE = ("transformers.pytorch_utils.Conv1D",)
 
@@ -91,6 +84,11 @@ def pruning_masks(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
+def linear_elsewhere(module: nn.Module) -> bool:
+    """Tell whether a module is a linear layer of another package, whose weight lies the other way round."""
+    return any(f"{kind.__module__}.{kind.__qualname__}" in LINEAR_ELSEWHERE for kind in type(module).__mro__)
+
+
 def _masked(module: nn.Module) -> list[str]:
     names = (name.removesuffix("_orig") for name in module._parameters if name.endswith("_orig"))
     return [name for name in names if module._buffers.get(f"{name}_mask") is not None]
@@ -109,9 +107,7 @@ def _weights(path: str, module: nn.Module) -> list[nn.Parameter | None]:
     """Return the weights of one convolution, linear or attention layer."""
     if isinstance(module, nn.MultiheadAttention):
         names = [name for name in PROJECTIONS if getattr(module, name, None) is not None]
-    elif isinstance(module, WEIGHTED) or any(
-        f"{kind.__module__}.{kind.__qualname__}" in LINEAR_ELSEWHERE for kind in type(module).__mro__
-    ):
+    elif isinstance(module, WEIGHTED) or linear_elsewhere(module):
         names = ["weight"]
     else:
         return []

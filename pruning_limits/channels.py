@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from estimators import UserError
+from estimators.parameters import TRANSPOSED
 from pruning_limits.groups import NONE, Groups
 from pruning_limits.pattern_names import Pattern
 from pruning_limits.patterns import matrices
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from estimators import Objective
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 NORMALISATIONS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 MISSING = "pattern: channels need the package torch-pruning; install it with pip install 'pruning-limits[structured]'"
 ALONE = "no channel of it can go"

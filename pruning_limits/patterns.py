@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from estimators import UserError
-from estimators.parameters import LINEAR_ELSEWHERE, PROJECTIONS
+from estimators.parameters import PROJECTIONS, TRANSPOSED, linear_elsewhere
 from pruning_limits.groups import Groups
 from pruning_limits.pattern_names import UNSTRUCTURED, Pattern, parsed
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from estimators import Objective
 
 FORWARD = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 UNKNOWN = "its outputs and inputs are not known"
 
 
@@ -61,12 +60,11 @@ def matrices(model: nn.Module, names: Mapping[str, Tensor]) -> dict[str, Matrix]
         except AttributeError:
             continue
         last = last.removesuffix("_orig")
-        elsewhere = any(f"{kind.__module__}.{kind.__qualname__}" in LINEAR_ELSEWHERE for kind in type(module).__mro__)
         if (isinstance(module, FORWARD) and last == "weight") or (
             isinstance(module, nn.MultiheadAttention) and last in PROJECTIONS
         ):
             result[name] = Matrix(0, 1)
-        elif (isinstance(module, TRANSPOSED) or elsewhere) and last == "weight":
+        elif (isinstance(module, TRANSPOSED) or linear_elsewhere(module)) and last == "weight":
             result[name] = Matrix(1, 0)
     return result
 

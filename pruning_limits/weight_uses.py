@@ -10,13 +10,11 @@ import torch
 from torch import nn
 
 from estimators.distributed import gathered
-from estimators.parameters import LINEAR_ELSEWHERE, PROJECTIONS, WEIGHTED
+from estimators.parameters import PROJECTIONS, TRANSPOSED, WEIGHTED, linear_elsewhere
 from estimators.user_code import plain_modes
 
 if TYPE_CHECKING:
     from estimators import Objective
-
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 def weight_uses(objective: Objective) -> dict[str, float | None]:
@@ -78,11 +76,10 @@ def _counters(
             for name, parameter in module.named_parameters(recurse=False)
             if id(parameter) in stored
         }
-        elsewhere = any(f"{kind.__module__}.{kind.__qualname__}" in LINEAR_ELSEWHERE for kind in type(module).__mro__)
         if isinstance(module, nn.MultiheadAttention):
             own["out_proj.weight"] = f"{prefix}out_proj.weight"
             yield module, own, _attention(module)
-        elif isinstance(module, WEIGHTED) or elsewhere:
+        elif isinstance(module, WEIGHTED) or linear_elsewhere(module):
             yield module, own, _layer(module)
 
 
