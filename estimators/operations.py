@@ -11,6 +11,7 @@ from torch.utils.flop_counter import flop_registry
 
 from estimators.distributed import gathered
 from estimators.objective import Objective
+from estimators.user_code import plain_modes
 
 # Attention on a processor, which torch's table lacks, counts like that on a GPU.
 ALIKE = {
@@ -43,22 +44,25 @@ class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def operations_per_sample(objective: Objective) -> float:
-    """Count the floating point operations of one sample in a forward pass.
+    """Count the floating point operations of one sample in a forward pass, on a batch of every rank.
 
     Args:
-        objective: The objective on a few samples.
+        objective: Network and data.
 
     Returns:
         Operations of matrix products, convolutions and attention, at least two per weight: torch knows none of
         recurrent layers.
 
     Example:
-        >>> import torch
         >>> model = torch.nn.Linear(3, 2)
         >>> operations_per_sample(Objective(model, [(torch.zeros(5, 3), torch.zeros(5, dtype=torch.long))]))
         12.0
     """
     counting = _Counting()
-    with counting:
-        objective.sample_losses(objective.vector())
-    return max(sum(gathered(counting.operations)) / objective.samples, 2.0 * objective.dimension)
+    with plain_modes(), torch.no_grad(), counting:
+        batch, size = next(iter(objective.batches()), (None, 0))  # a rank may have none
+        if size:
+            objective.losses(objective.chosen, batch)
+    counts = gathered((counting.operations, size))
+    operations, samples = sum(count for count, _ in counts), sum(size for _, size in counts)
+    return max(float(operations / samples), 2.0 * objective.dimension)

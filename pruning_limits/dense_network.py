@@ -26,7 +26,6 @@ from pruning_limits.one_shot import PairedDifferences, draws_of, mean_and_error
 from pruning_limits.parts import Dense
 from pruning_limits.settings import Settings
 
-FEW = 8  # samples whose operations are counted
 CHANCE_SAMPLES = 512  # that tell whether a network is better than constant outputs
 # Cosine of the gradients of two halves of a draw below which there is no gradient: less than the noise of four halves.
 STATIONARY = 0.2
@@ -82,14 +81,14 @@ class DenseNetwork:
         loader = first_batches(subject.loader, asked.max_batches)
         whole = Objective(subject.model, loader, subject.loss_fn, self.counted, subject.parameters)
         self.profile = MagnitudeProfile(whole.chosen)
-        self.budget = Budget.of(asked.budget, whole.samples, _operations(whole, asked.seed))
-        losses = self._losses(whole, asked)
+        losses = _losses(whole, asked)
         untrue = untrue_derivatives(losses.objective, asked.seed)
         if untrue:
             losses = losses.among([name for name in whole.names if name not in untrue])
             self.profile = MagnitudeProfile(losses.objective.chosen)
         objective = losses.objective
         self.loader, self.losses = loader, losses
+        self.budget = Budget.of(asked.budget, losses.total, operations_per_sample(objective))
         self.settings = replace(asked, parameters=objective.names)
         self.remarks = (*note_untrue(untrue), *note_doubles(objective))
         if subject.parameters is None:
@@ -97,15 +96,6 @@ class DenseNetwork:
         shares = losses.shares
         self.draws = draws_of(objective, asked.seed, None if shares is None else shares + shares.mean())
         self.gradient = self._gradient()
-
-    def _losses(self, whole: Objective, asked: Settings) -> Losses:
-        """Return the losses of all data, or of a draw where nothing is measured or the budget allows no more."""
-        if not asked.measure:
-            return drawn_losses(whole, asked.samples or 0, asked.seed)
-        if self.budget.losses >= whole.samples:
-            return all_losses(whole)
-        part = whole.subset(self.budget.losses, asked.seed)
-        return replace(all_losses(part), total=whole.samples)
 
     def _gradient(self) -> Tensor:
         """Return the gradient of the criterion: of all data where it counts, else as at a stationary point.
@@ -192,12 +182,14 @@ class DenseNetwork:
         )
 
 
-def _operations(whole: Objective, seed: int) -> float:
-    """Count operations per sample; what fails here fails in the next pass, too, which names the batch."""
-    try:
-        return operations_per_sample(whole.subset(FEW, seed))
-    except UserError:
-        return 2.0 * whole.dimension
+def _losses(whole: Objective, asked: Settings) -> Losses:
+    """Return the losses of all data, or of a draw where nothing is measured or less than an epoch may be spent."""
+    if not asked.measure:
+        return drawn_losses(whole, asked.samples or 0, asked.seed)
+    if asked.budget is None or asked.budget >= 1:  # all are passed, and need not be counted before
+        return all_losses(whole)
+    part = whole.subset(Budget.of(asked.budget, whole.samples, 0.0).losses, asked.seed)
+    return replace(all_losses(part), total=whole.samples)
 
 
 def _check_repeatable(losses: Tensor, again: Tensor) -> None:

@@ -1,5 +1,7 @@
 """The network before pruning: its losses, gradient and metric, draws of its data, and what a penalty balances."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from helpers import random, seeded
@@ -159,3 +161,21 @@ def test_data_that_change_between_passes_are_refused():
     moving = Subject(asked.model, Augmented(asked.loader), None, None, None, None, None)
     with pytest.raises(UserError, match=r"^loader: two passes give different losses"):
         DenseNetwork(moving, Settings())
+
+
+class Reads:
+    """A loader that counts how often it was read to its end."""
+
+    def __init__(self, batches):
+        self.batches, self.ends = batches, 0
+
+    def __iter__(self):
+        yield from self.batches
+        self.ends += 1
+
+
+def test_the_data_are_not_read_once_more_to_plan_the_budget():
+    asked = subject()
+    loader = Reads(asked.loader)
+    DenseNetwork(replace(asked, loader=loader), Settings())
+    assert loader.ends == 3  # losses, the check of derivatives, gradient
