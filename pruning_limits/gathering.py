@@ -29,7 +29,7 @@ from pruning_limits.magnitude import MagnitudeProfile
 from pruning_limits.measured import Bar, Point, crossing
 from pruning_limits.metrics import metric_errors
 from pruning_limits.model_points import ModelPoint
-from pruning_limits.one_shot import PairedDifferences, measured_points
+from pruning_limits.one_shot import PairedDifferences, deciding_of, measured_points
 from pruning_limits.parts import Cost, LayerCurvature, Origin
 from pruning_limits.pattern_gathering import gather_patterns
 from pruning_limits.progress import Progress
@@ -83,8 +83,7 @@ def gather(subject: Subject, asked: Settings, progress: Progress, checkpoint: st
     allowed = given or _from_metric(points, asked, dense)
     weights = f"{dense.profile.dimension:,}"
     LOGGER.info("%s weights, %s %.6g, epsilon %.4g", weights, asked.criterion, network.objective, allowed.epsilon)
-    bar = Bar(allowed.epsilon) if asked.max_drop is None else Bar(asked.max_drop, of_metric=True)
-    patterns = gather_patterns(dense, drop, bar, asked)
+    patterns = gather_patterns(dense, drop, bar_of(asked, allowed.epsilon), asked)
     curved = _Curved(dense, asked, allowed.epsilon, progress, checkpoint)
     retuned = None
     if asked.retune is not None:
@@ -135,8 +134,8 @@ def _points(
         return ()
     bar = Bar(asked.max_drop or 0.0, of_metric=True) if given is None else Bar(given.epsilon)
     with metric_errors("held_out" if asked.held_out else "loader") if drop else nullcontext():
-        drawn = len((drop if drop is not None and bar.of_metric else rise).draws) > 1
-        return measured_points(rise, drop, bar, (DRAWN_RESOLUTION if drawn else RESOLUTION) * asked.tolerance, progress)
+        resolution = DRAWN_RESOLUTION if deciding_of(rise, drop, bar).drawn else RESOLUTION
+        return measured_points(rise, drop, bar, resolution * asked.tolerance, progress)
 
 
 def _retuned(

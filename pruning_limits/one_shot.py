@@ -150,19 +150,17 @@ class PairedDifferences:
 
     def error(self, difference: Difference) -> float:
         """Return the standard error of a difference where all data are themselves drawn."""
+        if self.total == self.objective.samples:
+            return difference.error
         left = 1 / self.objective.samples - 1 / self.total
-        return (
-            math.hypot(difference.error, difference.spread * math.sqrt(difference.samples * left))
-            if left
-            else difference.error
-        )
+        return math.hypot(difference.error, difference.spread * math.sqrt(difference.samples * left))
 
     def guess(self, allowed: float, low: int, high: int) -> int | None:
         """Guess between two compared counts where the mean passes what is allowed, linear in the kept logarithm.
 
         None without draws: where all data cost little, the search goes the surer way.
         """
-        if len(self._parts) == 1:
+        if not self.drawn:
             return None
         dimension = self.profile.dimension
         ends = [self._known[count].mean if count in self._known else 0.0 for count in (low, high)]
@@ -204,6 +202,11 @@ class PairedDifferences:
         if self.objective.penalty is None:
             return 0.0
         return at.penalty_value(named(weights, at.chosen)) - self.objective.penalty_value(self.objective.chosen)
+
+    @property
+    def drawn(self) -> bool:
+        """Whether draws decide where they can."""
+        return len(self._parts) > 1
 
     @property
     def counts(self) -> set[int]:
@@ -275,7 +278,7 @@ def measured_points(
         Everything that was measured, by rising sparsity, without the dense network.
     """
     profile, dimension = criterion.profile, criterion.profile.dimension
-    deciding = metric if bar.of_metric and metric is not None else criterion
+    deciding = deciding_of(criterion, metric, bar)
     least = max(1, round(width * dimension))
     narrowed = math.ceil(math.log(max(1.0, 0.3 * dimension / least), 4))
     with told(progress, "pruned networks", EXPECTED_COARSE + EXPECTED_FINE * narrowed, "network") as tell:
@@ -289,19 +292,33 @@ def measured_points(
     beyond = {dimension - math.ceil(kept * (dimension - low)) for kept in BEYOND}
     rows = []
     for count in sorted(deciding.counts | {count for count in beyond if count > high}):
-        surely = count in (low, high)
-        rise = criterion.at(count, surely=surely)
-        drop = None if metric is None else metric.at(count, surely=surely)
-        rows.append(
-            Point(
-                sparsity=count / dimension,
-                rise=rise.mean,
-                rise_error=criterion.error(rise),
-                drop=None if drop is None else drop.mean,
-                drop_error=None if drop is None else drop.spread,
-            )
-        )
+        rows.append(measured_point(criterion, metric, count, surely=count in (low, high)))
     return tuple(rows)
+
+
+def deciding_of(criterion: PairedDifferences, metric: PairedDifferences | None, bar: Bar) -> PairedDifferences:
+    """Return the one of the two that what may be lost is of."""
+    return metric if bar.of_metric and metric is not None else criterion
+
+
+def measured_point(criterion: PairedDifferences, metric: PairedDifferences | None, count: int, surely: bool) -> Point:
+    """Return what a network with so many weights removed loses.
+
+    Args:
+        criterion: Rise of the criterion.
+        metric: Fall of the metric, or None.
+        count: Number of removed weights.
+        surely: See ``PairedDifferences.at``.
+    """
+    rise = criterion.at(count, surely=surely)
+    drop = None if metric is None else metric.at(count, surely=surely)
+    return Point(
+        sparsity=count / criterion.profile.dimension,
+        rise=rise.mean,
+        rise_error=criterion.error(rise),
+        drop=None if drop is None else drop.mean,
+        drop_error=None if drop is None else drop.spread,
+    )
 
 
 def mean_and_error(values: Tensor, sizes: Tensor) -> tuple[float, float]:

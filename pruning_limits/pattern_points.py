@@ -5,7 +5,7 @@ from __future__ import annotations
 from pruning_limits.crossing import first_crossing
 from pruning_limits.group_profile import GroupProfile
 from pruning_limits.measured import Bar, Point
-from pruning_limits.one_shot import BEYOND, PairedDifferences
+from pruning_limits.one_shot import BEYOND, PairedDifferences, deciding_of, measured_point
 
 
 def pattern_points(
@@ -32,8 +32,8 @@ def pattern_points(
     if last == start:
         return ()
     if profile.groups.pattern.fixed:
-        return (_point(criterion, metric, counts[last], surely=True),)
-    deciding = metric if bar.of_metric and metric is not None else criterion
+        return (measured_point(criterion, metric, counts[last], surely=True),)
+    deciding = deciding_of(criterion, metric, bar)
     asked = set[int]()
 
     def passes(step: int, surely: bool) -> bool:
@@ -43,16 +43,4 @@ def pattern_points(
     low, high = first_crossing(passes, last, start, max(1, round(width * last)))
     beyond = {last - round(kept * (last - low)) for kept in BEYOND}
     steps = sorted(asked | {step for step in beyond if high < step <= last})
-    return tuple(_point(criterion, metric, counts[step], surely=step in (low, high)) for step in steps)
-
-
-def _point(criterion: PairedDifferences, metric: PairedDifferences | None, count: int, surely: bool) -> Point:
-    rise = criterion.at(count, surely=surely)
-    drop = None if metric is None else metric.at(count, surely=surely)
-    return Point(
-        sparsity=count / criterion.profile.dimension,
-        rise=rise.mean,
-        rise_error=rise.error,
-        drop=None if drop is None else drop.mean,
-        drop_error=None if drop is None else drop.spread,
-    )
+    return tuple(measured_point(criterion, metric, counts[step], surely=step in (low, high)) for step in steps)

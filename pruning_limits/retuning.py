@@ -65,7 +65,7 @@ class Compared:
         return TunedPoint(
             sparsity=count / dimension,
             rise=rise.mean,
-            rise_error=rise.error,
+            rise_error=self.rise.error(rise),
             drop=None if drop is None else drop.mean,
             drop_error=None if drop is None else drop.spread,
             start=start / dimension,

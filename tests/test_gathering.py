@@ -10,7 +10,7 @@ from torch import nn
 
 from estimators import L1, L2, Objective, UserError
 from estimators.penalty import Penalty
-from pruning_limits import predict_limit
+from pruning_limits import Retuning, predict_limit
 from pruning_limits.dense_network import CHANCE_SAMPLES, Subject
 from pruning_limits.gathering import gather
 from pruning_limits.metrics import metric_loss
@@ -174,3 +174,17 @@ def test_below_one_epoch_losses_and_pruned_networks_are_those_of_a_draw():
         missed.append(not answer.low <= whole.lower <= answer.high)
         missed.append(abs(limit.objective - whole.objective) > 2 * dense.objective_error)
     assert sum(missed) <= 3  # of 20, where one is expected
+
+
+def test_pruned_and_re_tuned_networks_carry_the_error_of_drawn_losses():
+    asked = {"pattern": ("unstructured", "blocks:2x1"), "retune": Retuning(samples=128, passes=1)}
+    model, data = _parts(subject(4000))
+    limit = predict_limit(model, data, epsilon=0.05, progress=False, budget=0.5, **asked, **QUICK)
+    blocks = limit.for_pattern("blocks:2x1").evidence
+    tuned = limit.evidence.retuned
+    assert tuned is not None
+    for points in (limit.evidence.points, blocks.points, tuned.points):
+        assert points
+        assert all(point.rise_error > 0 for point in points)
+    answer = limit.for_pattern("blocks:2x1").answer("one-shot")
+    assert "all data" not in answer.status
