@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 
 import torch
 from networks import CASES
-from timing import environment, environment_note, options, seconds_of
+from timing import environment, environment_note, in_own_process, options, seconds_of
 
 from validation.tables import Column, Row, write_table
 
@@ -54,12 +53,9 @@ def child(name: str, runs: Path, task: str) -> None:
 
 def measured(name: str, runs: Path, task: str, against: Path | None = None) -> Row:
     """Run one measurement in a new process, with this code or that of another checkout."""
-    variables = {**os.environ, "OMP_NUM_THREADS": "1"}
-    here = Path(__file__).resolve().parent.parent
-    variables["PYTHONPATH"] = os.pathsep.join(map(str, [against or here, Path(__file__).resolve().parent]))
-    command = [sys.executable, __file__, "--runs", str(runs), "--child", name, task]
-    run = subprocess.run(command, check=True, capture_output=True, text=True, env=variables)
-    row: Row = json.loads(run.stdout.splitlines()[-1])
+    here = Path(__file__).resolve().parent
+    path = os.pathsep.join(map(str, [against or here.parent, here]))
+    row = in_own_process(__file__, name, task, "--runs", str(runs), PYTHONPATH=path)
     print(name, task, row, flush=True)
     return row
 

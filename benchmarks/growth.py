@@ -9,9 +9,6 @@ from __future__ import annotations
 import gc
 import itertools
 import json
-import os
-import subprocess
-import sys
 import textwrap
 import time
 from collections.abc import Callable
@@ -21,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 import torchvision
-from timing import environment, environment_note, options
+from timing import FREEING, environment, environment_note, in_own_process, options
 from torch import nn
 
 from estimators import Hessian, Lanczos, Objective, sphere_probes
@@ -97,10 +94,7 @@ def child(width: int, samples: int) -> None:
 
 def point(width: int, samples: int) -> Row:
     """Measure one point in a new process that gives freed vectors back to the system at once."""
-    variables = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "1000000", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, __file__, "--child", str(width), str(samples)]
-    run = subprocess.run(command, check=True, capture_output=True, text=True, env=variables)
-    row: Row = json.loads(run.stdout.splitlines()[-1])
+    row = in_own_process(__file__, str(width), str(samples), **FREEING)
     print(row, flush=True)
     return row
 

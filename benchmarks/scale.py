@@ -9,9 +9,6 @@ from __future__ import annotations
 import gc
 import json
 import math
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -22,7 +19,7 @@ import torch
 import torchvision
 from gpu import Passes, Tokens
 from growth import exponent, resident
-from timing import environment, environment_note, options
+from timing import FREEING, environment, environment_note, in_own_process, options
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -164,10 +161,8 @@ def child(case: Case, task: str) -> None:
 
 def measured(case: Case, task: str) -> Row:
     """Measure one task in a new process that gives freed memory back to the system at once."""
-    variables = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "1000000", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, __file__, "--child", json.dumps(asdict(case)), task]
-    run = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=variables)
-    row = asdict(case) | {"name": case.name, "task": task} | json.loads(run.stdout.splitlines()[-1])
+    numbers = in_own_process(__file__, json.dumps(asdict(case)), task, **FREEING)
+    row = asdict(case) | {"name": case.name, "task": task} | numbers
     print(row, flush=True)
     return row
 

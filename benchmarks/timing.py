@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import json
 import math
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -51,6 +55,25 @@ def interleaved(
             if turn:
                 best[name] = min(best[name], spent)
     return best
+
+
+FREEING = {"MALLOC_MMAP_THRESHOLD_": "1000000"}  # gives freed memory back to the system at once, so that peaks are seen
+
+
+def in_own_process(script: str, *arguments: str, **variables: str) -> dict[str, Any]:
+    """Run a script in a new process with one thread, and return the JSON object that it prints last.
+
+    Args:
+        script: Its path.
+        arguments: Its arguments after ``--child``.
+        variables: Environment variables beside those of this process.
+    """
+    command = [sys.executable, script, "--child", *arguments]
+    run = subprocess.run(
+        command, check=True, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", **variables}
+    )
+    row: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
+    return row
 
 
 def environment() -> dict[str, Any]:
