@@ -7,6 +7,7 @@ import math
 from scipy.special import expit, logit
 
 LEAST = 0.5
+LEAST_STEP = 1e-6  # between logarithms of coverages, against division by zero
 LEAST_ERROR, LINE_ERROR = 0.3, 0.4  # they cover four of six misses on the two networks, and all on others
 
 
@@ -69,7 +70,7 @@ def saturation(kept: tuple[float, float], coverage: tuple[float, float], known: 
         (0.01, 0.0044)
     """
     odds, shares = [float(logit(value)) for value in kept], [math.log(value) for value in coverage]
-    line = -shares[1] * max(0.0, odds[1] - odds[0]) / (shares[1] - shares[0])
+    line = -shares[1] * max(0.0, odds[1] - odds[0]) / max(LEAST_STEP, shares[1] - shares[0])
     error = min(line, max(LEAST_ERROR, LINE_ERROR * line)) if known else line
     low, carried, high = (float(expit(odds[1] + line + sign * error)) for sign in (-1, 0, 1))
     return max(1.0, carried / kept[1]), max(high - carried, carried - low)
