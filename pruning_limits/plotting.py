@@ -360,7 +360,7 @@ def plot_sensitivities(rows: Sequence[LayerSensitivity], ax: Axes | None = None)
     for place, colour in zip(range(most), (GREEN, BLUE, ORANGE, PURPLE, GREY, BLACK), strict=False):
         measured = [(level, row.points[place]) for level, row in enumerate(rows) if len(row.points) > place]
         finite = [(level, point) for level, point in measured if math.isfinite(point.rise)]
-        share = measured[0][1].sparsity
+        share = float(np.median([point.sparsity for _, point in measured]))  # small layers round up
         ax.errorbar(
             [point.rise for _, point in finite],
             [level for level, _ in finite],
