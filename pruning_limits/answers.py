@@ -14,6 +14,7 @@ from pruning_limits.stopping import STOPPING
 if TYPE_CHECKING:
     from pruning_limits.epsilon import Allowed
     from pruning_limits.evidence import Evidence
+    from pruning_limits.forecast import Forecast
     from pruning_limits.parts import Estimate
     from pruning_limits.settings import Settings
 
@@ -22,6 +23,7 @@ Rung = Literal["one-shot", "re-tuned", "re-trained", "bound", "formula"]
 MOST_TIMES, MOST_COUNTED = 1e6, 1 << 62
 REFUTED = "the quadratic model's bound is refuted"
 NOT_RETUNED = "nothing was re-tuned under these conditions"
+OUTSIDE_BENCH = "outside the bench"
 NO_COVERAGE = "the paper's formula with the GGN; nothing is claimed about how often the truth lies within"
 
 
@@ -173,8 +175,65 @@ def tuned_to(answers: tuple[Answer, ...], sparsity: float) -> Answer | None:
     return tuned if tuned is not None and tuned.sparsity is not None and sparsity <= tuned.sparsity else None
 
 
-def retrained(evidence: Evidence, allowed: Allowed) -> Answer:
-    """Answer what the formula says of re-training the kept weights."""
+def retrained(evidence: Evidence, settings: Settings, allowed: Allowed, reached: tuple[Answer, ...]) -> Answer:
+    """Answer what re-training the kept weights reaches: a forecast, or where there is none what the formula says.
+
+    The forecast speaks of single weights and of the loss, with the Hessian at hand.
+
+    Args:
+        evidence: What was computed.
+        settings: What was asked for.
+        allowed: The allowed rise of the criterion.
+        reached: The answers of pruning alone and of re-tuning.
+    """
+    if evidence.forecast is not None and evidence.own is None and settings.criterion == "loss":
+        answer = _forecast(evidence.forecast, evidence, settings, allowed, reached)
+        if answer is not None:
+            return answer
+    return ggn_formula(evidence, allowed)
+
+
+def _forecast(
+    forecast: Forecast, evidence: Evidence, settings: Settings, allowed: Allowed, reached: tuple[Answer, ...]
+) -> Answer | None:
+    features: dict[str, float] = {"weights": evidence.parameters}
+    features |= {
+        answer.rung: 1 - answer.sparsity
+        for answer in reached
+        if answer.basis == "measured" and answer.sparsity is not None
+    }
+    if settings.curvature == "hessian":
+        features |= hessian_features(evidence, allowed.epsilon)
+    ahead = forecast.of(features)
+    if ahead is None:
+        return None
+    already = max(
+        [answer.sparsity for answer in reached if answer.basis == "measured" and answer.sparsity], default=0.0
+    )
+    sparsity, low, high = (max(already, 1 - kept) for kept in (ahead.kept, ahead.high, ahead.low))
+    share = f"{10 * forecast.coverage:.3g} of 10 networks"
+    status = (
+        f"forecast of what the magnitude mask reaches after the whole recipe once more: {share} end within the "
+        f"interval, by {forecast.networks} networks of {forecast.families} families (calibration {forecast.version})"
+    )
+    if ahead.outside:
+        status += f"; {OUTSIDE_BENCH}, so that the interval is twice as wide: {'; '.join(ahead.outside)}"
+    return Answer("re-trained", sparsity, low, high, "forecast", None, status)
+
+
+def hessian_features(evidence: Evidence, epsilon: float) -> dict[str, float]:
+    """Return what a forecast takes from the Hessian: the kept fraction by the formula, and its half-width.
+
+    Args:
+        evidence: What was computed, with the Hessian.
+        epsilon: Allowed rise of the criterion, > 0.
+    """
+    (sparsity, low, high), _ = _isotropic(evidence.hessian, evidence, epsilon, "abs")
+    return {"hessian": 1 - sparsity, "hessian error": max(high - sparsity, sparsity - low)}
+
+
+def ggn_formula(evidence: Evidence, allowed: Allowed) -> Answer:
+    """Answer what the formula with the GGN says of re-training the kept weights."""
     if evidence.ggn is None:
         return Answer("re-trained", None, None, None, "unknown", None, evidence.unknown)
     ends, _ = _isotropic(evidence.ggn, evidence, allowed.epsilon, "clip")

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pruning_limits.answers import Answer
     from pruning_limits.directions import Directions
     from pruning_limits.epsilon import Allowed
+    from pruning_limits.forecast import Forecast
     from pruning_limits.magnitude import MagnitudeProfile
     from pruning_limits.magnitude_curve import MagnitudeCurve
     from pruning_limits.measured import Point
@@ -67,6 +68,7 @@ class Evidence:
             ``savings`` are of.
         savings: What is left of the network, by rising sparsity.
         retuned: Networks pruned in stages and re-tuned; None where nothing was re-tuned, or under scaled conditions.
+        forecast: The calibration that tells where re-training ends; None where only the formula shall.
     """
 
     parameters: int
@@ -119,6 +121,7 @@ class Evidence:
         )
 
     retuned: Tuning | None = None
+    forecast: Forecast | None = None
 
     def scaled(self, weight_scale: float, curvature_scale: float) -> Evidence:
         """Return the evidence of scaled weights and a scaled curvature; a gradient is taken to scale with both."""
@@ -183,9 +186,9 @@ def solve(
     assert paper.low is not None
     assert paper.high is not None
     along = directional(evidence, allowed)
-    again = retrained(evidence, allowed)
     lower = evidence.already_removed if alone.sparsity is None else alone.sparsity
     tuned = retuned(evidence, settings, allowed, alone)
+    again = retrained(evidence, settings, allowed, (alone, *tuned))
     reached, how = max((answer.sparsity or 0.0, how) for answer, how in zip((alone, *tuned), MEASURED, strict=False))
     answers: tuple[Answer, ...] = (alone, *tuned, again, bound(evidence, along, reached, how), paper)
     if evidence.own is not None:

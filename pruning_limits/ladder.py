@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from pruning_limits.answers import Answer, Verdict, metric_at, tuned_to
+from pruning_limits.answers import OUTSIDE_BENCH, Answer, Verdict, metric_at, tuned_to
 from pruning_limits.pattern_answers import pattern_verdict
 from pruning_limits.pattern_table import cells, text_table
 
@@ -112,7 +112,7 @@ def _how(limit: PruningLimit, answer: Answer) -> str:
         tuning = limit.evidence.retuned
         return "measured" if tuning is None else f"measured, {tuning.seconds:.0f} s"
     if answer.rung == "re-trained":
-        return "formula, no claim of coverage" if answer.basis == "formula" else answer.basis
+        return _forecast_text(limit, answer) if answer.basis == "forecast" else "formula, no claim of coverage"
     if answer.rung == "bound":
         return "bound of the quadratic model"
     own = limit.evidence.own
@@ -122,6 +122,22 @@ def _how(limit: PruningLimit, answer: Answer) -> str:
         return "formula"
     points = 100 * (answer.sparsity - limit.achieved)
     return f"{abs(points):.1f} points {'above' if points > 0 else 'below'} what was measured"
+
+
+def _forecast_text(limit: PruningLimit, answer: Answer) -> str:
+    forecast = limit.evidence.forecast
+    share = "" if forecast is None else f", {10 * forecast.coverage:.3g} of 10 networks"
+    return f"forecast{share}{', outside the bench' if OUTSIDE_BENCH in answer.status else ''}"
+
+
+def _training(limit: PruningLimit, sparsity: float) -> str:
+    """Say what the forecast says of training to a sparsity; nothing where there is none."""
+    again = limit.answer("re-trained")
+    if again.basis != "forecast" or again.low is None or again.high is None:
+        return ""
+    may = "will probably" if sparsity <= again.low else "may" if sparsity <= again.high else "will probably not"
+    ends = f"{percent(again.low).removesuffix(' %')} to {percent(again.high)}"
+    return f"; training {may} reach it: the forecast is {ends}"
 
 
 def judged(limit: PruningLimit, sparsity: float) -> Verdict:
@@ -150,14 +166,16 @@ def judged(limit: PruningLimit, sparsity: float) -> Verdict:
         at = "" if tuned.metric is None else f", {limit.metric} there: {metric_text(limit, tuned.metric)}"
         reason = f"{alone}; re-tuning reaches it: it gets to {percent(tuned.sparsity)} (measured{at})"
         return Verdict("open", reason, min(sparsity - limit.lower, tuned.sparsity - sparsity), metric)
-    bound = limit.answer("bound")
+    bound, training = limit.answer("bound"), _training(limit, sparsity)
     if bound.high is None:
-        reason = f"{alone}; no bound is established beyond {reached}: {bound.status}"
+        reason = f"{alone}{training}; no bound is established beyond {reached}: {bound.status}"
         return Verdict("open", reason, sparsity - limit.lower, metric)
     if sparsity > bound.high:
         reason = f"{target} is beyond {percent(bound.high)}, the bound of the quadratic model and its numerical error"
         return Verdict("infeasible", reason, sparsity - bound.high, metric)
-    reason = f"{alone}; training may reach it: the bound of the quadratic model is at {percent(bound.high)}"
+    reason = (
+        f"{alone}{training or '; training may reach it'}; the bound of the quadratic model is at {percent(bound.high)}"
+    )
     return Verdict("open", reason, min(sparsity - limit.lower, bound.high - sparsity), metric)
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 BLUE, ORANGE, GREEN, GREY, BLACK, PURPLE = "#0072b2", "#d55e00", "#009e73", "#666666", "#000000", "#a2467c"
 SPARSITY = "sparsity (removed fraction)"
-RETRAINED_UNKNOWN = "re-trained: unknown, see the notes"
+GGN_UNKNOWN = "the GGN says nothing, see the notes"
 FALLS = 20  # allowed falls of the metric that the axis shows at most
 MARKS: Mapping[Rung, tuple[str, str]] = {
     "one-shot": (BLUE, "^"),
@@ -234,7 +234,7 @@ def plot_crossing(limit: PruningLimit, ax: Axes | None = None) -> Axes:
         (limit.evidence.hessian, negative, ORANGE, f"largest R that {_name(limit)} allows (the paper's formula)"),
     ]
     if limit.evidence.ggn is not None:
-        curves.append((limit.evidence.ggn, "clip", GREEN, "largest R that the GGN allows (re-trained)"))
+        curves.append((limit.evidence.ggn, "clip", GREEN, "largest R that the GGN allows"))
     stride = slice(None, None, max(1, len(norms) // 400))
     lines: list[Artist] = [*ax.plot(kept, norms, color=BLUE, label="this network: norm R of the removed weights")]
     for estimate, mode, colour, label in curves:
@@ -246,8 +246,8 @@ def plot_crossing(limit: PruningLimit, ax: Axes | None = None) -> Axes:
     dots = ax.plot([1 - limit.sparsity], [r_limit], "o", color=ORANGE, markersize=8, label="limit, carried to all data")
     if limit.evidence.hessian.growth != 1:
         lines += dots
-    if limit.retrained is None:
-        lines += ax.plot([], [], " ", label=RETRAINED_UNKNOWN)
+    if limit.evidence.ggn is None:
+        lines += ax.plot([], [], " ", label=GGN_UNKNOWN)
     ax.set(xlabel=SPARSITY, ylabel="R, norm of the removed weights", yscale="log")
     drawn = norms[(kept >= _least(limit)) & (kept < 0.97)]
     if len(drawn):

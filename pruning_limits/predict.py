@@ -17,6 +17,7 @@ from estimators.substitution import intact
 from estimators.user_code import plain_modes
 from pruning_limits.dense_network import Subject
 from pruning_limits.evidence import solve
+from pruning_limits.forecast import Forecast
 from pruning_limits.gathering import gather
 from pruning_limits.isotropic import Negative
 from pruning_limits.metrics import Metric, metric_loss, metric_name
@@ -54,6 +55,7 @@ def predict_limit(
     checkpoint: str | Path | None = None,
     precision: Precision = "full",
     budget: float | None = None,
+    forecast: str | Path | None = None,
 ) -> PruningLimit:
     r"""Answer how far a trained network can be pruned: alone, with re-training, and at most.
 
@@ -127,11 +129,12 @@ def predict_limit(
         precision: Of the curvature products: ``"full"`` is that of the model, ``"bfloat16"`` the mixed precision of
             ``torch.autocast`` for a float32 model; the recurrences and all losses keep the model's own. The interval
             does not contain its rounding error, which can exceed it by far, most of all for ``retrained``.
-
         budget: What the prediction may cost, in epochs of training; one epoch counts as three forward passes over the
             loader. None means one epoch, or some ten seconds of one core where an epoch is less. Parts come in the
             order one-shot, re-trained, bound, formula. Below one epoch the losses, too, are those of a draw. Small
             budgets are exceeded, because every part takes a least number of samples; ``limit.cost.epochs`` tells.
+        forecast: Calibration of the rung ``"re-trained"``, a file that ``pruning-limits validate --table forecast``
+            wrote on networks of the user's own; None takes the one of this package.
 
     Returns:
         One answer per rung, and everything needed for further questions. Where the GGN says nothing of the loss, what
@@ -173,11 +176,12 @@ def predict_limit(
         retune=Retuning() if retune is True else None if retune is False else retune,
         budget=budget,
     )
+    calibration = Forecast.shipped() if forecast is None else Forecast.read(forecast)
     model = plain_model(model)
     values = None if metric is None else metric_loss(metric)
     subject = Subject(model, loader, loss_fn, penalty, parameters, values, held_out)
     with plain_modes(), intact(model):
-        gathered = gather(subject, asked, progress, checkpoint)
+        gathered = gather(subject, asked, calibration, progress, checkpoint)
     limit = solve(gathered.evidence, gathered.settings, gathered.allowed, gathered.profile)
     limit = limit.for_pattern(gathered.settings.pattern[0])
     for note in limit.notes:

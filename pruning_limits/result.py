@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from pruning_limits.shrinking import Timing
 
 Value = TypeVar("Value")
-FORMAT = "pruning-limit/5"
+FORMAT = "pruning-limit/6"
 LAYER_SPARSITIES, LAYER_SAMPLES = (0.5, 0.7, 0.9), 2048
 LEAST_LOGARITHM, LARGEST_SCALE = -700.0, 1e50
 
@@ -57,7 +57,8 @@ class PruningLimit:
         lower: What one-shot pruning reaches: the first sustained crossing of what was measured, or of the quadratic
             model where nothing was.
         achieved: The same where it was measured, or None.
-        retrained: The isotropic limit with the GGN, or None.
+        retrained: Centre of the forecast of what re-training reaches; of what the formula with the GGN says where
+            there is no forecast, as in patterns of groups and by the criterion ``"objective"``; or None.
         directional: The directional limit with the GGN, beyond which re-tuning kept weights in the basin fails, or
             None.
         upper: ``directional`` plus the kinematic window, at most 1 and at least ``lower``; 1 where none is known. The

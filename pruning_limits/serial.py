@@ -18,6 +18,7 @@ from pruning_limits.answers import Answer, Basis, Rung
 from pruning_limits.directions import Directions
 from pruning_limits.epsilon import Allowed
 from pruning_limits.evidence import Evidence
+from pruning_limits.forecast import Forecast
 from pruning_limits.magnitude_curve import MagnitudeCurve
 from pruning_limits.measured import Point
 from pruning_limits.model_points import ModelPoint
@@ -94,8 +95,10 @@ def fields_of(plain: dict[str, Any]) -> dict[str, Any]:
     """
     evidence, settings = _evidence(plain["evidence"]), Settings.from_plain(plain["settings"])
     unknown = evidence.ggn is None
+    answers = _answers(plain["answers"])
+    again = next((answer.basis for answer in answers if answer.rung == "re-trained"), None)
     resting = ("retrained", "directional")
-    absent = {"retrained": unknown, "directional": evidence.directions is None}
+    absent = {"retrained": unknown and again != "forecast", "directional": evidence.directions is None}
     if any((plain[name] is None) is not absent[name] for name in resting) or (unknown and plain["upper"] != 1):
         raise ValueError("what rests on the GGN is there although it is unknown, or lacks although it is known")
     low, high = (_number(value) for value in plain["interval"])
@@ -103,7 +106,7 @@ def fields_of(plain: dict[str, Any]) -> dict[str, Any]:
         **{name: _share(name, plain[name]) for name in ("sparsity", "lower", "upper")},
         **{name: _share_or_none(name, plain[name]) for name in ("achieved", *resting)},
         "interval": (low, high),
-        "answers": _answers(plain["answers"]),
+        "answers": answers,
         "status": str(plain["status"]),
         "notes": tuple(str(note) for note in plain["notes"]),
         "sharpness": _row(Sharpness, plain["sharpness"]),
@@ -202,6 +205,7 @@ def _evidence(plain: dict[str, Any]) -> Evidence:
         pattern=pattern,
         savings=_savings(plain["savings"]),
         retuned=_tuning(plain["retuned"], INFINITE_NAMES[of_metric]),
+        forecast=None if plain["forecast"] is None else Forecast.from_plain(plain["forecast"]),
     )
 
 

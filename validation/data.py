@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -138,7 +138,9 @@ def load_data(name: str, data_dir: str | os.PathLike[str] | None = None) -> Imag
     ``name`` is ``digits`` (embedded, 8x8), a torchvision name (``mnist``, ``fashion-mnist``, ``cifar10``,
     ``cifar100``), or the name of a folder in ImageFolder layout (``train/<class>/*``, ``test/<class>/*`` or
     ``val/<class>/*``), a ``.tar.gz`` of such a folder, or an ``.npz`` with ``x_train, y_train, x_test, y_test``,
-    each looked for under ``data_dir``. Decoded image folders are cached as ``.npz``.
+    each looked for under ``data_dir``. Decoded image folders are cached as ``.npz``. ``stdlib-text`` is the source text
+    of Python's standard library in windows of characters. With a number behind it, such as ``mnist-10000``, a data set
+    is a fixed random draw of so many training samples, and of half as many held-out ones.
 
     Args:
         name: Data set name or path.
@@ -154,8 +156,15 @@ def load_data(name: str, data_dir: str | os.PathLike[str] | None = None) -> Imag
         >>> load_data("digits").shape
         (1, 8, 8)
     """
+    whole, _, count = name.rpartition("-")
+    if whole and count.isdecimal() and int(count):
+        return drawn(load_data(whole, data_dir), int(count))
     if name == "digits":
         return _digits()
+    if name == "stdlib-text":
+        from validation.text_data import standard_library
+
+        return standard_library()
     root = Path(data_dir or os.environ.get(DATA_DIR_VARIABLE) or "data")
     candidates = [Path(name), *(root / stem for stem in _stems(name))]
     for path in candidates:
@@ -167,11 +176,28 @@ def load_data(name: str, data_dir: str | os.PathLike[str] | None = None) -> Imag
             return _from_folder(name, path)
     if name in TORCHVISION:
         return _from_torchvision(name, root, candidates)
-    known = ", ".join(["digits", *TORCHVISION])
+    known = ", ".join(["digits", "stdlib-text", *TORCHVISION])
     looked = ", ".join(str(path) for path in candidates)
     raise UserError(
         f"dataset: {name!r} is not one of {known}, and none of these exists: {looked}; "
         f"give --data-dir or {DATA_DIR_VARIABLE}"
+    )
+
+
+def drawn(data: ImageData, count: int) -> ImageData:
+    """Return a data set with a random draw of its training samples, and of half as many held-out ones."""
+
+    def part(size: int, most: int) -> Tensor:
+        return torch.randperm(size, generator=torch.Generator().manual_seed(0))[:most]
+
+    train, test = part(len(data.train_y), count), part(len(data.test_y), count // 2)
+    return replace(
+        data,
+        name=f"{data.name}, {len(train):,} drawn",
+        train_x=data.train_x[train],
+        train_y=data.train_y[train],
+        test_x=data.test_x[test],
+        test_y=data.test_y[test],
     )
 
 

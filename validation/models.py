@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from estimators.errors import UserError
 from validation.references import call, resolve
+from validation.slim_models import SLIM
 
 FC5 = (1000, 600, 300, 100)
 FC12 = (1000, 900, 800, 750, 700, 650, 600, 500, 400, 200, 100)
@@ -274,6 +275,10 @@ MODELS: dict[str, Callable[[Shape, int], nn.Module]] = {
     "vgg16": _vgg16,
     "resnet18": _resnet("resnet18"),
     "resnet50": _resnet("resnet50"),
+    "fc-narrow": _mlp((32, 32)),
+    "fc-wide": _mlp((256,)),
+    "fc-deep": _mlp((64,) * 6),
+    **SLIM,
 }
 
 

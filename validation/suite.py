@@ -240,6 +240,27 @@ class SplitSettings:
 
 
 @dataclass(frozen=True)
+class ForecastSettings:
+    """What is measured where re-training ends.
+
+    Args:
+        rises: Allowed rises of the mean training loss, besides the fluctuation of a batch.
+        drops: Allowed falls of the accuracy, as fractions, on training and on held-out data.
+        runs: Trainings with the whole recipe at every sparsity, each with an order of the data of its own.
+        retuned: Samples of a stage of re-tuning, one curve for each.
+        iterative: One of so many networks is also pruned iteratively; 0 for none.
+        optimised: Networks of at most so many weights are also optimised on their masks by L-BFGS.
+    """
+
+    rises: tuple[float, ...] = (0.01, 0.03, 0.1)
+    drops: tuple[float, ...] = (0.005, 0.01, 0.02)
+    runs: int = 2
+    retuned: tuple[int, ...] = (512, 2048)
+    iterative: int = 3
+    optimised: int = 2500
+
+
+@dataclass(frozen=True)
 class Suite:
     """A named set of networks and the settings that all of them share.
 
@@ -257,6 +278,7 @@ class Suite:
         compare: Settings of the tables that compare pruners.
         patterns: Settings of the table ``patterns``.
         splits: Settings of the table ``splits``.
+        forecast: Settings of the table ``forecast``.
     """
 
     name: str
@@ -272,6 +294,7 @@ class Suite:
     compare: CompareSettings = field(default_factory=CompareSettings)
     patterns: PatternSettings = field(default_factory=PatternSettings)
     splits: SplitSettings = field(default_factory=SplitSettings)
+    forecast: ForecastSettings = field(default_factory=ForecastSettings)
 
 
 def known_suites() -> list[str]:
@@ -292,6 +315,7 @@ SECTIONS: dict[str, type[Any]] = {
     "compare": CompareSettings,
     "patterns": PatternSettings,
     "splits": SplitSettings,
+    "forecast": ForecastSettings,
 }
 
 

@@ -6,7 +6,7 @@ import csv
 import io
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -153,4 +153,4 @@ def recipes(suite: Suite) -> str:
 
 def recipe_text(recipe: Recipe) -> str:
     """Return a recipe in one line, settings that are off left out."""
-    return ", ".join(f"{key} {value}" for key, value in asdict(recipe).items() if value not in (0, False, (), []))
+    return ", ".join(f"{key} {value}" for key, value in recipe.settings().items() if value not in (0, False, (), []))

@@ -1,4 +1,4 @@
-"""SGD training whose every step is fixed by (recipe, seed, step number), so it can stop and start anywhere."""
+"""Training whose every step is fixed by (recipe, seed, step number), so it can stop and start anywhere."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from validation.models import build_model
 from validation.storage import load_tensors, run_folder, save_tensors, write_json
 
 SCHEDULES = ("constant", "cosine", "multistep")
+OPTIMIZERS = ("sgd", "adamw")
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class Recipe:
         warmup: Epochs over which the rate rises linearly, step by step.
         nesterov: Nesterov momentum.
         augment: Random shifts of up to four pixels and flips.
+        optimizer: ``"sgd"`` or ``"adamw"``, which has no use for ``momentum`` and ``nesterov``.
+        decay: Decoupled weight decay of ``"adamw"``.
     """
 
     epochs: int
@@ -55,8 +58,14 @@ class Recipe:
     warmup: int = 0
     nesterov: bool = False
     augment: bool = False
+    optimizer: str = "sgd"
+    decay: float = 0.0
 
     def __post_init__(self) -> None:
+        if self.optimizer not in OPTIMIZERS:
+            raise UserError(f"optimizer: expected one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}")
+        if self.decay and self.optimizer != "adamw":
+            raise UserError("recipe: decay is the decoupled weight decay of adamw; take l2 with sgd")
         if self.schedule not in SCHEDULES:
             raise UserError(f"schedule: expected one of {', '.join(SCHEDULES)}, got {self.schedule!r}")
         if self.l1 and self.l2:
@@ -69,6 +78,19 @@ class Recipe:
         if self.l1:
             return L1(self.l1)
         return L2(self.l2) if self.l2 else None
+
+    def settings(self) -> dict[str, Any]:
+        """Plain values for hashing; those of an optimizer that is not SGD only where there is one."""
+        values = asdict(self) | {"milestones": list(self.milestones)}
+        if self.optimizer == "sgd":
+            del values["optimizer"], values["decay"]
+        return values
+
+    def optimizing(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        """Return the optimizer of some parameters."""
+        if self.optimizer == "adamw":
+            return torch.optim.AdamW(parameters, self.lr, weight_decay=self.decay)
+        return torch.optim.SGD(parameters, self.lr, self.momentum, nesterov=self.nesterov)
 
     def learning_rate(self, step: int, steps_per_epoch: int) -> float:
         """Learning rate of a step counted from 0."""
@@ -95,7 +117,7 @@ def train(
     on_step: Callable[[int, nn.Module], None] | None = None,
     progress: str | None = None,
 ) -> float:
-    """Train a network in place with SGD on cross-entropy plus the recipe's penalty.
+    """Train a network in place on cross-entropy plus the recipe's penalty.
 
     Data order, augmentation and learning rate of step t depend only on (recipe, seed, t): training from step k on
     with the weights of step k sees exactly what a run from step 0 saw, except that momentum starts at zero.
@@ -123,7 +145,7 @@ def train(
     last = recipe.epochs * per_epoch if last_step is None else last_step
     parameters = list(model.parameters())
     device = parameters[0].device
-    optimizer = torch.optim.SGD(parameters, recipe.lr, recipe.momentum, nesterov=recipe.nesterov)
+    optimizer = recipe.optimizing(parameters)
     hold_masks(model, optimizer, masks or {})
     step, spent, started = first_step, 0.0, time.perf_counter()
     if state is not None and state.exists():
@@ -197,13 +219,13 @@ def fixed_randomness(seed: int, step: int) -> Iterator[None]:
 
 @torch.no_grad()
 def accuracy(model: nn.Module, data: ImageData, split: str = "test") -> float:
-    """Share of correctly classified images, in evaluation mode."""
+    """Share of correct classes, in evaluation mode."""
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
     correct = sum(int((model(x.to(device)).argmax(1).cpu() == y).sum()) for x, y in data.batches(split, 1000))
     model.train(was_training)
-    return correct / len(data.test_y if split == "test" else data.train_y)
+    return correct / (data.test_y if split == "test" else data.train_y).numel()
 
 
 @dataclass(frozen=True)
@@ -217,7 +239,7 @@ class Network:
 
     def settings(self) -> dict[str, Any]:
         """Plain values for hashing and for tables."""
-        return asdict(self) | {"recipe": asdict(self.recipe) | {"milestones": list(self.recipe.milestones)}}
+        return asdict(self) | {"recipe": self.recipe.settings()}
 
 
 def _gradient(parameter: Tensor) -> Tensor:

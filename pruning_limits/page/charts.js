@@ -44,6 +44,7 @@ function marker(rung, x, y) {
     "one-shot": "M0-6 6 5H-6z",
     "re-tuned": "M-5-5H5V5H-5z",
     "re-trained": "M0-7 7 0 0 7-7 0z",
+    ggn: "M0-7 7 0 0 7-7 0z",
     bound: "M-2.5-7.5h5v15h-5z",
     formula: "M-5.5 0a5.5 5.5 0 1 0 11 0a5.5 5.5 0 1 0-11 0",
   };
@@ -264,13 +265,13 @@ function drawCrossing(holder, answer, least, description) {
     ["network", network],
     ["formula", allowed(hessian, settings.negative)],
   ];
-  if (ggn !== null) curves.splice(1, 0, ["re-trained", allowed(ggn, "clip")]);
+  if (ggn !== null) curves.splice(1, 0, ["ggn", allowed(ggn, "clip")]);
   for (const [kind, points] of curves) {
     const inside = points.filter(([s]) => 1 - s >= least).map(([s, norm]) => [x(s), y(norm)]);
     parts.push(shape("path", { class: `line ${kind}`, d: path(inside) }));
   }
-  for (const kind of ggn === null ? ["formula"] : ["re-trained", "formula"]) {
-    const sparsity = kind === "formula" ? answer.sparsity : answer.retrained;
+  for (const kind of ggn === null ? ["formula"] : ["ggn", "formula"]) {
+    const sparsity = kind === "formula" ? answer.sparsity : ggnLimit(answer);
     parts.push(marker(kind, x(sparsity), y(Math.sqrt(squaredNorm(curve, sparsity)))));
   }
   draw(holder, width, height, description, [...parts, title]);

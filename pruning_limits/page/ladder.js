@@ -36,11 +36,24 @@ function allowedText(limit) {
   return `allowed: ${fall} (${whole(dense.metric_samples)} ${where} samples${resolution}), ${loss}`;
 }
 
-function how(limit, { rung, basis, sparsity }) {
+function forecastText({ evidence }, status) {
+  const share = evidence.forecast === null ? "" : `, ${general(10 * evidence.forecast.coverage, 3)} of 10 networks`;
+  return `forecast${share}${status.includes(OUTSIDE_BENCH) ? `, ${OUTSIDE_BENCH}` : ""}`;
+}
+
+/** What the forecast says of training to a sparsity; nothing where there is none. */
+function training(limit, sparsity) {
+  const { basis, low, high } = answerOf(limit, "re-trained");
+  if (basis !== "forecast") return "";
+  const may = sparsity <= low ? "will probably" : sparsity <= high ? "may" : "will probably not";
+  return `; training ${may} reach it: the forecast is ${percent(low).replace(/ %$/, "")} to ${percent(high)}`;
+}
+
+function how(limit, { rung, basis, sparsity, status }) {
   if (rung === "one-shot") return basis === "measured" ? "measured" : "quadratic model, not measured";
   const tuning = limit.evidence.retuned;
   if (rung === "re-tuned") return tuning === null ? "measured" : `measured, ${fixed(tuning.seconds, 0)} s`;
-  if (rung === "re-trained") return basis === "formula" ? "formula, no claim of coverage" : basis;
+  if (rung === "re-trained") return basis === "forecast" ? forecastText(limit, status) : "formula, no claim of coverage";
   if (rung === "bound") return "bound of the quadratic model";
   if (limit.achieved === null || sparsity === null) return "formula";
   const points = 100 * (sparsity - limit.achieved);
@@ -74,7 +87,7 @@ function judged(limit, sparsity) {
   const { lower, evidence, achieved } = limit;
   const metric = metricAt(evidence, sparsity);
   const [target, reached] = [percent(sparsity), percent(lower)];
-  const way = achieved !== null ? "measured" : "by the quadratic model, not measured";
+  const known = achieved !== null ? "measured" : "by the quadratic model, not measured";
   const isMeasured = sparsity === 0 || evidence.points.some((point) => point.sparsity === sparsity);
   const read = isMeasured ? "" : ", by interpolation";
   const keeps = metric === null ? "" : `; ${limit.settings.metric} at ${target}: ${metricText(limit, metric)}${read}`;
@@ -83,10 +96,10 @@ function judged(limit, sparsity) {
     return { status: "open", reason: `${target}: ${nothing} means anything; train it first`, margin: 0, metric };
   }
   if (sparsity <= lower) {
-    const reason = `${target} is in reach by pruning alone, which gets to ${reached} (${way})${keeps}`;
+    const reason = `${target} is in reach by pruning alone, which gets to ${reached} (${known})${keeps}`;
     return { status: "achievable", reason, margin: lower - sparsity, metric };
   }
-  const alone = `${target} is out of reach by pruning alone, which gets to ${reached} (${way})${keeps}`;
+  const alone = `${target} is out of reach by pruning alone, which gets to ${reached} (${known})${keeps}`;
   const tuned = answerOf(limit, "re-tuned");
   if (tuned && tuned.sparsity !== null && sparsity <= tuned.sparsity) {
     const at = tuned.metric === null ? "" : `, ${limit.settings.metric} there: ${metricText(limit, tuned.metric)}`;
@@ -95,14 +108,15 @@ function judged(limit, sparsity) {
   }
   const { high, status } = answerOf(limit, "bound");
   if (high === null) {
-    const reason = `${alone}; no bound is established beyond ${reached}: ${status}`;
+    const reason = `${alone}${training(limit, sparsity)}; no bound is established beyond ${reached}: ${status}`;
     return { status: "open", reason, margin: sparsity - lower, metric };
   }
   if (sparsity > high) {
     const reason = `${target} is beyond ${percent(high)}, the bound of the quadratic model and its numerical error`;
     return { status: "infeasible", reason, margin: sparsity - high, metric };
   }
-  const reason = `${alone}; training may reach it: the bound of the quadratic model is at ${percent(high)}`;
+  const way = training(limit, sparsity) || "; training may reach it";
+  const reason = `${alone}${way}; the bound of the quadratic model is at ${percent(high)}`;
   return { status: "open", reason, margin: Math.min(sparsity - lower, high - sparsity), metric };
 }
 

@@ -1,6 +1,9 @@
 // The numbers of PruningLimit.what_if, from the JSON form of a limit.
 
 const ETA = 0.05;
+const FEATURES = ["one-shot", "re-tuned", "hessian"];
+const OUTSIDE_BENCH = "outside the bench";
+const WIDER = 2;
 
 /** Root of f between two signs by Brent's method, step for step as in scipy.optimize.brentq. */
 function brent(f, low, high, xtol, rtol) {
@@ -308,6 +311,32 @@ function retunedOf({ retuned, dense, already_removed: start }, { max_drop: maxDr
   return [{ ...answer, sparsity: reached, low, high, metric }];
 }
 
+/** Where re-training ends by the calibration, see answers.retrained; null where it says nothing. */
+function forecastOf({ forecast, pattern, parameters }, settings, hessian, reached) {
+  if (forecast === null || pattern !== "unstructured" || settings.criterion !== "loss") return null;
+  const features = { weights: parameters };
+  const measured = reached.filter(({ basis }) => basis === "measured");
+  for (const { rung, sparsity } of measured) features[rung] = 1 - sparsity;
+  if (settings.curvature === "hessian") {
+    const { sparsity, low, high } = hessian();
+    features.hessian = 1 - sparsity;
+    features["hessian error"] = Math.max(high - sparsity, sparsity - low);
+  }
+  const rule = forecast.rules.find(({ features: names }) => names.every((name) => features[name] > 0));
+  if (rule === undefined) return null;
+  const isOutside = forecast.ranges.some(([name, low, high]) => {
+    const counts = name in features && (rule.features.includes(name) || !FEATURES.includes(name));
+    return counts && !(low <= features[name] && features[name] <= high);
+  });
+  const centre = rule.features.reduce((sum, name, n) => sum + rule.slopes[n] * Math.log(features[name]), rule.intercept);
+  const already = Math.max(0, ...measured.map(({ sparsity }) => sparsity));
+  const [sparsity, low, high] = [0, rule.high, rule.low].map((end) =>
+    Math.max(already, 1 - Math.min(1, Math.exp(centre + (isOutside ? WIDER : 1) * end))),
+  );
+  const status = isOutside ? OUTSIDE_BENCH : "";
+  return { rung: "re-trained", sparsity, low, high, basis: "forecast", metric: null, status };
+}
+
 function boundOf({ ggn, directions, unknown, parameters }, at, lower, by) {
   if (at === null) return unknownAnswer("bound", unknown);
   const upper = withWindow(at, parameters);
@@ -325,6 +354,10 @@ function boundOf({ ggn, directions, unknown, parameters }, at, lower, by) {
   return { rung: "bound", sparsity: Math.max(lower, upper), low, high, basis: "bound", metric: null };
 }
 
+/** The formula with the GGN, in sparsity. */
+const ggnLimit = ({ evidence: { ggn, curve }, allowed: { epsilon } }) =>
+  combined(ggn, (measure) => isotropicLimit(measure, curve, epsilon, "clip").sparsity);
+
 /** The answers for what is allowed, see evidence.solve; without the texts that tell what an interval means. */
 function solve(evidence, settings, allowed) {
   const { curve, parameters } = evidence;
@@ -340,10 +373,12 @@ function solve(evidence, settings, allowed) {
   const { ggn, directions } = known;
   const alone = oneShot(known, settings, allowed);
   const directional = ggn && combined(ggn, (measure) => directionalLimit(measure, directions, curve, epsilon));
-  const again = ggn ? rung("re-trained", ggn, "clip") : unknownAnswer("re-trained", evidence.unknown);
   const paper = rung("formula", known.hessian, settings.negative);
   const lower = alone.sparsity;
   const tuned = retunedOf(known, settings, allowed, alone);
+  const again =
+    forecastOf(known, settings, () => rung("formula", known.hessian, "abs"), [alone, ...tuned]) ??
+    (ggn ? rung("re-trained", ggn, "clip") : unknownAnswer("re-trained", evidence.unknown));
   const further = tuned.length > 0 && tuned[0].sparsity >= lower;
   const bound = boundOf(
     known,

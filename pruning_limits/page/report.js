@@ -20,7 +20,8 @@ const WHY = {
     "The weights are removed in stages, and the kept ones adjusted on few samples each time, which takes about half an " +
     "epoch of training.",
   "re-trained":
-    "The kept weights are trained on. The formula with the Gauss-Newton matrix in the place of the Hessian.",
+    "The kept weights are trained with the whole recipe once more: a forecast from what was measured here and from " +
+    "networks that were trained so; the formula with the Gauss-Newton matrix where there is no forecast.",
   bound: "Where the quadratic model of the loss holds, no values of the kept weights make up for what is removed.",
   formula:
     "How far pruning gets by the spectrum of the curvature and the size of what is removed, whatever its direction " +
@@ -127,7 +128,7 @@ function showVerdict(answer) {
 }
 
 function showFigures(answer) {
-  const { sparsity, retrained, allowed, evidence } = answer;
+  const { sparsity, allowed, evidence } = answer;
   const least = leastKept(target(), ...[...stored.answers, ...answer.answers].map((rung) => rung.sparsity));
   const list = answer.answers.map((rung) =>
     rung.sparsity === null ? `${NAMES[rung.rung]} unknown` : `${NAMES[rung.rung]} ${percent(rung.sparsity)}`,
@@ -138,7 +139,7 @@ function showFigures(answer) {
   get("below").hidden = !(chart.isMetric && chart.points.some(({ y }) => y < chart.ends[0]));
   drawRungs(get("rungs"), answer, chart, target(), least, `${chart.title}; ${list.join(", ")}.`);
   const along = `the paper's formula ${percent(sparsity)}`;
-  const names = retrained === null ? along : `${along}, re-trained ${percent(retrained)}`;
+  const names = evidence.ggn === null ? along : `${along}, with the GGN ${percent(ggnLimit(answer))}`;
   drawCrossing(get("crossing"), answer, least, `Norm R against sparsity; the curves cross at ${names}.`);
   const { hessian, ggn, curve, parameters } = evidence;
   get("carried").hidden = hessian.growth === 1 && (ggn === null || ggn.growth === 1);
@@ -240,7 +241,7 @@ function start() {
   for (const node of document.querySelectorAll(".criterion")) node.textContent = settings.criterion;
   for (const node of document.querySelectorAll(".metric")) node.textContent = settings.metric;
   get("curvature-name").textContent = settings.curvature === "hessian" ? "Hessian" : "GGN";
-  get("allowed-retrained").hidden = evidence.ggn === null;
+  get("allowed-ggn").hidden = evidence.ggn === null;
   put("parameters", parameters, whole(parameters));
   const fewest = 10 ** Math.floor(Math.log10(100 / parameters) + 1e-9);
   get("target").max = -Math.log10(Math.max(1e-6, Math.min(1e-3, fewest)));
