@@ -207,9 +207,7 @@ def _forecast(
     ahead = forecast.of(features)
     if ahead is None:
         return None
-    already = max(
-        [answer.sparsity for answer in reached if answer.basis == "measured" and answer.sparsity], default=0.0
-    )
+    already = max([1 - features[answer.rung] for answer in reached if answer.rung in features], default=0.0)
     sparsity, low, high = (max(already, 1 - kept) for kept in (ahead.kept, ahead.high, ahead.low))
     share = f"{10 * forecast.coverage:.3g} of 10 networks"
     status = (

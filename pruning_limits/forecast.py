@@ -1,4 +1,4 @@
-"""Forecast of what re-training reaches: an empirical rule with its interval, calibrated on networks that were trained."""
+"""Forecast of what re-training reaches: an empirical rule with its interval, calibrated on trained networks."""
 
 from __future__ import annotations
 

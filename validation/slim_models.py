@@ -139,7 +139,8 @@ class _Block(nn.Module):
         """Map tokens ``[n, tokens, width]`` to tokens."""
         n, tokens, width = x.shape
         parts = self.inputs(self.norms[0](x)).view(n, tokens, 3, HEADS, width // HEADS).permute(2, 0, 3, 1, 4)
-        mixed = nn.functional.scaled_dot_product_attention(*parts, is_causal=self.causal)
+        query, key, value = parts.unbind(0)
+        mixed = nn.functional.scaled_dot_product_attention(query, key, value, is_causal=self.causal)
         x = x + self.outputs(mixed.transpose(1, 2).reshape(n, tokens, width))
         result: Tensor = x + self.back(nn.functional.gelu(self.hidden(self.norms[1](x))))
         return result

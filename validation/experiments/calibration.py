@@ -161,9 +161,8 @@ def calibrated(cases: Sequence[Case], features: tuple[str, ...], coverage: float
     """
     known = usable(cases, features)
     whole = fitted(known, features)
-    low, high = interval(
-        left_out(known, lambda part: fitted(part, features)), [case.network for case in known], coverage
-    )
+    residuals = left_out(known, lambda part: fitted(part, features))
+    low, high = interval(residuals, [case.network for case in known], coverage)
     if math.isinf(low) or math.isinf(high):
         fewest = math.ceil(2 / (1 - coverage)) - 1
         raise UserError(

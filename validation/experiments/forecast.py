@@ -112,9 +112,8 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
     cases = cases_of(rows)
     plain = [{key: value for key, value in row.items() if key != "curves"} for row in rows]
     notes = [f"Made by `{command}`.", *_protocol(suite), *_truth_notes(rows, cases)]
-    write_table(
-        folder, NAME, f"Where re-training ends, suite {suite.name}", notes, COLUMNS, _listed(rows), levels=plain
-    )
+    title = f"Where re-training ends, suite {suite.name}"
+    write_table(folder, NAME, title, notes, COLUMNS, _listed(rows), levels=plain)
     try:
         skill = skill_rows(cases)
         rules = [calibrated(cases, features) for features in RULES]

@@ -79,7 +79,7 @@ def kept_fraction(place: int) -> float:
         >>> kept_fraction(8)
         0.25
     """
-    return 2.0 ** (-place / QUARTERS)
+    return math.pow(2.0, -place / QUARTERS)
 
 
 def crossing(points: Sequence[Row], level: Level) -> float | None:

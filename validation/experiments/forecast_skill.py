@@ -246,15 +246,11 @@ def skill_rows(cases: Sequence[Case]) -> list[Row]:
 
 def ratios(cases: Sequence[Case], first: str, second: str) -> tuple[float, float, int] | None:
     """Mean ratio of two kept fractions as a factor, its spread, and the number of cases; ``"again"`` is the truth."""
-    pairs = [
-        (_number(case, first), _number(case, second))
-        for case in cases
-        if _number(case, first) and _number(case, second)
-    ]
-    if len(pairs) < 2:
+    pairs = [(_number(case, first), _number(case, second)) for case in cases]
+    logarithms = [math.log(a / b) for a, b in pairs if a and b]
+    if len(logarithms) < 2:
         return None
-    logarithms = [math.log(a / b) for a, b in pairs]  # type: ignore[operator]
-    return math.exp(float(np.mean(logarithms))), math.exp(float(np.std(logarithms, ddof=1))), len(pairs)
+    return math.exp(float(np.mean(logarithms))), math.exp(float(np.std(logarithms, ddof=1))), len(logarithms)
 
 
 def _number(case: Case, name: str) -> float | None:
