@@ -42,3 +42,18 @@ def test_sums_over_many_float32_weights_are_taken_in_float64(penalty):
     exact = float(penalty.value([weights[:1]])) * len(weights)
     assert penalty.value([weights]).dtype == torch.float64
     assert float(penalty.value([weights])) == pytest.approx(exact, rel=1e-12)
+
+
+@pytest.mark.parametrize("penalty", [L1(0.3), L2(0.3)])
+def test_removed_weights_lower_the_penalty(penalty):
+    """A quadratic loss whose objective is stationary at w: what docs/theory/criterion.md says of its two rises."""
+    root, w = random(8, 8), random(8, seed=1)
+    hessian = root @ root.T
+    slope = -penalty.gradient(w)
+    removed = torch.where(w.abs() <= w.abs().median(), w, 0.0)
+    loss = float(-slope @ removed + removed @ hessian @ removed / 2)
+    objective = loss + penalty.value([w - removed]) - penalty.value([w])
+    extra = 0.3 * removed.abs().sum() if isinstance(penalty, L1) else 0.15 * removed.square().sum()
+    assert loss == pytest.approx(float(objective + extra), rel=1e-12)
+    curved = hessian + penalty.curvature * torch.eye(8, dtype=torch.float64)
+    assert float(objective) == pytest.approx(float(removed @ curved @ removed / 2), rel=1e-12)
