@@ -6,9 +6,11 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from pruning_limits.forecast import OUTSIDE
 from pruning_limits.isotropic import Negative, carried_limit, isotropic_limit
 from pruning_limits.kinematics import concentration_width
 from pruning_limits.measured import DEVIATIONS, ERRORS, Bar, Crossing, Point, at_sparsity, crossing, level
+from pruning_limits.settings import CROSS_ENTROPY
 from pruning_limits.stopping import STOPPING
 
 if TYPE_CHECKING:
@@ -204,7 +206,8 @@ def _forecast(
     }
     if settings.curvature == "hessian":
         features |= hessian_features(evidence, allowed.epsilon)
-    ahead = forecast.of(features)
+    strange = () if settings.loss == CROSS_ENTROPY else (f"the loss is {settings.loss}, the bench has {CROSS_ENTROPY}",)
+    ahead = forecast.of(features, strange)
     if ahead is None:
         return None
     already = max([1 - features[answer.rung] for answer in reached if answer.rung in features], default=0.0)
@@ -215,7 +218,7 @@ def _forecast(
         f"interval, by {forecast.networks} networks of {forecast.families} families (calibration {forecast.version})"
     )
     if ahead.outside:
-        status += f"; {OUTSIDE_BENCH}, so that the interval is twice as wide: {'; '.join(ahead.outside)}"
+        status += f"; {OUTSIDE_BENCH}, so that the interval is {OUTSIDE:g} times as wide: {'; '.join(ahead.outside)}"
     return Answer("re-trained", sparsity, low, high, "forecast", None, status)
 
 

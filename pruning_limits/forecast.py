@@ -158,12 +158,13 @@ class Forecast:
         numbers = (int(plain["networks"]), int(plain["families"]), float(plain["coverage"]))
         return cls(str(plain["version"]), *numbers, ranges, rules)
 
-    def of(self, features: Mapping[str, float]) -> Forecasted | None:
+    def of(self, features: Mapping[str, float], strange: tuple[str, ...] = ()) -> Forecasted | None:
         """Forecast what re-training reaches.
 
         Args:
             features: What is known of the network: kept fractions in (0, 1] by the names of ``FEATURES``, and
                 ``"weights"``, the number of its weights, and ``"hessian error"``, the half-width of the formula.
+            strange: What else of the network was not seen, in words.
 
         Returns:
             The forecast by the first rule whose features are all known; None where there is none.
@@ -171,7 +172,7 @@ class Forecast:
         rule = next((rule for rule in self.rules if all(features.get(name, 0.0) > 0 for name in rule.features)), None)
         if rule is None:
             return None
-        outside = tuple(
+        outside = strange + tuple(
             f"{name} {features[name]:.3g}, the bench has {low:.3g} to {high:.3g}"
             for name, low, high in self.ranges
             if name in features

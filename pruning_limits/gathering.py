@@ -197,7 +197,7 @@ class _Curved:
         flat = self.subsamples.silence(asked.curvature, self.hessian.samples)
         remarks = [f"the formula takes weights for free that are not: {flat}"] if flat else []
         if self.unknown:
-            remarks.append(f"what re-training reaches and the bound are unknown: {self.unknown}")
+            remarks.append(f"the bound and what the GGN says of re-training are unknown: {self.unknown}")
         self.few = min(self.hessian.samples, dense.budget.diagnostics, STOPPING.diagnostic_samples)
         self.traces = traces_of_blocks(self._operator(self.few), self._operator(self.few).blocks, seed=asked.seed)
         self.remarks = (*remarks, *self.subsamples.remarks)

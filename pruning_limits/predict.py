@@ -24,7 +24,7 @@ from pruning_limits.metrics import Metric, metric_loss, metric_name
 from pruning_limits.pattern_names import UNSTRUCTURED, pattern_names
 from pruning_limits.progress import Progress
 from pruning_limits.result import PruningLimit
-from pruning_limits.settings import Retuning, Settings
+from pruning_limits.settings import CROSS_ENTROPY, OWN_LOSS, Retuning, Settings
 
 LOGGER = logging.getLogger("pruning_limits")
 
@@ -175,6 +175,7 @@ def predict_limit(
         pattern=pattern_names(pattern),
         retune=Retuning() if retune is True else None if retune is False else retune,
         budget=budget,
+        loss=CROSS_ENTROPY if loss_fn is None else OWN_LOSS,
     )
     calibration = Forecast.shipped() if forecast is None else Forecast.read(forecast)
     model = plain_model(model)

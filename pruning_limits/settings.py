@@ -13,6 +13,7 @@ from estimators.errors import UserError
 from pruning_limits.pattern_names import UNSTRUCTURED, pattern_names
 
 LARGEST_SEED = 1 << 62
+CROSS_ENTROPY, OWN_LOSS = "cross-entropy", "the user's own"
 
 
 @dataclass(frozen=True)
@@ -167,6 +168,7 @@ class Settings:
         pattern: Names of the patterns of pruning, the one whose limit is returned first; see ``pattern_names``.
         retune: How much staged re-tuning may take, or None where it is left out.
         budget: Epochs of training that the prediction may cost, or None.
+        loss: ``"cross-entropy"``, the default, or ``"the user's own"``.
 
     Raises:
         UserError: A value is not what the argument may be.
@@ -192,6 +194,7 @@ class Settings:
     pattern: tuple[str, ...] = (UNSTRUCTURED,)
     retune: Retuning | None = None
     budget: float | None = None
+    loss: str = CROSS_ENTROPY
 
     def __post_init__(self) -> None:
         for name in CONSTRAINTS:
@@ -199,7 +202,7 @@ class Settings:
             if isinstance(value, Real):  # of NumPy, say
                 object.__setattr__(self, name, int(value) if isinstance(value, Integral) else float(value))
         object.__setattr__(self, "pattern", pattern_names(self.pattern))
-        texts = (self.penalty, self.metric, *self.parameters)
+        texts = (self.penalty, self.metric, self.loss, *self.parameters)
         if not all(text is None or isinstance(text, str) for text in texts):
             raise UserError(f"settings: expected names as text, got {texts}")
         for name in ("held_out", "measure"):

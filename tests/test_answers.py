@@ -6,9 +6,21 @@ import pytest
 from helpers import small_limit, unknown_limit
 
 from pruning_limits import answers
-from pruning_limits.answers import Answer, bound, crossed, one_shot, settled_text, with_window
+from pruning_limits.answers import (
+    Answer,
+    bound,
+    crossed,
+    ggn_formula,
+    hessian_features,
+    one_shot,
+    settled_text,
+    with_window,
+)
 from pruning_limits.epsilon import Allowed
+from pruning_limits.evidence import solve
+from pruning_limits.forecast import Forecast
 from pruning_limits.kinematics import concentration_width
+from pruning_limits.settings import OWN_LOSS
 
 
 @pytest.fixture(scope="module")
@@ -85,11 +97,30 @@ def test_a_bound_is_unknown_where_it_says_nothing(by_loss):
     assert silent.status.startswith("the GGN is zero")
 
 
-def test_nothing_is_claimed_of_re_training(by_loss):
-    answer = by_loss.answer("re-trained")
+def test_re_training_is_forecast_by_the_loss(by_loss):
+    answer, features = by_loss.answer("re-trained"), {"weights": by_loss.parameters, "one-shot": 1 - by_loss.lower}
+    features |= hessian_features(by_loss.evidence, by_loss.epsilon)
+    forecast = Forecast.shipped().of(features)
+    assert answer.basis == "forecast"
+    assert 1 - answer.sparsity == pytest.approx(forecast.kept)
+    assert (1 - answer.high, 1 - answer.low) == pytest.approx((forecast.low, min(forecast.high, 1 - by_loss.lower)))
+    assert "9 of 10 networks" in answer.status
+    assert ("outside the bench" in answer.status) == bool(forecast.outside)
+
+
+def test_nothing_is_claimed_of_the_formula_for_re_training(by_loss):
+    settings = dataclasses.replace(by_loss.settings, criterion="objective")
+    answer = solve(by_loss.evidence, settings, by_loss.allowed).answer("re-trained")
+    assert answer == ggn_formula(by_loss.evidence, by_loss.allowed)
     assert answer.basis == "formula"
     assert "nothing is claimed" in answer.status
     assert answer.low <= answer.sparsity <= answer.high
+
+
+def test_a_loss_of_the_users_own_is_outside_the_bench(by_loss):
+    settings = dataclasses.replace(by_loss.settings, loss=OWN_LOSS)
+    answer = solve(by_loss.evidence, settings, by_loss.allowed).answer("re-trained")
+    assert "the loss is the user's own, the bench has cross-entropy" in answer.status
 
 
 @pytest.mark.parametrize(("ends", "settled"), [((0.5, 0.5), True), ((0.49, 0.51), True), ((0.48, 0.51), False)])

@@ -9,6 +9,7 @@ from helpers import random, seeded
 from torch import nn
 
 from pruning_limits import L1, PruningLimit, predict_limit
+from pruning_limits.answers import ggn_formula
 from pruning_limits.epsilon import Allowed
 from pruning_limits.evidence import solve
 
@@ -39,12 +40,15 @@ def test_a_what_if_is_a_fresh_prediction_at_that_epsilon(problem, limit, epsilon
     answer = limit.what_if(epsilon=epsilon)
     assert answer.settings == fresh.settings
     assert answer.allowed == fresh.allowed
-    for name in ("sparsity", "interval", "retrained", "objective", "dense_metric", "max_drop"):
+    for name in ("sparsity", "interval", "objective", "dense_metric", "max_drop"):
         assert getattr(answer, name) == pytest.approx(getattr(fresh, name), abs=1e-9), name
     assert answer.sharpness == fresh.sharpness
     assert answer.layers() == fresh.layers()
     assert answer.answer("formula") == fresh.answer("formula")
-    assert answer.answer("re-trained") == fresh.answer("re-trained")
+    assert ggn_formula(answer.evidence, answer.allowed) == ggn_formula(fresh.evidence, fresh.allowed)
+    # the forecast takes what pruning reaches alone, which is known up to its bracket
+    if fresh.lower < 1:
+        assert answer.retrained == pytest.approx(fresh.retrained, abs=0.02)
     # directions are measured at sparsities near the answer, and interpolated between
     assert answer.directional == pytest.approx(fresh.directional, abs=0.02)
     # what pruning reaches alone lies in the bracket of the networks that were measured
@@ -77,11 +81,11 @@ def test_an_error_of_one_rung_does_not_enter_another(limit):
     clean = solve(limit.evidence, limit.settings, limit.allowed)
     noisy = dataclasses.replace(limit.evidence.hessian, sample_error=0.3)
     blurred = solve(dataclasses.replace(limit.evidence, hessian=noisy), limit.settings, limit.allowed)
-    for rung in ("one-shot", "re-trained", "bound"):
+    for rung in ("one-shot", "bound"):
         assert blurred.answer(rung) == clean.answer(rung)
     assert blurred.answer("formula").high > clean.answer("formula").high
     for sparsity in (0.1, 0.5, 0.9, 0.99):
-        assert blurred.check(sparsity) == clean.check(sparsity)
+        assert blurred.check(sparsity).status == clean.check(sparsity).status
 
 
 @pytest.mark.parametrize(("weight_scale", "curvature_scale"), [(2.0, 1.0), (1.0, 0.5), (0.5, 3.0)])

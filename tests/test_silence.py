@@ -118,7 +118,7 @@ def assert_unknown(limit, reason):
     assert {limit.answer(rung).basis for rung in ("re-trained", "bound")} == {"unknown"}
     assert limit.upper == 1.0
     assert limit.headroom is None
-    assert f"what re-training reaches and the bound are unknown: {limit.evidence.unknown}" in limit.notes
+    assert f"the bound and what the GGN says of re-training are unknown: {limit.evidence.unknown}" in limit.notes
 
 
 # ------------------------------------------------------------------------------------------------------- losses
@@ -342,7 +342,7 @@ def test_summary_table_and_repr(limit):
     for name in ("re-trained", "no hope beyond"):
         (line,) = (line for line in text.splitlines() if line.startswith(name))
         assert re.split(r"  +", line) == [name, "unknown", ZERO]
-    assert f"what re-training reaches and the bound are unknown: {ZERO}\n" in text
+    assert f"the bound and what the GGN says of re-training are unknown: {ZERO}\n" in text
     assert "are unknown: the GGN is zero" in limit._repr_html_()
     assert "bound unknown" in repr(limit)
 

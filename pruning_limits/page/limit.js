@@ -4,6 +4,7 @@ const ETA = 0.05;
 const FEATURES = ["one-shot", "re-tuned", "hessian"];
 const OUTSIDE_BENCH = "outside the bench";
 const WIDER = 2;
+const CROSS_ENTROPY = "cross-entropy";
 
 /** Root of f between two signs by Brent's method, step for step as in scipy.optimize.brentq. */
 function brent(f, low, high, xtol, rtol) {
@@ -324,10 +325,11 @@ function forecastOf({ forecast, pattern, parameters }, settings, hessian, reache
   }
   const rule = forecast.rules.find(({ features: names }) => names.every((name) => features[name] > 0));
   if (rule === undefined) return null;
-  const isOutside = forecast.ranges.some(([name, low, high]) => {
+  const isBeyond = ([name, low, high]) => {
     const counts = name in features && (rule.features.includes(name) || !FEATURES.includes(name));
     return counts && !(low <= features[name] && features[name] <= high);
-  });
+  };
+  const isOutside = settings.loss !== CROSS_ENTROPY || forecast.ranges.some(isBeyond);
   const centre = rule.features.reduce((sum, name, n) => sum + rule.slopes[n] * Math.log(features[name]), rule.intercept);
   const already = Math.max(0, ...measured.map(({ sparsity }) => sparsity));
   const [sparsity, low, high] = [0, rule.high, rule.low].map((end) =>
