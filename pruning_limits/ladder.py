@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from pruning_limits.answers import OUTSIDE_BENCH, Answer, Verdict, metric_at, tuned_to
+from pruning_limits.answers import OUTSIDE_BENCH, Answer, Verdict, ggn_formula, metric_at, tuned_to
 from pruning_limits.pattern_answers import pattern_verdict
 from pruning_limits.pattern_table import cells, text_table
 
@@ -259,7 +259,8 @@ def settings_of(limit: PruningLimit) -> dict[str, Any]:
 
 def details(limit: PruningLimit) -> str:
     """Write what is behind the answer."""
-    sharpness, cost = limit.sharpness, limit.cost
+    sharpness, cost, evidence = limit.sharpness, limit.cost, limit.evidence
+    along = ggn_formula(evidence, limit.allowed)
     error = f" +- {sharpness.trace_error:.2g}" if sharpness.trace_error else ""
     lines = [
         *((f"rung {answer.rung}", answer.status) for answer in limit.answers),
@@ -267,6 +268,8 @@ def details(limit: PruningLimit) -> str:
         ("effective dimension", f"{sharpness.effective_dimension:,.0f}"),
         ("trace", f"{sharpness.trace:.4g}{error}"),
         ("top eigenvalue", f"{sharpness.top_eigenvalue:.4g}"),
+        ("formula with the GGN", "unknown" if along.sparsity is None else percent(along.sparsity)),
+        ("calibration", NONE if evidence.forecast is None else evidence.forecast.version),
         ("products", f"{cost.products:,} on {cost.samples:,} samples together"),
         ("epochs of training", f"{cost.epochs:.3g}, counted in passes"),
         ("forward passes", f"{cost.forward_samples:,} samples"),

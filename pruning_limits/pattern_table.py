@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
 
-from pruning_limits.answers import Answer
+from pruning_limits.answers import Answer, ggn_formula
 from pruning_limits.evidence import solve
 from pruning_limits.pattern_answers import spare
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pruning_limits.result import PruningLimit
 
 COLUMNS = ("pattern", "removes at most", "pruned, nothing else")
-FORMULAS = ("formula, re-trained", "the paper's formula")
+FORMULAS = ("the GGN's formula", "the paper's formula")
 NOTHING = "-"
 
 
@@ -67,7 +67,7 @@ def _row(limit: PruningLimit, own: PatternEvidence) -> PatternRow:
         pattern=own.name,
         most=percent(own.most),
         alone=_alone(answer, alone, own),
-        retrained=_formula(answer.answer("re-trained"), own),
+        retrained=_formula(ggn_formula(answer.evidence, answer.allowed), own),
         formula=_formula(answer.answer("formula"), own),
         metric=None if limit.metric is None else metric_text(limit, metric),
         macs=_left(answer, own, "macs"),

@@ -56,7 +56,7 @@ for (name, values), marker in zip(accuracies.items(), "osD", strict=True):
 marks = (
     ("the paper's formula", limit.sparsity, "--"),
     ("pruned alone, measured", limit.lower, "-."),
-    ("re-trained, formula", limit.retrained, ":"),
+    ("re-trained, forecast", limit.retrained, ":"),
 )
 for label, sparsity, style in marks:
     axes.axvline(1 - sparsity, color="0.4", linestyle=style, label=f"{label} {sparsity:.1%}")

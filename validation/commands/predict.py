@@ -28,6 +28,7 @@ from validation.launch import shared
     help="unstructured, 2:4 or another N:M, blocks:16x1, channels or heads; repeat it. The first one's limit is told.",
 )
 @click.option("--retune", is_flag=True, help="Also measure what staged re-tuning on few samples reaches.")
+@click.option("--forecast", type=PATH, help="Calibration of re-training that validate --table forecast wrote, .json.")
 @click.option("--target", type=float, help="Sparsity in [0, 1) to be judged in the last line.")
 @click.option("--json", "json_path", type=PATH, help="Write the limit as JSON, .json.")
 @click.option("--plot", "plot_path", type=PATH, help="Write the figure, .png, .pdf, .svg ...")

@@ -41,6 +41,7 @@ def predicted(
     no_measure: bool = False,
     pattern: Sequence[str] = (),
     retune: bool = False,
+    forecast: Path | None = None,
 ) -> PruningLimit:
     """Predict the limit of a task."""
     measure = task.metric(metric)
@@ -64,6 +65,7 @@ def predicted(
         retune=retune,
         seed=seed,
         budget=budget,
+        forecast=forecast,
     )
     return with_origin(limit, task.name, task.data.name)
 
