@@ -198,6 +198,36 @@ class SlimRecurrent(nn.Module):
         return logits
 
 
+class ConvGRU(nn.Sequential):
+    """A 3x3 convolution before gated recurrent units over the rows of its maps.
+
+    Args:
+        shape: Channels, height and width of the input.
+        classes: Number of outputs.
+        channels: Channels of the convolution.
+    """
+
+    def __init__(self, shape: Shape, classes: int, channels: int = 6) -> None:
+        stride = 2 if shape[1] > 8 else 1
+        maps = (channels, -(-shape[1] // stride), -(-shape[2] // stride))
+        super().__init__(nn.Conv2d(shape[0], channels, 3, stride, 1), nn.ReLU(), SlimRecurrent(maps, classes, 40))
+
+
+class GeluMLP(nn.Sequential):
+    """Fully connected network of two hidden layers with GELU.
+
+    Args:
+        shape: Channels, height and width of the input.
+        classes: Number of outputs.
+        width: Width of the hidden layers.
+    """
+
+    def __init__(self, shape: Shape, classes: int, width: int = 96) -> None:
+        inputs = shape[0] * shape[1] * shape[2]
+        layers = (nn.Linear(inputs, width), nn.GELU(), nn.Linear(width, width), nn.GELU(), nn.Linear(width, classes))
+        super().__init__(nn.Flatten(), *layers)
+
+
 class SlimCharacterTransformer(nn.Module):
     """A transformer of two blocks that predicts the next character at every place.
 
@@ -233,6 +263,8 @@ SLIM: dict[str, Callable[[Shape, int], nn.Module]] = {
     "vit-wide": lambda shape, classes: SlimVisionTransformer(shape, classes, 40),
     "recurrent-slim": SlimRecurrent,
     "recurrent-wide": lambda shape, classes: SlimRecurrent(shape, classes, 80),
+    "conv-gru": ConvGRU,
+    "gelu-mlp": GeluMLP,
     "characters-slim": SlimCharacterTransformer,
     "characters-wide": lambda shape, classes: SlimCharacterTransformer(shape, classes, 48),
 }
