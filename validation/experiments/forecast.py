@@ -14,7 +14,7 @@ from pruning_limits import PruningLimit, predict_limit
 from pruning_limits.forecast import FILE, FORMAT, RANGED, Rule
 from validation.experiments.calibration import COVERAGE, Case, calibrated, fitted, left_out, usable
 from validation.experiments.forecast_curves import Measured
-from validation.experiments.forecast_page import SKILL, Skill, write_skill
+from validation.experiments.forecast_page import LEVEL, SKILL, Skill, write_ladder, write_skill
 from validation.experiments.forecast_predictors import levels_of, predicted, schur, spectral
 from validation.experiments.forecast_skill import (
     AGAIN,
@@ -22,6 +22,7 @@ from validation.experiments.forecast_skill import (
     cases_of,
     covered,
     family_of,
+    ladder_rows,
     ratios,
     skill_rows,
     spread_of_runs,
@@ -123,6 +124,7 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
         return
     write_json(folder / FILE, _calibration(rows, cases, rules))
     write_skill(folder, command, Skill(cases, skill, rules, coverage))
+    write_ladder(folder, command, ladder_rows(rows, LEVEL))
 
 
 def _protocol(suite: Suite) -> list[str]:

@@ -31,6 +31,23 @@ COLUMNS = (
     Column("within", "90 % of cases within a factor", ".2f"),
     Column("slopes", "slopes"),
 )
+LADDER, LEVEL = "forecast-ladder", "held-out accuracy -1 points"
+LADDER_COLUMNS = (
+    Column("family", "family"),
+    Column("model", "model"),
+    Column("dataset", "data"),
+    Column("recipe", "recipe"),
+    Column("parameters", "weights", ",d"),
+    Column("one_shot", "one-shot, measured", ".1%"),
+    Column("retuned", "re-tuned, measured", ".1%"),
+    Column("sparsity", "forecast", ".1%"),
+    Column("low", "from", ".1%"),
+    Column("high", "to", ".1%"),
+    Column("true", "true: whole recipe", ".1%"),
+    Column("within", "within"),
+    Column("bound", "no hope beyond", ".1%"),
+    Column("formula", "the paper's formula", ".1%"),
+)
 SHOWN = (("epsilon",), ("one-shot",), ("one-shot", "hessian"), RULES[0])
 
 
@@ -76,6 +93,23 @@ def write_skill(folder: Path, command: str, skill: Skill) -> None:
     }
     write_table(folder, SKILL, "Skill of forecasts of what re-training reaches", notes, COLUMNS, rows, **extra)
     _figure(skill.cases, folder / f"{SKILL}.png")
+
+
+def write_ladder(folder: Path, command: str, lines: Sequence[Row]) -> None:
+    """Write the ladder of every network beside the truth.
+
+    Args:
+        folder: Where to.
+        command: The command to note.
+        lines: What ``ladder_rows`` returned.
+    """
+    within = sum(line["within"] == "yes" for line in lines)
+    notes = [
+        f"Made by `{command}`.",
+        f"Allowed: one point of held-out accuracy. The forecast is by rules that have not seen any network of the "
+        f"family; {within} of {len(lines)} ends lie within its interval. A dash: no bound is established.",
+    ]
+    write_table(folder, LADDER, "What the ladder says, and what is true", notes, LADDER_COLUMNS, lines)
 
 
 def _notes(skill: Skill) -> list[str]:

@@ -10,8 +10,9 @@ import numpy as np
 
 from estimators import GGN, Objective, SpectralMeasure
 from pruning_limits import MagnitudeProfile, PruningLimit
-from pruning_limits.answers import directional, hessian_features
+from pruning_limits.answers import bound, directional, hessian_features
 from pruning_limits.epsilon import Allowed
+from pruning_limits.evidence import Evidence
 from pruning_limits.isotropic import carried_limit
 from pruning_limits.parts import Estimate
 from validation.experiments.forecast_curves import Level, Measured, crossing
@@ -77,8 +78,15 @@ def spectral(limit: PruningLimit, epsilon: float, loss: float, shift: float) -> 
             "ggn_fitted": 1 - carried_limit(ggn, evidence.curve, fitted, "clip"),
             "ggn_objective": 1 - carried_limit(shifted(ggn, shift), evidence.curve, epsilon, "clip"),
             "directional": None if along is None else 1 - along,
+            "bound": _bound(evidence, along),
         }
     return row
+
+
+def _bound(evidence: Evidence, along: float | None) -> float | None:
+    """Kept fraction below which hope ends, with the bound's numerical error; None where no bound is established."""
+    high = bound(evidence, along, evidence.already_removed).high
+    return None if high is None else 1 - high
 
 
 def schur(objective: Objective, epsilons: Sequence[float]) -> list[float]:

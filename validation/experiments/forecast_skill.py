@@ -273,6 +273,46 @@ def by_family(cases: Sequence[Case], features: tuple[str, ...]) -> Iterator[Row]
         }
 
 
+def ladder_rows(rows: Sequence[Row], level: str) -> list[Row]:
+    """Return the ladder of every network at one level, the forecast by rules of all other families, and the truth.
+
+    Args:
+        rows: Rows of the bench.
+        level: Name of the level.
+
+    Returns:
+        Sparsities; a network whose end lies beyond the grid is left out.
+    """
+    cases = usable(cases_of(rows), RULES[0])
+    own = {case.network: case for case in cases if case.level == level}
+    families = {case.family for case in own.values()}
+    rules = {family: calibrated([case for case in cases if case.family != family], RULES[0]) for family in families}
+    lines = []
+    for row in rows:
+        case = own.get(network_name(row))
+        if case is None:
+            continue
+        rule = rules[case.family]
+        centre = rule.logarithm(case.features)
+        told = next(entry for entry in row["levels"] if entry["name"] == level)
+        edge = told.get("bound")
+        kept = {"sparsity": 0.0, "low": rule.high, "high": rule.low}
+        lines.append(
+            {key: row[key] for key in ("model", "dataset", "recipe", "penalty", "parameters")}
+            | {key: 1 - min(1.0, math.exp(centre + end)) for key, end in kept.items()}
+            | {
+                "family": case.family,
+                "one_shot": 1 - case.features["one-shot"],
+                "retuned": 1 - case.features["re-tuned"],
+                "formula": 1 - case.features["hessian"],
+                "bound": None if edge is None else 1 - edge,
+                "true": 1 - case.kept,
+                "within": "yes" if holds(rule, case) else "no",
+            }
+        )
+    return lines
+
+
 def told_with(rows: Sequence[Row], name: str) -> Row:
     """Return the row of a predictor."""
     return next(row for row in rows if row["predictor"] == name)
