@@ -56,9 +56,15 @@ def test_all_of_them_are_models_of_the_suites_and_the_suite_needs_no_other() -> 
 
 @pytest.mark.parametrize(
     ("narrow", "wide"),
-    [("lenet-slim", "lenet-wide"), ("mobilenet-slim", "mobilenet-wide"), ("vit-slim", "vit-wide")]
-    + [("recurrent-slim", "recurrent-wide"), ("characters-slim", "characters-wide"), ("fc-narrow", "fc-wide")]
-    + [("resnet8-slim", "resnet14-slim")],
+    [
+        ("lenet-slim", "lenet-wide"),
+        ("mobilenet-slim", "mobilenet-wide"),
+        ("vit-slim", "vit-wide"),
+        ("recurrent-slim", "recurrent-wide"),
+        ("characters-slim", "characters-wide"),
+        ("fc-narrow", "fc-wide"),
+        ("resnet8-slim", "resnet14-slim"),
+    ],
 )
 def test_wide_networks_have_more_weights_than_narrow_ones(narrow: str, wide: str) -> None:
     shape = TEXT if narrow in READERS else DIGITS

@@ -178,5 +178,5 @@ def test_a_name_that_is_none_is_told(name: str, tmp_path: Path) -> None:
 
 
 def test_a_draw_from_an_unknown_data_set_names_that(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="^dataset: 'nothing' is not one of"):
+    with pytest.raises(UserError, match=r"^dataset: 'nothing' is not one of"):
         load_data("nothing-100", tmp_path)
