@@ -121,14 +121,14 @@ class Forecast:
                 content = file.read(MOST_BYTES + 1)
         except OSError as error:
             raise UserError(f"forecast: cannot read {path}: {error.strerror}") from None
-        except TypeError:
+        except (TypeError, ValueError):
             raise UserError(f"forecast: expected the path of a file, got {path!r}") from None
         try:
             plain = json.loads(content[:MOST_BYTES].decode())
             if plain["format"] != FORMAT:
                 raise ValueError(f"its format is {plain['format']!r}")
             return cls.from_plain(plain)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
             raise UserError(
                 f"forecast: {path} is no calibration of format {FORMAT} ({reason}); write one with "
@@ -181,7 +181,7 @@ class Forecast:
         )
         centre = rule.logarithm(features)
         times = OUTSIDE if outside else 1.0
-        kept, low, high = (min(1.0, math.exp(centre + end)) for end in (0.0, times * rule.low, times * rule.high))
+        kept, low, high = (math.exp(min(0.0, centre + end)) for end in (0.0, times * rule.low, times * rule.high))
         return Forecasted(kept, low, high, outside)
 
 

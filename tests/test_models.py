@@ -10,6 +10,7 @@ from torch import nn
 
 from estimators import UserError
 from validation.models import MODELS, Shape, build_model
+from validation.slim_models import SLIM
 
 CIFAR, MNIST, DIGITS, TINY = (3, 32, 32), (1, 28, 28), (1, 8, 8), (3, 64, 64)
 HEAVY = ("alexnet", "vgg16", "resnet18", "resnet50")
@@ -43,6 +44,9 @@ def cifar_resnet_parameters(blocks: int) -> int:
         ("fc12", CIFAR, 10),
         ("fc5-mini", DIGITS, 10),
         ("fc3-tiny", DIGITS, 10),
+        ("fc-narrow", DIGITS, 10),
+        ("fc-wide", MNIST, 10),
+        ("fc-deep", CIFAR, 10),
         ("lenet-300-100", MNIST, 10),
         ("mnistnet", MNIST, 10),
         ("mnistnet", CIFAR, 10),
@@ -81,9 +85,10 @@ def test_a_large_network_maps_its_images_to_logits(name: str, shape: Shape, clas
 
 
 def test_every_name_is_tested_here() -> None:
-    fully_connected = {"fc5", "fc12", "fc5-mini", "fc3-tiny", "lenet-300-100"}
+    fully_connected = {"fc5", "fc12", "fc5-mini", "fc3-tiny", "lenet-300-100", "fc-narrow", "fc-wide", "fc-deep"}
     convolutional = {"mnistnet", "small-cnn", "cnn-tiny", "resnet8", "resnet20"}
-    assert set(MODELS) == fully_connected | convolutional | {"vit-tiny"} | set(HEAVY)
+    in_a_module_of_its_own = set(SLIM)
+    assert set(MODELS) == fully_connected | convolutional | {"vit-tiny"} | set(HEAVY) | in_a_module_of_its_own
 
 
 def test_a_large_network_runs_on_one_image() -> None:
@@ -116,6 +121,9 @@ def test_fc5_and_fc12_have_the_weights_of_the_paper() -> None:
         ("mnistnet", MNIST, 431_080),
         ("fc5-mini", DIGITS, 15_220),
         ("fc3-tiny", DIGITS, 2352 + 24 + 24 + 10),
+        ("fc-narrow", DIGITS, 64 * 32 + 32 + 32 * 32 + 32 + 32 * 10 + 10),
+        ("fc-wide", MNIST, 784 * 256 + 256 + 256 * 10 + 10),
+        ("fc-deep", DIGITS, 6 * (64 * 64 + 64) + 64 * 10 + 10),
         ("cnn-tiny", DIGITS, 644 + 4 + 8 + 10),
         ("resnet8", CIFAR, cifar_resnet_parameters(1)),
         ("resnet20", CIFAR, cifar_resnet_parameters(3)),

@@ -170,7 +170,11 @@ def test_a_recipe_in_one_line_leaves_out_what_is_off() -> None:
     text = recipe_text(Recipe(4, 0.1, momentum=0.0, l1=1e-3, augment=True))
     assert text.startswith("epochs 4, lr 0.1, l1 0.001, ")
     assert "augment True" in text
-    assert not any(word in text for word in ("momentum", "l2", "warmup", "nesterov", "milestones"))
+    assert not any(word in text for word in ("momentum", "l2", "warmup", "nesterov", "milestones", "optimizer"))
+    stepped = recipe_text(Recipe(4, 0.1, schedule="multistep", milestones=(1, 3)))
+    assert "schedule multistep, milestones (1, 3), gamma 0.1" in stepped
+    adaptive = recipe_text(Recipe(4, 0.1, optimizer="adamw", decay=0.05))
+    assert adaptive.endswith("optimizer adamw, decay 0.05")
 
 
 def test_the_notes_name_every_recipe_and_the_settings_of_the_prediction() -> None:

@@ -148,8 +148,11 @@ def test_a_run_that_was_stopped_continues_bit_for_bit(few: ImageData, tmp_path: 
     assert same(whole.state_dict(), again.state_dict())
 
 
-def test_a_run_that_was_stopped_with_masks_continues_bit_for_bit(few: ImageData, tmp_path: Path) -> None:
-    recipe = Recipe(3, 0.1, l1=1e-3, batch_size=64)
+@pytest.mark.parametrize("option", [{}, {"optimizer": "adamw", "decay": 0.1}])
+def test_a_run_that_was_stopped_with_masks_continues_bit_for_bit(
+    few: ImageData, tmp_path: Path, option: dict[str, Any]
+) -> None:
+    recipe = Recipe(3, 0.1, l1=1e-3, batch_size=64, **option)
     masks = masks_of(dropout_network())
     models = [dropout_network() for _ in range(3)]
     train(models[0], few, recipe, 0, masks=masks)
@@ -265,10 +268,41 @@ def test_the_penalty_reaches_parameters_that_the_loss_does_not(few: ImageData) -
     torch.testing.assert_close(model.get_parameter("idle").detach(), torch.tensor([0.95, -1.95, 0.0]))
 
 
+@pytest.mark.parametrize("option", [{}, {"decay": 0.3}, {"decay": 0.3, "l1": 0.01}, {"l2": 0.1}])
+def test_adamw_decays_weights_apart_from_the_gradient(few: ImageData, option: dict[str, float]) -> None:
+    """Loshchilov and Hutter, algorithm 2, with a rate that warms up and falls."""
+    recipe = Recipe(2, 0.01, batch_size=64, optimizer="adamw", warmup=1, **option)
+    expected = linear()
+    weights = list(expected.parameters())
+    firsts, seconds = ([torch.zeros_like(weight) for weight in weights] for _ in range(2))
+    for step in range(6):
+        epoch, number = divmod(step, 3)
+        x, y = list(few.batches("train", 64).shuffled(3, epoch))[number]
+        loss = nn.functional.cross_entropy(expected(x), y)
+        if recipe.penalty is not None:
+            loss = loss + recipe.penalty.value(weights)
+        rate = 0.01 * (step + 1) / 3 if step < 3 else 0.005
+        for weight, gradient, first, second in zip(
+            weights, torch.autograd.grad(loss, weights), firsts, seconds, strict=True
+        ):
+            first.mul_(0.9).add_(0.1 * gradient)
+            second.mul_(0.999).add_(0.001 * gradient**2)
+            slope = first / (1 - 0.9 ** (step + 1)) / ((second / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8)
+            with torch.no_grad():
+                weight.sub_(rate * (slope + recipe.decay * weight))
+    model = linear()
+    train(model, few, recipe, 3)
+    for found, wanted in zip(model.parameters(), weights, strict=True):
+        torch.testing.assert_close(found, wanted)
+
+
 # ------------------------------------------------------------------------------------------------- masks
 
 
-@pytest.mark.parametrize("option", [{}, {"l1": 1e-2}, {"l2": 1e-2}, {"l2": 1e-2, "nesterov": True}])
+@pytest.mark.parametrize(
+    "option",
+    [{}, {"l1": 1e-2}, {"l2": 1e-2}, {"l2": 1e-2, "nesterov": True}, {"optimizer": "adamw", "decay": 0.1}],
+)
 def test_removed_weights_are_zero_after_every_step(few: ImageData, option: dict[str, Any]) -> None:
     model = dropout_network()
     masks = masks_of(model)
@@ -336,6 +370,17 @@ def test_two_penalties_are_refused() -> None:
 def test_an_unknown_schedule_lists_the_known_ones() -> None:
     with pytest.raises(UserError, match=r"constant, cosine, multistep, got 'linear'"):
         Recipe(1, 0.1, schedule="linear")
+
+
+def test_an_unknown_optimizer_lists_the_known_ones() -> None:
+    with pytest.raises(UserError, match=r"^optimizer: expected one of sgd, adamw, got 'adam'$"):
+        Recipe(1, 0.1, optimizer="adam")
+
+
+def test_decoupled_decay_is_refused_where_the_optimizer_has_none() -> None:
+    with pytest.raises(UserError, match=r"^recipe: decay is the decoupled weight decay of adamw; take l2 with sgd$"):
+        Recipe(1, 0.1, decay=0.01)
+    assert Recipe(1, 0.1, optimizer="adamw", decay=0.01, l1=1e-4).penalty == L1(1e-4)
 
 
 # ------------------------------------------------------------------------------------------------- accuracy
@@ -413,6 +458,8 @@ def test_a_network_whose_training_was_stopped_continues(
                 {"warmup": 1},
                 {"nesterov": True},
                 {"augment": True},
+                {"optimizer": "adamw"},
+                {"optimizer": "adamw", "decay": 0.1},
             )
         ),
     ],
@@ -428,7 +475,24 @@ def test_equal_recipes_share_a_folder_however_they_were_written(tmp_path: Path) 
     assert run_folder(tmp_path, "network", one.settings()) == run_folder(tmp_path, "network", other.settings())
 
 
-def test_run_folders_keep_their_names() -> None:
+STEPS = Recipe(6, 0.2, momentum=0.5, batch_size=64, schedule="multistep", milestones=(2, 4), gamma=0.3, nesterov=True)
+
+
+@pytest.mark.parametrize(
+    ("network", "name"),
+    [
+        (Network("fc5", "cifar10", Recipe(40, 0.05, l1=5e-5, warmup=1), 0), "8a24ad306c50"),
+        (Network("resnet20", "cifar10", Recipe(20, 0.1, l2=1e-4, warmup=1, augment=True), 3), "80cf8b99a34d"),
+        (Network("small-cnn", "digits", Recipe(60, 0.05, warmup=1), 0), "0acad5376fb2"),
+        (Network("fc3-tiny", "digits", STEPS, 1), "9921bb4133cb"),
+    ],
+)
+def test_run_folders_keep_their_names(network: Network, name: str) -> None:
     """Trained networks lie on disk under these names; a change here makes all of them train again."""
-    network = Network("fc5", "cifar10", Recipe(40, 0.05, l1=5e-5, warmup=1), 0)
-    assert settings_hash(network.settings()) == "8a24ad306c50"
+    assert settings_hash(network.settings()) == name
+
+
+def test_the_settings_of_an_optimizer_are_those_that_it_has() -> None:
+    plain, other = Recipe(1, 0.1).settings(), Recipe(1, 0.1, optimizer="adamw").settings()
+    assert not {"optimizer", "decay"} & set(plain)
+    assert other == plain | {"optimizer": "adamw", "decay": 0.0}

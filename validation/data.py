@@ -140,8 +140,8 @@ def load_data(name: str, data_dir: str | os.PathLike[str] | None = None) -> Imag
     ``val/<class>/*``), a ``.tar.gz`` of such a folder, or an ``.npz`` with ``x_train, y_train, x_test, y_test``,
     each looked for under ``data_dir``. Decoded image folders are cached as ``.npz``. ``stdlib-text`` is the source text
     of Python's standard library in windows of characters, ``tabular`` 5,000 rows of 40 numbers in five classes, drawn
-    by scikit-learn. With a number behind it, such as ``mnist-10000``, a data set
-    is a fixed random draw of so many training samples, and of half as many held-out ones.
+    by scikit-learn. With a number behind it, such as ``mnist-10000``, a data set is a fixed random draw of so many
+    training samples, and of half as many held-out ones, unless a folder or file has the whole name.
 
     Args:
         name: Data set name or path.
@@ -157,9 +157,6 @@ def load_data(name: str, data_dir: str | os.PathLike[str] | None = None) -> Imag
         >>> load_data("digits").shape
         (1, 8, 8)
     """
-    whole, _, count = name.rpartition("-")
-    if whole and count.isdecimal() and int(count):
-        return drawn(load_data(whole, data_dir), int(count))
     if name == "digits":
         return _digits()
     if name == "tabular":
@@ -177,6 +174,9 @@ def load_data(name: str, data_dir: str | os.PathLike[str] | None = None) -> Imag
             return _from_archive(name, path)
         if path.is_dir() and (path / "train").is_dir():
             return _from_folder(name, path)
+    whole, _, count = name.rpartition("-")
+    if whole and count.isdecimal() and int(count):
+        return drawn(load_data(whole, data_dir), int(count))
     if name in TORCHVISION:
         return _from_torchvision(name, root, candidates)
     known = ", ".join(["digits", "stdlib-text", "tabular", *TORCHVISION])

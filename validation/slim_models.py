@@ -171,7 +171,7 @@ class SlimVisionTransformer(nn.Module):
 
 
 class SlimRecurrent(nn.Module):
-    """Gated recurrent units over the rows of an image, made of linear layers.
+    """Gated recurrent units over the rows of an image, those of ``torch.nn.GRUCell``, made of linear layers.
 
     Args:
         shape: Channels, height and width of the input.
@@ -193,7 +193,7 @@ class SlimRecurrent(nn.Module):
             update, reset, proposal = row.chunk(3, 1)
             more_update, more_reset = self.gates(state).chunk(2, 1)
             update, reset = torch.sigmoid(update + more_update), torch.sigmoid(reset + more_reset)
-            state = torch.lerp(torch.tanh(proposal + self.candidate(reset * state)), state, update)
+            state = torch.lerp(torch.tanh(proposal + reset * self.candidate(state)), state, update)
         logits: Tensor = self.head(state)
         return logits
 

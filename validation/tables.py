@@ -153,4 +153,5 @@ def recipes(suite: Suite) -> str:
 
 def recipe_text(recipe: Recipe) -> str:
     """Return a recipe in one line, settings that are off left out."""
-    return ", ".join(f"{key} {value}" for key, value in recipe.settings().items() if value not in (0, False, (), []))
+    values = recipe.settings() | {"milestones": recipe.milestones}
+    return ", ".join(f"{key} {value}" for key, value in values.items() if value not in (0, False, (), []))

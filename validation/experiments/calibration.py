@@ -123,8 +123,7 @@ def grouped_quantile(values: Sequence[float], groups: Sequence[str], share: floa
     Returns:
         The least value that enough of the weight lies at or below; infinite where the groups are too few.
 
-    Source: Dunn, Wasserman and Ramdas, Distribution-free prediction sets for two-layer hierarchical models, Journal of
-    the American Statistical Association, 2022.
+    Source: Lee, Barber and Willett, Distribution-free inference with hierarchical data, arXiv:2306.06342, 2023.
 
     Example:
         >>> grouped_quantile([1.0, 2.0, 3.0, 4.0], ["a", "b", "c", "d"], 0.6)
@@ -164,7 +163,7 @@ def calibrated(cases: Sequence[Case], features: tuple[str, ...], coverage: float
     residuals = left_out(known, lambda part: fitted(part, features))
     low, high = interval(residuals, [case.network for case in known], coverage)
     if math.isinf(low) or math.isinf(high):
-        fewest = math.ceil(2 / (1 - coverage)) - 1
+        fewest = math.ceil(2 / (1 - coverage) - 1e-9) - 1
         raise UserError(
             f"forecast: {len({case.network for case in known})} networks are too few for an interval of "
             f"{coverage:.0%}; at least {fewest} are needed"

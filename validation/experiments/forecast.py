@@ -11,7 +11,7 @@ from typing import Any
 
 from estimators import Objective, UserError
 from pruning_limits import PruningLimit, predict_limit
-from pruning_limits.forecast import FILE, FORMAT, RANGED, Rule
+from pruning_limits.forecast import FORMAT, RANGED, Rule
 from validation.experiments.calibration import COVERAGE, Case, calibrated, fitted, left_out, usable
 from validation.experiments.forecast_curves import Measured
 from validation.experiments.forecast_page import LEVEL, SKILL, Skill, write_ladder, write_skill
@@ -35,6 +35,7 @@ from validation.tables import Column, Row, network_row, recipe_text, write_table
 
 NAME = "forecast"
 SHOWN = "loss +0.03"
+CALIBRATION = "calibration.json"
 COLUMNS = (
     Column("family", "family"),
     Column("model", "model"),
@@ -122,7 +123,7 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
     except UserError as error:
         write_table(folder, SKILL, "Skill of forecasts", [f"Made by `{command}`.", f"No calibration: {error}."], (), [])
         return
-    write_json(folder / FILE, _calibration(rows, cases, rules))
+    write_json(folder / CALIBRATION, _calibration(rows, cases, rules))
     write_skill(folder, command, Skill(cases, skill, rules, coverage))
     write_ladder(folder, command, ladder_rows(rows, LEVEL))
 

@@ -164,7 +164,7 @@ class Curve:
         for place in range(first, 0, -COARSE):
             if passes_all(self.at(place), self.levels):
                 break
-        coarse = sorted(self._points())
+        coarse = sorted(place for place in self._points() if place % COARSE == 0)  # not what a killed search refined
         points = [self._points()[place] for place in coarse]
         wanted = set[int]()
         for level in self.levels:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from estimators.errors import UserError
 from pruning_limits.forecast import Rule
 from validation.experiments.calibration import (
     Case,
@@ -199,13 +200,16 @@ def holds(rule: Rule, case: Case) -> bool:
 
 
 def aside(cases: Sequence[Case], features: tuple[str, ...]) -> Row | None:
-    """Return the skill on the families that were kept aside, by a rule of all others; None where there are none."""
+    """Return the skill on the families that were kept aside, by a rule of all others; None where either are too few."""
     known = usable(cases, features)
     apart = [case for case in known if case.family in ASIDE]
     others = [case for case in known if case.family not in ASIDE]
-    if not apart or len({case.family for case in others}) < 2:
+    if not apart:
         return None
-    rule = calibrated(others, features)
+    try:
+        rule = calibrated(others, features)
+    except UserError:
+        return None
     residuals = [math.log(case.kept) - rule.logarithm(case.features) for case in apart]
     networks = [case.network for case in apart]
     shares = [
@@ -222,7 +226,7 @@ def aside(cases: Sequence[Case], features: tuple[str, ...]) -> Row | None:
 def skill_rows(cases: Sequence[Case]) -> list[Row]:
     """Return the skill of every predictor on the cases that all predictors know."""
     shared = {name for predictor in PREDICTORS for name in predictor.features}
-    known = [case for case in cases if shared <= set(case.features)]
+    known = usable(cases, sorted(shared))
     networks = [case.network for case in known]
     rows = []
     for predictor in PREDICTORS:
