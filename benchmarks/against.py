@@ -16,7 +16,7 @@ from typing import Any
 from products import WORK
 from timing import environment, environment_note, options
 
-from validation.tables import Column, Row, write_table
+from validation.tables.writing import Column, Row, write_table
 
 REPEATS = 11
 KINDS = [f"{matrix} {how}" for matrix in ("Hessian", "GGN") for how in ("rebuilt", "kept")]

@@ -20,7 +20,7 @@ from pruning_limits.magnitude import MagnitudeProfile
 from pruning_limits.settings import Settings
 from pruning_limits.stopping import STOPPING, Kind
 from pruning_limits.subsamples import Subsamples
-from validation.tables import Column, Row, write_table
+from validation.tables.writing import Column, Row, write_table
 from validation.training import Network, Recipe
 
 BATCH = 256

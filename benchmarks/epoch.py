@@ -18,7 +18,7 @@ import torch
 from networks import CASES
 from timing import environment, environment_note, in_own_process, options, seconds_of
 
-from validation.tables import Column, Row, write_table
+from validation.tables.writing import Column, Row, write_table
 
 SMALL_BUDGET = 0.25
 RUNGS = ("one-shot", "re-trained", "bound", "formula")

@@ -30,7 +30,7 @@ from estimators.memory import GIB, available, out_of_memory
 from pruning_limits import predict_limit
 from validation.data import ImageData
 from validation.models import build_model
-from validation.tables import Column, Row, write_table
+from validation.tables.writing import Column, Row, write_table
 from validation.training import Recipe, train
 
 NETWORKS = {"products": ("resnet50", "vit-b-16", "gpt2-small"), "predictions": ("fc5", "resnet18")}

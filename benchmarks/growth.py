@@ -23,7 +23,7 @@ from torch import nn
 
 from estimators import Hessian, Lanczos, Objective, sphere_probes
 from pruning_limits.plotting import BLUE, GREEN, ORANGE, new_figure, save
-from validation.tables import Column, Row, write_table
+from validation.tables.writing import Column, Row, write_table
 
 INPUTS, CLASSES, BATCH, STEPS = 64, 10, 256, 8
 WIDTHS = (70, 280, 960, 2200, 4960)

@@ -20,7 +20,7 @@ from pruning_limits.losses import all_losses
 from pruning_limits.magnitude import MagnitudeProfile
 from pruning_limits.measured import DEVIATIONS, Bar, crossing
 from pruning_limits.one_shot import DRAWS, PairedDifferences, draws_of, measured_points
-from validation.tables import Column, Row, write_table
+from validation.tables.writing import Column, Row, write_table
 
 SIMULATED, REAL = 1000, 30
 SAMPLES, WIDTH = 40_000, 0.005  # of the simulated problem; width of the last bracket, in sparsity

@@ -14,7 +14,7 @@ from networks import CASES
 from timing import environment, environment_note, interleaved, options
 
 from estimators import GGN, Hessian, Objective, samples, sphere_probes
-from validation.tables import Column, Row, write_table
+from validation.tables.writing import Column, Row, write_table
 
 NETWORKS = ("LeNet-300-100, MNIST", "MnistNet, MNIST", "FC5, CIFAR-10", "ResNet-8, CIFAR-10, 10,000 images")
 SIZES = (64, 128, 256, 512, 1000)

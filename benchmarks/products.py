@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from estimators import GGN, Hessian, Objective
 from validation.models import build_model
-from validation.tables import Column, Row, write_table
+from validation.tables.writing import Column, Row, write_table
 
 WORK = {
     "fc5": ((3, 32, 32), 2000, 1000),

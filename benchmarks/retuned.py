@@ -36,8 +36,8 @@ from validation.data import load_data
 from validation.masks import Masks
 from validation.pruners.obs_layerwise import magnitude_counts, reconstruct
 from validation.pruners.wanda import wanda_masks
-from validation.storage import load_tensors, read_json, run_folder, save_tensors, write_json
-from validation.tables import Column, Row, mean_and_spread, write_table
+from validation.tables.storage import load_tensors, read_json, run_folder, save_tensors, write_json
+from validation.tables.writing import Column, Row, mean_and_spread, write_table
 from validation.training import apply_masks
 
 LOST = (1.0, 5.0, 30.0)  # points of accuracy that pruning alone has lost

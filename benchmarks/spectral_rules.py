@@ -42,8 +42,8 @@ from pruning_limits.settings import Settings
 from pruning_limits.stopping import STOPPING
 from pruning_limits.subsamples import Subsamples
 from validation.data import ImageData, load_data
-from validation.storage import load_tensors, run_folder, save_tensors
-from validation.tables import Column, Row, write_table
+from validation.tables.storage import load_tensors, run_folder, save_tensors
+from validation.tables.writing import Column, Row, write_table
 from validation.training import Recipe, train
 
 Floats = NDArray[np.float64]

@@ -27,8 +27,8 @@ from pruning_limits.isotropic import isotropic_limit
 from pruning_limits.losses import all_losses
 from pruning_limits.magnitude import MagnitudeProfile
 from validation.data import load_data
-from validation.storage import load_tensors, run_folder, save_tensors
-from validation.tables import Column, Row, write_table
+from validation.tables.storage import load_tensors, run_folder, save_tensors
+from validation.tables.writing import Column, Row, write_table
 from validation.training import Recipe, train
 
 BEDS = ("relu",)

@@ -13,12 +13,12 @@ from estimators import Hessian, Objective, UserError
 from estimators.trace import row_norms
 from pruning_limits import PruningLimit, predict_limit
 from validation.data import load_data
-from validation.experiments import algorithms, early
-from validation.experiments.runner import run_table
-from validation.experiments.table import tables
-from validation.experiments.weights import total_variation
 from validation.models import build_model
-from validation.suite import load_suite
+from validation.studies.limits import algorithms, early
+from validation.studies.limits.weights import total_variation
+from validation.tables.runner import run_table
+from validation.tables.suite import load_suite
+from validation.tables.table import tables
 from validation.training import Network, Recipe, accuracy, train
 
 SUITE = """

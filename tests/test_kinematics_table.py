@@ -14,11 +14,11 @@ from estimators import UserError
 from pruning_limits.cones import Circular
 from pruning_limits.kinematics import subspace_crossing
 from pruning_limits.kinematics_monte_carlo import half_point, sublevel_crossings
-from validation.experiments import kinematics
-from validation.experiments import runner as runner_module
-from validation.experiments.runner import run_table, settings_of
-from validation.experiments.table import Bench
-from validation.suite import Suite, load_suite
+from validation.studies.limits import kinematics
+from validation.tables import runner as runner_module
+from validation.tables.runner import run_table, settings_of
+from validation.tables.suite import Suite, load_suite
+from validation.tables.table import Bench
 
 SIZE, TRIALS = 60, 80
 

@@ -20,22 +20,20 @@ from torch import nn
 from estimators import UserError
 from validation.data import ImageData
 from validation.dmd import dmd
-from validation.dmd_cost import by_full_svd, measured, synthetic
-from validation.experiments import (
-    koopman_cost,
-    koopman_epochs,
-    koopman_equivalence,
-    koopman_limit,
-    koopman_spectrum,
-    recording,
-)
-from validation.experiments.claims import averaged, judged, verdict
-from validation.experiments.runner import run_table
-from validation.experiments.table import Bench, tables
 from validation.masks import overlap
 from validation.pruners.magnitude import magnitude_masks
-from validation.storage import load_tensors
-from validation.suite import load_suite
+from validation.studies.koopman import cost as koopman_cost
+from validation.studies.koopman import epochs as koopman_epochs
+from validation.studies.koopman import equivalence as koopman_equivalence
+from validation.studies.koopman import limit as koopman_limit
+from validation.studies.koopman import recording
+from validation.studies.koopman import spectrum as koopman_spectrum
+from validation.studies.koopman.claims import averaged, judged, verdict
+from validation.studies.koopman.dmd_cost import by_full_svd, measured, synthetic
+from validation.tables.runner import run_table
+from validation.tables.storage import load_tensors
+from validation.tables.suite import load_suite
+from validation.tables.table import Bench, tables
 from validation.training import train
 
 Row = dict[str, Any]

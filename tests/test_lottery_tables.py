@@ -12,26 +12,24 @@ import numpy as np
 import pytest
 
 from validation.data import ImageData
-from validation.experiments import (
-    lottery_accuracy,
-    lottery_compute,
-    lottery_measures,
-    lottery_neurons,
-    lottery_sizes,
-    lottery_spectrum,
-    lottery_theory,
-    lottery_tickets,
-)
-from validation.experiments.runner import run_table
-from validation.experiments.table import tables
-from validation.exponents import PowerLaw
-from validation.feature_mixture import Mixture, draw_samples, forward, gradient, train
 from validation.masks import sparsity_of
 from validation.models import build_model
 from validation.pruners import Problem
 from validation.pruners.imp import levels
-from validation.suite import load_suite
-from validation.tables import Row
+from validation.studies.lottery import accuracy as lottery_accuracy
+from validation.studies.lottery import compute as lottery_compute
+from validation.studies.lottery import measures as lottery_measures
+from validation.studies.lottery import neurons as lottery_neurons
+from validation.studies.lottery import sizes as lottery_sizes
+from validation.studies.lottery import spectrum as lottery_spectrum
+from validation.studies.lottery import theory as lottery_theory
+from validation.studies.lottery import tickets as lottery_tickets
+from validation.studies.lottery.exponents import PowerLaw
+from validation.studies.lottery.feature_mixture import Mixture, draw_samples, forward, gradient, train
+from validation.tables.runner import run_table
+from validation.tables.suite import load_suite
+from validation.tables.table import tables
+from validation.tables.writing import Row
 from validation.training import accuracy
 
 SUITE = """

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from validation.experiments import meaning
-from validation.experiments.actual import Trial, retrained_limit
-from validation.experiments.runner import run_table
-from validation.suite import Suite, load_suite
+from validation.studies.limits import meaning
+from validation.studies.limits.actual import Trial, retrained_limit
+from validation.tables.runner import run_table
+from validation.tables.suite import Suite, load_suite
 
 SUITE = """
 [limit]

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from validation.experiments.patterns import TABLE, factor
-from validation.experiments.table import tables
-from validation.suite import LimitSettings, PatternSettings, Suite
+from validation.studies.limits.patterns import TABLE, factor
+from validation.tables.suite import LimitSettings, PatternSettings, Suite
+from validation.tables.table import tables
 from validation.training import Network, Recipe, train
 
 RECIPE = Recipe(epochs=2, lr=0.05, warmup=1)
@@ -40,7 +40,7 @@ def test_a_ratio_of_kept_fractions_leaves_out_runs_and_what_is_missing():
 
 
 def test_rows_are_those_of_networks_that_are_pruned_and_trained_by_hand(tmp_path, digits):
-    from validation.experiments.table import Bench
+    from validation.tables.table import Bench
 
     rows = {}
     for cell in TABLE.cells(SUITE):

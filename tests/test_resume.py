@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from validation.experiments.runner import run_table
-from validation.suite import Suite, load_suite
+from validation.tables.runner import run_table
+from validation.tables.suite import Suite, load_suite
 
 SUITE = """
 [limit]

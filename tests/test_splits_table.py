@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from estimators import Objective, UserError
-from validation.experiments.splits import SPLITS, TABLE, masks_of
-from validation.experiments.table import Bench, tables
-from validation.suite import SplitSettings, Suite
+from validation.studies.limits.splits import SPLITS, TABLE, masks_of
+from validation.tables.suite import SplitSettings, Suite
+from validation.tables.table import Bench, tables
 from validation.training import Network, Recipe, apply_masks, train
 
 RECIPE = Recipe(epochs=1, lr=0.05, warmup=1)

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from estimators import UserError
-from validation import suite as suite_module
-from validation.experiments.runner import run_table
-from validation.experiments.table import tables
-from validation.storage import read_json, run_folder
-from validation.suite import LimitSettings, RetrainSettings, Suite, known_suites, load_suite
+from validation.tables import suite as suite_module
+from validation.tables.runner import run_table
+from validation.tables.storage import read_json, run_folder
+from validation.tables.suite import LimitSettings, RetrainSettings, Suite, known_suites, load_suite
+from validation.tables.table import tables
 from validation.training import Network, Recipe
 
 GOOD = """\

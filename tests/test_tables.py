@@ -16,9 +16,9 @@ import torch
 
 from estimators import UserError
 from estimators.files import load_tensors, save_tensors
-from validation.storage import read_json, write_bytes, write_json
-from validation.suite import LimitSettings, Suite
-from validation.tables import (
+from validation.tables.storage import read_json, write_bytes, write_json
+from validation.tables.suite import LimitSettings, Suite
+from validation.tables.writing import (
     Column,
     Row,
     limit_notes,

@@ -5,9 +5,18 @@ import pytest
 import torch
 
 from estimators import UserError
-from validation.population import kernel, population_gradient, population_hessian, population_loss
-from validation.recovery import convex_radius, descend, inward
-from validation.teacher_student import Floats, Teachers, draw_teachers, gradient, hessian, loss, norms, outputs
+from validation.studies.lottery.population import kernel, population_gradient, population_hessian, population_loss
+from validation.studies.lottery.recovery import convex_radius, descend, inward
+from validation.studies.lottery.teacher_student import (
+    Floats,
+    Teachers,
+    draw_teachers,
+    gradient,
+    hessian,
+    loss,
+    norms,
+    outputs,
+)
 
 NEURONS, INPUTS, KEPT = 3, 7, 4
 

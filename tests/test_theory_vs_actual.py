@@ -18,8 +18,9 @@ from estimators import Objective, UserError
 from pruning_limits import MagnitudeProfile
 from validation import training
 from validation.data import ImageData
-from validation.experiments import theory_vs_actual
-from validation.experiments.actual import (
+from validation.masks import prunable, sparsity_of
+from validation.studies.limits import theory_vs_actual
+from validation.studies.limits.actual import (
     KEPT_GRID,
     Trial,
     one_shot_accuracies,
@@ -29,9 +30,8 @@ from validation.experiments.actual import (
     retraining_recipe,
     sustained,
 )
-from validation.experiments.runner import run_table
-from validation.masks import prunable, sparsity_of
-from validation.suite import RetrainSettings, Suite, load_suite
+from validation.tables.runner import run_table
+from validation.tables.suite import RetrainSettings, Suite, load_suite
 from validation.training import Recipe, accuracy, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -16,7 +16,7 @@ from validation import training
 from validation.data import ImageData
 from validation.masks import Masks, prunable
 from validation.models import build_model
-from validation.storage import run_folder, settings_hash
+from validation.tables.storage import run_folder, settings_hash
 from validation.training import (
     Network,
     Recipe,

@@ -19,7 +19,7 @@ from estimators.errors import UserError
 from validation.data import ImageData
 from validation.masks import Masks
 from validation.models import build_model
-from validation.storage import load_tensors, run_folder, save_tensors, write_json
+from validation.tables.storage import load_tensors, run_folder, save_tensors, write_json
 
 SCHEDULES = ("constant", "cosine", "multistep")
 

@@ -10,11 +10,11 @@ import click
 
 from estimators.files import refuse_unwritable
 from validation.data import DATA_DIR_VARIABLE
-from validation.executors import EXECUTORS
-from validation.experiments.runner import run_table
-from validation.experiments.table import tables
 from validation.launch import alone
-from validation.suite import known_suites, load_suite
+from validation.tables.executors import EXECUTORS
+from validation.tables.runner import run_table
+from validation.tables.suite import known_suites, load_suite
+from validation.tables.table import tables
 
 
 @click.command()
