@@ -16,7 +16,7 @@ from timing import environment, environment_note, options
 from estimators import Objective
 from pruning_limits.losses import DRAWN_ERROR, DRAWN_SAMPLES, all_losses
 from validation.data import load_data
-from validation.tables.suite import load_suite
+from validation.tables.reading import load_suite
 from validation.tables.writing import Column, Row, write_table
 from validation.training import Network, trained_network
 

@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 
 from pruning_limits import predict_limit
 from validation.data import ImageData, load_data
-from validation.tables.suite import load_suite
+from validation.tables.reading import load_suite
 from validation.tables.writing import Column, Row, write_table
 from validation.training import trained_network
 

@@ -23,7 +23,7 @@ from pruning_limits.plotting import BLUE, GREY, ORANGE, new_figure, save
 from pruning_limits.settings import Settings
 from pruning_limits.subsamples import Subsamples
 from validation.data import load_data
-from validation.tables.suite import load_suite
+from validation.tables.reading import load_suite
 from validation.tables.writing import Column, Row, write_table
 from validation.training import Network, trained_network
 

@@ -16,9 +16,9 @@ from validation.data import load_data
 from validation.models import build_model
 from validation.studies.limits import algorithms, early
 from validation.studies.limits.weights import total_variation
+from validation.tables.discovery import tables
+from validation.tables.reading import load_suite
 from validation.tables.runner import run_table
-from validation.tables.suite import load_suite
-from validation.tables.table import tables
 from validation.training import Network, Recipe, accuracy, train
 
 SUITE = """

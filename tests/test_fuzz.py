@@ -25,7 +25,8 @@ from pruning_limits.serial import MOST_BYTES
 from pruning_limits.state_dicts import load_weights
 from validation import cli
 from validation.commands import prediction, validate
-from validation.tables.suite import FOLDER, Suite, load_suite
+from validation.tables.reading import FOLDER, load_suite
+from validation.tables.suite import Suite
 
 few = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 JSON = st.recursive(

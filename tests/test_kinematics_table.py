@@ -16,8 +16,9 @@ from pruning_limits.kinematics import subspace_crossing
 from pruning_limits.kinematics_monte_carlo import half_point, sublevel_crossings
 from validation.studies.limits import kinematics
 from validation.tables import runner as runner_module
+from validation.tables.reading import load_suite
 from validation.tables.runner import run_table, settings_of
-from validation.tables.suite import Suite, load_suite
+from validation.tables.suite import Suite
 from validation.tables.table import Bench
 
 SIZE, TRIALS = 60, 80

@@ -30,10 +30,12 @@ from validation.studies.koopman import recording
 from validation.studies.koopman import spectrum as koopman_spectrum
 from validation.studies.koopman.claims import averaged, judged, verdict
 from validation.studies.koopman.dmd_cost import by_full_svd, measured, synthetic
+from validation.studies.koopman.recording import KoopmanSettings
+from validation.tables.discovery import tables
+from validation.tables.reading import load_suite
 from validation.tables.runner import run_table
 from validation.tables.storage import load_tensors
-from validation.tables.suite import load_suite
-from validation.tables.table import Bench, tables
+from validation.tables.table import Bench
 from validation.training import train
 
 Row = dict[str, Any]
@@ -255,7 +257,7 @@ def test_batch_norm_is_measured_at_every_point_of_a_line(digits: ImageData, monk
 
 def test_the_recipe_keeps_its_batches_where_the_suite_says_nothing(suite_file: Path) -> None:
     suite = load_suite(str(suite_file))
-    plain = replace(suite, koopman=replace(suite.koopman, batch_size=None))
+    plain = suite.replaced(replace(suite.settings(KoopmanSettings), batch_size=None))
     assert recording.recipe_of(suite.networks[0], plain) == suite.networks[0]
 
 
@@ -387,7 +389,7 @@ def test_both_methods_decompose_the_size_that_a_full_svd_can(
     share: float, sizes: list[float], suite_file: Path
 ) -> None:
     suite = load_suite(str(suite_file))
-    cells = koopman_cost.cells(replace(suite, koopman=replace(suite.koopman, share=share, svd_share=0.001)))
+    cells = koopman_cost.cells(suite.replaced(replace(suite.settings(KoopmanSettings), share=share, svd_share=0.001)))
     assert [cell.part["share"] for cell in cells] == sizes
     assert {cell.part["method"] for cell in cells if cell.part["share"] == 0.001} == {"snapshots", "svd"}
 

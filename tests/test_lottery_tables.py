@@ -16,6 +16,7 @@ from validation.masks import sparsity_of
 from validation.models import build_model
 from validation.pruners import Problem
 from validation.pruners.imp import levels
+from validation.studies.limits.algorithms import CompareSettings
 from validation.studies.lottery import accuracy as lottery_accuracy
 from validation.studies.lottery import compute as lottery_compute
 from validation.studies.lottery import measures as lottery_measures
@@ -26,9 +27,9 @@ from validation.studies.lottery import theory as lottery_theory
 from validation.studies.lottery import tickets as lottery_tickets
 from validation.studies.lottery.exponents import PowerLaw
 from validation.studies.lottery.feature_mixture import Mixture, draw_samples, forward, gradient, train
+from validation.tables.discovery import tables
+from validation.tables.reading import load_suite
 from validation.tables.runner import run_table
-from validation.tables.suite import load_suite
-from validation.tables.table import tables
 from validation.tables.writing import Row
 from validation.training import accuracy
 
@@ -316,7 +317,7 @@ def test_pruned_networks_are_held_against_the_better_dense_one() -> None:
 
 def test_a_briefly_trained_dense_network_stands_beside_iterative_pruning(small: Path) -> None:
     suite = load_suite(str(small))
-    once = replace(suite, compare=replace(suite.compare, magnitude=("gmp",)))
+    once = suite.replaced(replace(suite.settings(CompareSettings), magnitude=("gmp",)))
     found = [[cell.part["pruner"] for cell in lottery_compute.cells(one)].count("dense-short") for one in (suite, once)]
     assert found == [len(suite.networks), 0]
 

@@ -9,8 +9,9 @@ import pytest
 
 from validation.studies.limits import meaning
 from validation.studies.limits.actual import Trial, retrained_limit
+from validation.tables.reading import load_suite
 from validation.tables.runner import run_table
-from validation.tables.suite import Suite, load_suite
+from validation.tables.suite import Suite
 
 SUITE = """
 [limit]

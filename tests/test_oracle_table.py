@@ -22,8 +22,9 @@ from validation.models import MLP
 from validation.studies.limits import oracle, truths
 from validation.studies.limits.masked_optimum import loss_and_gradient, masked_optimum
 from validation.studies.limits.subspaces import Quadratic
+from validation.tables.reading import load_suite
 from validation.tables.runner import run_table, settings_of
-from validation.tables.suite import Suite, load_suite
+from validation.tables.suite import Suite
 from validation.training import Network, Recipe
 
 Floats = NDArray[np.float64]

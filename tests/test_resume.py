@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from validation.tables.reading import load_suite
 from validation.tables.runner import run_table
-from validation.tables.suite import Suite, load_suite
+from validation.tables.suite import Suite
 
 SUITE = """
 [limit]

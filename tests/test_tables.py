@@ -16,12 +16,12 @@ import torch
 
 from estimators import UserError
 from estimators.files import load_tensors, save_tensors
+from validation.studies.limits.predicted import LimitSettings, limit_notes
 from validation.tables.storage import read_json, write_bytes, write_json
-from validation.tables.suite import LimitSettings, Suite
+from validation.tables.suite import Suite
 from validation.tables.writing import (
     Column,
     Row,
-    limit_notes,
     mean_and_spread,
     network_row,
     recipe_text,
@@ -175,7 +175,7 @@ def test_a_recipe_in_one_line_leaves_out_what_is_off() -> None:
 
 def test_the_notes_name_every_recipe_and_the_settings_of_the_prediction() -> None:
     networks = tuple(Network("fc5", "digits", Recipe(1, lr), seed) for lr in (0.1, 0.2) for seed in (0, 1))
-    text = " ".join(limit_notes(Suite("s", networks, LimitSettings(samples=64, steps=8))))
+    text = " ".join(limit_notes(Suite("s", networks, (LimitSettings(samples=64, steps=8),))))
     assert text.count("fc5 on digits: ") == 2
     assert "lr 0.1" in text
     assert "lr 0.2" in text

@@ -22,6 +22,7 @@ from validation.masks import prunable, sparsity_of
 from validation.studies.limits import theory_vs_actual
 from validation.studies.limits.actual import (
     KEPT_GRID,
+    RetrainSettings,
     Trial,
     one_shot_accuracies,
     pruned,
@@ -30,8 +31,9 @@ from validation.studies.limits.actual import (
     retraining_recipe,
     sustained,
 )
+from validation.tables.reading import load_suite
 from validation.tables.runner import run_table
-from validation.tables.suite import RetrainSettings, Suite, load_suite
+from validation.tables.suite import Suite
 from validation.training import Recipe, accuracy, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -11,10 +11,10 @@ import click
 from estimators.files import refuse_unwritable
 from validation.data import DATA_DIR_VARIABLE
 from validation.launch import alone
+from validation.tables.discovery import tables
 from validation.tables.executors import EXECUTORS
+from validation.tables.reading import known_suites, load_suite
 from validation.tables.runner import run_table
-from validation.tables.suite import known_suites, load_suite
-from validation.tables.table import tables
 
 
 @click.command()

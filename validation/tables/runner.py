@@ -10,10 +10,11 @@ from typing import Any
 
 from estimators.errors import UserError
 from validation.data import load_data
+from validation.tables.discovery import tables
 from validation.tables.executors import run_all
 from validation.tables.storage import read_json, run_folder, write_json
 from validation.tables.suite import Suite
-from validation.tables.table import Bench, Cell, Table, tables
+from validation.tables.table import Bench, Cell, Table
 from validation.tables.writing import Row
 from validation.training import Network
 
@@ -92,14 +93,11 @@ def _folder(table: Table, suite: Suite, out: Path, cell: Cell) -> Path:
 
 
 def _work(name: str, suite: Suite, data_dir: Path | None, out: Path, progress: bool, task: Network | Cell) -> None:
-    """Compute a cell; or train a network, and predict its limit where the table uses it, before its cells want it."""
+    """Compute a cell; or prepare a network before its cells want it."""
     table = tables()[name]
     if isinstance(task, Network):
         bench = Bench(suite, load_data(task.dataset, data_dir), out, out, progress)
-        if table.limits:
-            bench.limit(task)
-        else:
-            bench.model(task)
+        table.prepare(task, bench)
         return
     folder = _folder(table, suite, out, task)
     data = None if task.start is None else load_data(task.start.dataset, data_dir)

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import nn
 
-import validation.studies
-from estimators import UserError
-from pruning_limits import PruningLimit, predict_limit
 from validation.data import ImageData
-from validation.studies.limits.actual import Trial, retrained
-from validation.tables.storage import read_json, run_folder, write_json
-from validation.tables.suite import Suite
+from validation.tables.suite import Settings, Suite
 from validation.tables.writing import Row
 from validation.training import Network, trained_network
 
@@ -69,44 +62,6 @@ class Bench:
         """Return the trained network, trained once for all tables."""
         return trained_network(network, self.data, self.out, self.progress)
 
-    def limit(self, network: Network) -> PruningLimit:
-        """Return the network's limit with the suite's settings, predicted once for all tables.
-
-        Raises:
-            UserError: The stored limit is damaged or of another version of this package.
-        """
-        settings = {"network": network.settings(), "limit": asdict(self.suite.limit)}
-        folder = run_folder(self.out, "limit", settings)
-        if not (folder / "limit.json").exists():
-            limit = predict_limit(
-                self.model(network),
-                self.data.batches("train", 1000),
-                penalty=network.recipe.penalty,
-                criterion="objective",
-                seed=network.seed,
-                progress=None if self.progress else False,
-                checkpoint=folder / "spectra.pt",
-                **asdict(self.suite.limit),
-            )
-            limit.to_json(folder / "limit.json")
-            (folder / "spectra.pt").unlink(missing_ok=True)
-        try:
-            return PruningLimit.from_json(folder / "limit.json")
-        except UserError as error:
-            raise UserError(f"{error}; results are not mixed: delete {folder}, or start afresh with --out") from None
-
-    def retrained(self, network: Network, sparsity: float) -> Trial:
-        """Return what re-training at a sparsity makes of the network, trained once for all tables."""
-        settings = self.suite.retrain
-        budget = {"epochs": settings.epochs, "lr_factor": settings.lr_factor}
-        named = {"network": network.settings(), "retrain": budget, "sparsity": sparsity}
-        file = run_folder(self.out, "retrained", named) / "trial.json"
-        found: Trial | None = read_json(file)
-        if found is None:
-            found = retrained(self.model(network), self.data, network.recipe, network.seed, sparsity, settings)
-            write_json(file, found)
-        return found
-
 
 def _present(value: Value | None) -> Value:
     if value is None:
@@ -119,6 +74,10 @@ def one_cell_per_network(suite: Suite) -> list[Cell]:
     return [Cell(network) for network in suite.networks]
 
 
+def _trained(network: Network, bench: Bench) -> nn.Module:
+    return bench.model(network)
+
+
 @dataclass(frozen=True)
 class Table:
     """A table of the validation.
@@ -129,7 +88,8 @@ class Table:
         run: Computes the row of a cell.
         write: Writes rows, in the order of the cells, to a folder; the last argument is the command to note.
         cells: The cells of a suite.
-        limits: Whether cells use the networks' limits, which are then predicted first.
+        sections: Classes of the settings that the table reads from a suite.
+        prepare: What is made of a network before its cells, once for all of them; its training, where not told.
         rows_of: Name of another table whose cells these are, when they are the same.
     """
 
@@ -138,15 +98,6 @@ class Table:
     run: Callable[[Cell, Bench], Row]
     write: Callable[[Sequence[Row], Suite, Path, str], None]
     cells: Callable[[Suite], list[Cell]] = one_cell_per_network
-    limits: bool = True
+    sections: tuple[type[Settings], ...] = ()
+    prepare: Callable[[Network, Bench], Any] = _trained
     rows_of: str | None = None
-
-
-def tables() -> dict[str, Table]:
-    """Every table by name: each module of a study may define one as ``TABLE``."""
-    found = {}
-    for module in pkgutil.walk_packages(validation.studies.__path__, "validation.studies."):
-        table = getattr(importlib.import_module(module.name), "TABLE", None)
-        if table is not None:
-            found[table.name] = table
-    return dict(sorted(found.items()))

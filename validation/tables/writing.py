@@ -129,22 +129,6 @@ def network_row(network: Network) -> Row:
     return {"model": network.model, "dataset": network.dataset, "penalty": penalty, "seed": network.seed}
 
 
-def limit_notes(suite: Suite) -> list[str]:
-    """Return the paragraphs that say how a suite's limits were predicted and its networks trained."""
-    said = [
-        "chosen by the engine" if value is None else str(value)
-        for value in (suite.limit.samples, suite.limit.steps, suite.limit.probes)
-    ]
-    return [
-        "Sparsity is the removed fraction of convolution and linear weights; kept = 1 - sparsity. Epsilon is the "
-        "standard deviation of the mean loss of 128 training samples, the same rule for every row. The objective "
-        "includes the penalty and runs over all training samples without augmentation.",
-        f"Prediction: isotropic limit; samples {said[0]}, Lanczos steps {said[1]}, probes {said[2]}. The numerical "
-        "interval adds the errors from probes, steps and sub-sample.",
-        recipes(suite),
-    ]
-
-
 def recipes(suite: Suite) -> str:
     """Return the sentence that says how every kind of network of a suite is trained."""
     texts = dict.fromkeys(f"{n.model} on {n.dataset}: {recipe_text(n.recipe)}" for n in suite.networks)

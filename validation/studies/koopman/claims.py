@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from validation.studies.koopman.recording import KoopmanSettings
 from validation.studies.limits.algorithms import kind
 from validation.tables.suite import Suite
 from validation.tables.writing import Row, mean_and_spread, recipes
@@ -20,13 +21,13 @@ RULE = (
 
 def settings(suite: Suite) -> dict[str, Any]:
     """Return the suite's settings that rows of tables of recorded runs depend on."""
-    koopman = asdict(suite.koopman)
+    koopman = asdict(suite.settings(KoopmanSettings))
     return {"koopman": {key: koopman[key] for key in ("epochs", "compressions", "batch_size", "refined", "branches")}}
 
 
 def recording_notes(suite: Suite) -> list[str]:
     """Return the paragraphs that say what was recorded, and by which rule claims are judged."""
-    batch = suite.koopman.batch_size
+    batch = suite.settings(KoopmanSettings).batch_size
     said = "the recipe's batch size" if batch is None else f"batch size {batch}, the rate scaled in proportion"
     return [
         "Snapshots of all convolution and linear weights and biases, classifier included, after every step of one "

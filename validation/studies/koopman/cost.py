@@ -9,6 +9,7 @@ from typing import Any
 from pruning_limits.plotting import BLUE, GREY, ORANGE, new_figure, save
 from validation.studies.koopman.claims import RULE, judged
 from validation.studies.koopman.dmd_cost import measured, synthetic
+from validation.studies.koopman.recording import KoopmanSettings
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
 from validation.tables.writing import Column, Row, write_table
@@ -35,7 +36,8 @@ COLUMNS = (
 
 def cells(suite: Suite) -> list[Cell]:
     """Return one cell per network of the paper, and two that compare both methods on fewer parameters."""
-    share, small = suite.koopman.share, min(suite.koopman.share, suite.koopman.svd_share)
+    koopman = suite.settings(KoopmanSettings)
+    share, small = koopman.share, min(koopman.share, koopman.svd_share)
     runs = [(name, "snapshots", share) for name in PAPER]
     runs += [("mnistnet", method, small) for method in ("snapshots", "svd") if (method, small) != ("snapshots", share)]
     return [Cell(None, {"size": size, "method": method, "share": part}) for size, method, part in runs]
@@ -95,7 +97,7 @@ def _memory(row: Row) -> str:
 
 def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None:
     """Write the table, judge K8, and draw time and memory."""
-    koopman = suite.koopman
+    koopman = suite.settings(KoopmanSettings)
     notes = [
         f"Made by `{command}`.",
         "Synthetic snapshots (a fixed point, one decaying mode, noise) with as many recorded weights and biases, and "
@@ -135,4 +137,4 @@ def settings(suite: Suite) -> dict[str, Any]:
     return {}
 
 
-TABLE = Table(NAME, settings, run, write, cells, limits=False)
+TABLE = Table(NAME, settings, run, write, cells, sections=(KoopmanSettings,))

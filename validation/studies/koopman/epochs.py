@@ -18,7 +18,7 @@ from validation.data import ImageData
 from validation.masks import overlap
 from validation.pruners.magnitude import magnitude_masks
 from validation.studies.koopman.claims import averaged, judged, kinds_of, recording_notes, settings, when
-from validation.studies.koopman.recording import branch, recording, sparsity
+from validation.studies.koopman.recording import KoopmanSettings, branch, recording, sparsity
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
 from validation.tables.writing import COLOURS, Column, Row, network_row, write_table
@@ -54,7 +54,7 @@ BARRIERS = (
 def run(cell: Cell, bench: Bench) -> Row:
     """Compare one network's masks across epochs, and train a branch from every epoch on data in another order."""
     one = recording(cell.network, bench)
-    compressions = [c for c in bench.suite.koopman.compressions if c > 1]
+    compressions = [c for c in bench.suite.settings(KoopmanSettings).compressions if c > 1]
     points: list[Row] = []
     for compression in compressions:
         masks = {point.label: point.masks(compression) for point in one.points}
@@ -63,7 +63,7 @@ def run(cell: Cell, bench: Bench) -> Row:
             row = {"first": first, "second": second, "compression": compression, "floor": floor}
             points.append(row | {"overlap": overlap(masks[first], masks[second])})
     barriers = []
-    for point in one.points[:-1] if bench.suite.koopman.branches_off(cell.network.seed) else ():
+    for point in one.points[:-1] if bench.suite.settings(KoopmanSettings).branches_off(cell.network.seed) else ():
         other = branch(one, bench, point, cell.network.seed + OTHER_ORDER, bench.folder)
         alike = [overlap(point.masks(c), magnitude_masks(point.model, sparsity(c))) for c in compressions]
         barriers.append(
@@ -244,4 +244,4 @@ def _figure(table: Sequence[Row], barriers: Sequence[Row], path: Path) -> None:
     save(figure, path)
 
 
-TABLE = Table(NAME, settings, run, write, limits=False)
+TABLE = Table(NAME, settings, run, write, sections=(KoopmanSettings,))

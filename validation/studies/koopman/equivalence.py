@@ -24,7 +24,7 @@ from validation.studies.koopman.claims import (
     settings,
     when,
 )
-from validation.studies.koopman.recording import Recorded, recording, refined, sparsity
+from validation.studies.koopman.recording import KoopmanSettings, Recorded, recording, refined, sparsity
 from validation.studies.limits.actual import pruned
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
@@ -55,7 +55,7 @@ def run(cell: Cell, bench: Bench) -> Row:
     points = [
         _measured(one.network, bench, point, compression)
         for point in one.points
-        for compression in bench.suite.koopman.compressions
+        for compression in bench.suite.settings(KoopmanSettings).compressions
     ]
     return network_row(cell.network) | {"points": points}
 
@@ -66,7 +66,7 @@ def _measured(network: Network, bench: Bench, point: Recorded, compression: floa
     masks = {"kmp": point.masks(compression), "gmp": by_size, "lsp": shuffled(by_size, mask_seed(network.seed))}
     row: Row = {"label": point.label, "compression": compression, "sparsity": removed, "floor": 1 - removed}
     row["overlap"] = overlap(masks["kmp"], by_size)
-    refines = bench.suite.koopman.refines(point.label)
+    refines = bench.suite.settings(KoopmanSettings).refines(point.label)
     for key, chosen in masks.items():
         row[key] = accuracy(pruned(point.model, chosen), bench.data)
         row[f"{key}_refined"] = accuracy(refined(network, bench, point, chosen), bench.data) if refines else None
@@ -183,7 +183,7 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
 
 
 def _where(suite: Suite) -> str:
-    refined = suite.koopman.refined
+    refined = suite.settings(KoopmanSettings).refined
     if refined is None:
         return ""
     return f" Refined at {', '.join(map(when, refined))} only." if refined else " No network was refined."
@@ -235,4 +235,4 @@ def _curves(panel: Any, rows: Sequence[Row], key: str) -> None:
         )
 
 
-TABLE = Table(NAME, settings, run, write, limits=False)
+TABLE = Table(NAME, settings, run, write, sections=(KoopmanSettings,))

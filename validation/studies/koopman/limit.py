@@ -15,7 +15,8 @@ from validation.masks import prunable
 from validation.pruners.koopman import sizes
 from validation.studies.koopman.claims import averaged, judged, kinds_of, recording_notes
 from validation.studies.koopman.claims import settings as recorded_settings
-from validation.studies.koopman.recording import Recorded, recording
+from validation.studies.koopman.recording import KoopmanSettings, Recorded, recording
+from validation.studies.limits.early import EarlySettings
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
 from validation.tables.writing import Column, Row, network_row, write_table
@@ -56,7 +57,7 @@ def run(cell: Cell, bench: Bench) -> Row:
     for label, model in ends.items():
         file = bench.folder / f"limit-{label}.json"
         if not file.exists():
-            early = bench.suite.early
+            early = bench.suite.settings(EarlySettings)
             predict_limit(
                 model,
                 bench.data.batches("train", 1000),
@@ -137,7 +138,7 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
     table = averaged(rows, ("label",))
     said = ", ".join(
         f"{name} {'chosen by the engine' if value is None else value}"
-        for name, value in asdict(suite.early).items()
+        for name, value in asdict(suite.settings(EarlySettings)).items()
         if name != "epochs"
     )
     notes = [
@@ -182,7 +183,7 @@ def _curves(panel: Any, rows: Sequence[Row], key: str) -> None:
 
 def settings(suite: Suite) -> dict[str, Any]:
     """Return the suite's settings that a row depends on."""
-    return {**recorded_settings(suite), "early": asdict(suite.early)}
+    return {**recorded_settings(suite), **suite.plain(EarlySettings)}
 
 
-TABLE = Table(NAME, settings, run, write, limits=False)
+TABLE = Table(NAME, settings, run, write, sections=(KoopmanSettings, EarlySettings))

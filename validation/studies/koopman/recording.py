@@ -6,7 +6,7 @@ import copy
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -25,6 +25,52 @@ from validation.tables.storage import load_tensors, run_folder, save_tensors
 from validation.tables.suite import Suite
 from validation.tables.table import Bench
 from validation.training import Network, train
+
+
+@dataclass(frozen=True)
+class KoopmanSettings:
+    """How the dynamics of training are recorded and what is pruned by them.
+
+    Args:
+        epochs: Epochs of training that are recorded, besides one further epoch of the trained network; a shorter
+            recipe takes the same fractions.
+        compressions: Compressions c, each at least 1; the sparsity is 1 - 1/c.
+        batch_size: Samples per training step of these tables, the learning rate scaled in proportion; a small data set
+            needs small batches for many snapshots. None keeps the recipe's.
+        refined: Recorded epochs whose pruned networks are refined, as texts, ``"converged"`` among them; None for all.
+        branches: Seeds of the networks whose training branches off at every recorded epoch to measure linear mode
+            connectivity; None for all.
+        share: Fraction in (0, 1] of the paper's numbers of parameters that ``koopman-cost`` decomposes.
+        svd_share: The same fraction for the full singular value decomposition, which is slow.
+    """
+
+    section: ClassVar[str] = "koopman"
+
+    epochs: tuple[int, ...] = (1, 5, 10, 20)
+    compressions: tuple[float, ...] = (1, 2, 4, 8, 16, 32, 64)
+    batch_size: int | None = None
+    refined: tuple[str, ...] | None = None
+    branches: tuple[int, ...] | None = None
+    share: float = 1.0
+    svd_share: float = 0.125
+
+    def refines(self, label: str) -> bool:
+        """Whether pruned networks of a recorded epoch are refined."""
+        return self.refined is None or label in self.refined
+
+    def branches_off(self, seed: int) -> bool:
+        """Whether training of the networks of a seed branches off."""
+        return self.branches is None or seed in self.branches
+
+    def __post_init__(self) -> None:
+        if min(self.epochs, default=1) < 1:
+            raise UserError(f"koopman: epochs must be at least 1, got {min(self.epochs)}")
+        if min(self.compressions, default=0) < 1:
+            raise UserError(f"koopman: compressions must be one or more numbers >= 1, got {self.compressions}")
+        if self.batch_size == 0:
+            raise UserError("koopman: batch_size must be at least 1, got 0")
+        if not 0 < min(self.share, self.svd_share) <= max(self.share, self.svd_share) <= 1:
+            raise UserError(f"koopman: share and svd_share must be in (0, 1], got {self.share} and {self.svd_share}")
 
 
 @dataclass(frozen=True)
@@ -105,7 +151,7 @@ def sparsity(compression: float) -> float:
 
 def recipe_of(network: Network, suite: Suite) -> Network:
     """Return the network with the batch size of the section ``[koopman]`` and its rate scaled in proportion."""
-    batch = suite.koopman.batch_size
+    batch = suite.settings(KoopmanSettings).batch_size
     if batch is None:
         return network
     recipe = network.recipe
@@ -125,7 +171,7 @@ def recording(network: Network, bench: Bench) -> Recording:
         The run with the epochs of ``[koopman]`` and one further epoch at a small constant rate.
     """
     network = recipe_of(network, bench.suite)
-    epochs = checkpoints(bench.suite.koopman.epochs, network.recipe.epochs)
+    epochs = checkpoints(bench.suite.settings(KoopmanSettings).epochs, network.recipe.epochs)
     settings = {"network": network.settings(), "epochs": epochs}
     folder = run_folder(bench.out, "koopman-run", settings)
     for epoch in epochs[:-1]:

@@ -25,7 +25,15 @@ from validation.studies.koopman.claims import (
     settings,
     when,
 )
-from validation.studies.koopman.recording import Recorded, Recording, problem_at, recording, refined, sparsity
+from validation.studies.koopman.recording import (
+    KoopmanSettings,
+    Recorded,
+    Recording,
+    problem_at,
+    recording,
+    refined,
+    sparsity,
+)
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
 from validation.tables.writing import COLOURS, Column, Row, network_row, write_table
@@ -69,7 +77,7 @@ def run(cell: Cell, bench: Bench) -> Row:
     early = [point.label for point in one.points if not point.converged]
     pruned = []
     for point in one.points:
-        refine = point.label in early[-1:] and bench.suite.koopman.refines(point.label)
+        refine = point.label in early[-1:] and bench.suite.settings(KoopmanSettings).refines(point.label)
         pruned += _pruned(one, bench, point, refine)
     return network_row(cell.network) | {
         "points": [_described(one, point) for point in one.points],
@@ -111,7 +119,7 @@ def _pruned(one: Recording, bench: Bench, point: Recorded, refine: bool) -> list
     """Compare the decaying mode with the gradient of one batch at every compression."""
     slopes = {name: slope.abs() for name, slope in gradients(problem_at(one.network, bench, point)).items()}
     rows: list[Row] = []
-    for compression in bench.suite.koopman.compressions:
+    for compression in bench.suite.settings(KoopmanSettings).compressions:
         removed = sparsity(compression)
         row: Row = {"label": point.label, "compression": compression, "floor": 1 - removed}
         masks = {"jgp": select(slopes, removed)}
@@ -261,4 +269,4 @@ def _overlaps(panel: Any, rows: Sequence[Row], labels: Sequence[str]) -> None:
     panel.legend(fontsize=6)
 
 
-TABLE = Table(NAME, settings, run, write, limits=False)
+TABLE = Table(NAME, settings, run, write, sections=(KoopmanSettings,))

@@ -5,19 +5,43 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from torch import nn
 
-from estimators import Objective
+from estimators import Objective, UserError
 from pruning_limits import MagnitudeProfile
 from validation.data import ImageData
 from validation.masks import Masks, prunable
-from validation.tables.suite import RetrainSettings
-from validation.training import Recipe, accuracy, apply_masks, train
+from validation.tables.storage import read_json, run_folder, write_json
+from validation.tables.table import Bench
+from validation.training import Network, Recipe, accuracy, apply_masks, train
 
 Trial = dict[str, float]
 KEPT_GRID = tuple(float(kept) for kept in np.geomspace(1.0, 0.004, 48))
+
+
+@dataclass(frozen=True)
+class RetrainSettings:
+    """How definition (c) re-trains the kept weights.
+
+    Args:
+        epochs: Epochs of re-training, cosine from ``lr_factor`` times the recipe's rate.
+        lr_factor: Factor on the recipe's learning rate.
+        evaluations: Number of sparsities tried.
+    """
+
+    section: ClassVar[str] = "retrain"
+
+    epochs: int = 5
+    lr_factor: float = 0.2
+    evaluations: int = 3
+
+    def __post_init__(self) -> None:
+        if self.evaluations < 1:
+            raise UserError(f"retrain: evaluations must be at least 1, got {self.evaluations}")
 
 
 def pruned(model: nn.Module, masks: Masks) -> nn.Module:
@@ -102,6 +126,25 @@ def retrained(
     train(trial, data, retraining_recipe(recipe, settings), seed, masks=masks)
     value = Objective(trial, data.batches("train", 1000), penalty=recipe.penalty).value()
     return {"sparsity": sparsity, "objective": value, "accuracy": accuracy(trial, data)}
+
+
+def stored_trial(network: Network, bench: Bench, sparsity: float) -> Trial:
+    """Return what re-training at a sparsity makes of a network, trained once for all tables.
+
+    Args:
+        network: A network, trained where it is not yet.
+        bench: Its data and the suite's settings.
+        sparsity: Removed fraction.
+    """
+    settings = bench.suite.settings(RetrainSettings)
+    budget = {"epochs": settings.epochs, "lr_factor": settings.lr_factor}
+    plain = {"network": network.settings(), "retrain": budget, "sparsity": sparsity}
+    file = run_folder(bench.out, "retrained", plain) / "trial.json"
+    trial: Trial | None = read_json(file)
+    if trial is None:
+        trial = retrained(bench.model(network), bench.data, network.recipe, network.seed, sparsity, settings)
+        write_json(file, trial)
+    return trial
 
 
 def retrained_limit(

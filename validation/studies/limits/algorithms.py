@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -15,9 +15,10 @@ from estimators import Objective, UserError
 from pruning_limits.plotting import GREEN, GREY, ORANGE, new_figure, save, sparsity_axis
 from validation.masks import sparsity_of
 from validation.pruners import Problem, pruner
+from validation.studies.limits.predicted import LimitSettings, limit_notes, predicted_limit
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
-from validation.tables.writing import COLOURS, Column, Row, limit_notes, mean_and_spread, network_row, write_table
+from validation.tables.writing import COLOURS, Column, Row, mean_and_spread, network_row, write_table
 from validation.training import accuracy
 
 NAME = "algorithms"
@@ -41,9 +42,31 @@ COLUMNS = (
 )
 
 
+@dataclass(frozen=True)
+class CompareSettings:
+    """Which pruners are compared where, and with how much training.
+
+    Args:
+        pruners: Names of pruners.
+        sparsities: Sparsities at which each is run.
+        epochs: Training after the dense network's own, the same for all: the whole budget is the recipe's plus these.
+        tolerance: Accuracy that a pruned network may lose and still count as good, as a fraction.
+        magnitude: Pruners that stand for pruning by magnitude in ``lottery-compute``; iterative ones train the whole
+            budget anew at every sparsity.
+    """
+
+    section: ClassVar[str] = "compare"
+
+    pruners: tuple[str, ...] = ("lomp", "gmp", "imp", "rare-gems", "smart-ratio", "kmp", "random-layerwise")
+    sparsities: tuple[float, ...] = (0.5, 0.8, 0.9, 0.95, 0.98)
+    epochs: int = 5
+    tolerance: float = 0.005
+    magnitude: tuple[str, ...] = ("gmp", "imp", "imp-no-rewind")
+
+
 def cells(suite: Suite) -> list[Cell]:
     """Return one cell per network, pruner and sparsity, and one for the dense network at the same budget."""
-    compare = suite.compare
+    compare = suite.settings(CompareSettings)
     points = [("dense", 0.0), *((name, s) for name in compare.pruners for s in compare.sparsities)]
     return [
         Cell(network, {"pruner": name, "sparsity": sparsity, "epochs": compare.epochs})
@@ -56,7 +79,7 @@ def run(cell: Cell, bench: Bench) -> Row:
     """Prune one network once; a pruner that refuses leaves its reason in the row."""
     network, data = cell.network, bench.data
     name, sparsity = cell.part["pruner"], cell.part["sparsity"]
-    dense, limit = bench.model(network), bench.limit(network)
+    dense, limit = bench.model(network), predicted_limit(network, bench)
     recipe = network.recipe
     problem = Problem(network.model, data, recipe, network.seed, dense, recipe.epochs + cell.part["epochs"])
     row: Row = network_row(network) | cell.part
@@ -128,7 +151,7 @@ def side(row: Row) -> str:
 
 def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None:
     """Write the table and draw accuracy against sparsity for every pruner."""
-    compare = suite.compare
+    compare = suite.settings(CompareSettings)
     notes = [
         f"Made by `{command}`.",
         *limit_notes(suite),
@@ -228,9 +251,12 @@ def crossings(rows: Sequence[Row], tolerance: float) -> list[str]:
     return lines
 
 
+SECTIONS = (LimitSettings, CompareSettings)
+
+
 def settings(suite: Suite) -> dict[str, Any]:
     """Return the suite's settings that a row depends on."""
-    return {"limit": asdict(suite.limit)}
+    return suite.plain(LimitSettings)
 
 
-TABLE = Table(NAME, settings, run, write, cells)
+TABLE = Table(NAME, settings, run, write, cells, sections=SECTIONS, prepare=predicted_limit)

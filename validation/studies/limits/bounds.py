@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from pruning_limits.plotting import BLUE, GREEN, GREY, ORANGE, new_figure, save, sparsity_axis
+from validation.studies.limits.predicted import LimitSettings, limit_notes, predicted_limit
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
-from validation.tables.writing import Column, Row, limit_notes, network_row, with_means, write_table
+from validation.tables.writing import Column, Row, network_row, with_means, write_table
 
 NAME = "bounds"
 COLUMNS = (
@@ -31,7 +31,7 @@ COLUMNS = (
 
 def run(cell: Cell, bench: Bench) -> Row:
     """Read the bounds off one network's limit."""
-    limit = bench.limit(cell.network)
+    limit = predicted_limit(cell.network, bench)
     return network_row(cell.network) | {
         "parameters": limit.parameters,
         "epsilon": limit.epsilon,
@@ -79,4 +79,11 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
     save(figure, folder / f"{NAME}.png")
 
 
-TABLE = Table(NAME, lambda suite: {"limit": asdict(suite.limit)}, run, write)
+TABLE = Table(
+    NAME,
+    lambda suite: suite.plain(LimitSettings),
+    run,
+    write,
+    sections=(LimitSettings,),
+    prepare=predicted_limit,
+)

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
+from estimators import UserError
 from pruning_limits import PruningLimit, predict_limit
 from pruning_limits.plotting import BLUE, GREEN, ORANGE, new_figure, save, sparsity_axis
 from validation.models import build_model
 from validation.studies.limits.algorithms import kind
+from validation.studies.limits.predicted import limit_notes
 from validation.tables.storage import read_json, write_json
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
-from validation.tables.writing import Column, Row, limit_notes, mean_and_spread, network_row, write_table
+from validation.tables.writing import Column, Row, mean_and_spread, network_row, write_table
 from validation.training import accuracy, train
 
 NAME = "early"
@@ -41,6 +43,29 @@ COLUMNS = (
 )
 
 
+@dataclass(frozen=True)
+class EarlySettings:
+    """When the limit is predicted on the way through training.
+
+    Args:
+        epochs: Epochs after which to predict, besides the last; a shorter recipe takes the same fractions.
+        samples: Data sub-sample of every prediction; None lets the engine choose.
+        steps: Lanczos steps of every prediction; None lets the engine choose.
+        probes: Probe vectors of every prediction; None lets the engine choose.
+    """
+
+    section: ClassVar[str] = "early"
+
+    epochs: tuple[int, ...] = (1, 5, 10, 20)
+    samples: int | None = None
+    steps: int | None = 32
+    probes: int | None = 1
+
+    def __post_init__(self) -> None:
+        if min(self.epochs, default=1) < 1:
+            raise UserError(f"early: epochs must be at least 1, got {min(self.epochs)}")
+
+
 def checkpoints(wanted: Sequence[int], epochs: int) -> list[int]:
     """Return the epochs after which the limit is predicted; the last is always one of them.
 
@@ -63,7 +88,7 @@ def run(cell: Cell, bench: Bench) -> Row:
     """Train one network once more and predict its limit at every checkpoint of this one run."""
     network, folder = cell.network, bench.folder
     model = build_model(network.model, bench.data.shape, bench.data.classes, network.seed)
-    epochs = checkpoints(bench.suite.early.epochs, network.recipe.epochs)
+    epochs = checkpoints(bench.suite.settings(EarlySettings).epochs, network.recipe.epochs)
     per_epoch = len(bench.data.batches("train", network.recipe.batch_size))
     for epoch in epochs:
         if not (folder / f"limit-{epoch}.json").exists():
@@ -88,7 +113,7 @@ def run(cell: Cell, bench: Bench) -> Row:
 
 
 def _limit(cell: Cell, bench: Bench, model: nn.Module) -> PruningLimit:
-    settings = bench.suite.early
+    settings = bench.suite.settings(EarlySettings)
     return predict_limit(
         model,
         bench.data.batches("train", 1000),
@@ -133,7 +158,7 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
             table.append(first | means | {"epoch": group[1][number], "seeds": len(own), "isotropic_spread": spread})
     said = ", ".join(
         f"{name} {'chosen by the engine' if value is None else value}"
-        for name, value in asdict(suite.early).items()
+        for name, value in asdict(suite.settings(EarlySettings)).items()
         if name != "epochs"
     )
     notes = [
@@ -192,7 +217,7 @@ def _words(table: Sequence[Row]) -> list[str]:
 
 def settings(suite: Suite) -> dict[str, Any]:
     """Return the suite's settings that a row depends on."""
-    return {"early": asdict(suite.early)}
+    return suite.plain(EarlySettings)
 
 
-TABLE = Table(NAME, settings, run, write, limits=False)
+TABLE = Table(NAME, settings, run, write, sections=(EarlySettings,))

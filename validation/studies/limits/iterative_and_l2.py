@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -18,9 +18,10 @@ from validation.pruners import Problem, pruner
 from validation.pruners.budget import alive_counts
 from validation.pruners.imp import RATE, levels
 from validation.studies.limits.algorithms import kind
+from validation.studies.limits.predicted import limit_notes
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
-from validation.tables.writing import Column, Row, limit_notes, mean_and_spread, network_row, write_table
+from validation.tables.writing import Column, Row, mean_and_spread, network_row, write_table
 from validation.training import accuracy
 
 NAME = "iterative-and-l2"
@@ -43,6 +44,27 @@ COLUMNS = (
 )
 
 
+@dataclass(frozen=True)
+class IterativeSettings:
+    """How the limit is followed along iterative pruning.
+
+    Args:
+        sparsity: Where pruning ends.
+        epochs: Epochs of every training.
+        samples: Data sub-sample of every prediction; None lets the engine choose.
+        steps: Lanczos steps of every prediction; None lets the engine choose.
+        probes: Probe vectors of every prediction; None lets the engine choose.
+    """
+
+    section: ClassVar[str] = "iterative"
+
+    sparsity: float = 0.9
+    epochs: int = 20
+    samples: int | None = None
+    steps: int | None = 32
+    probes: int | None = 1
+
+
 def cells(suite: Suite) -> list[Cell]:
     """Return one cell per network and pruner."""
     return [Cell(network, {"pruner": name}) for network in suite.networks for name in PRUNERS]
@@ -50,7 +72,7 @@ def cells(suite: Suite) -> list[Cell]:
 
 def run(cell: Cell, bench: Bench) -> Row:
     """Prune one network and predict the limit of every network on the way."""
-    network, name, settings = cell.network, cell.part["pruner"], bench.suite.iterative
+    network, name, settings = cell.network, cell.part["pruner"], bench.suite.settings(IterativeSettings)
     dense = bench.model(network)
     total = sum(weight.numel() for weight in prunable(dense).values())
     counts = alive_counts(total, total - removed_count(settings.sparsity, total), RATE, most=total)
@@ -65,7 +87,7 @@ def run(cell: Cell, bench: Bench) -> Row:
 
 
 def _point(cell: Cell, bench: Bench, model: nn.Module, masks: Masks) -> Row:
-    network, settings = cell.network, bench.suite.iterative
+    network, settings = cell.network, bench.suite.settings(IterativeSettings)
     limit = predict_limit(
         model,
         bench.data.batches("train", 1000),
@@ -102,7 +124,7 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
             spread = mean_and_spread(points, "isotropic")[1]
             last = number if group[-1] == "imp" else "-"
             table.append(first | means | {"round": last, "seeds": len(own), "isotropic_spread": spread})
-    settings = suite.iterative
+    settings = suite.settings(IterativeSettings)
     notes = [
         f"Made by `{command}`.",
         *limit_notes(suite)[:1],
@@ -160,7 +182,7 @@ def _words(table: Sequence[Row]) -> list[str]:
 
 def settings(suite: Suite) -> dict[str, Any]:
     """Return the suite's settings that a row depends on."""
-    return {"iterative": asdict(suite.iterative)}
+    return suite.plain(IterativeSettings)
 
 
-TABLE = Table(NAME, settings, run, write, cells, limits=False)
+TABLE = Table(NAME, settings, run, write, cells, sections=(IterativeSettings,))

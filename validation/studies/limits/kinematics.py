@@ -206,4 +206,4 @@ def _curve(axes: Any, row: Row) -> None:
     axes.axvline(row["directional"], color=colour, linestyle=":", linewidth=1.5)
 
 
-TABLE = Table(NAME, lambda suite: {"epsilon": EPSILON}, run, write, cells, limits=False)
+TABLE = Table(NAME, lambda suite: {"epsilon": EPSILON}, run, write, cells)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pruning_limits.plotting import BLUE, GREEN, GREY, ORANGE, new_figure, save, sparsity_axis
 from pruning_limits.result import established
-from validation.studies.limits.actual import retrained_limit
+from validation.studies.limits.actual import RetrainSettings, retrained_limit, stored_trial
+from validation.studies.limits.predicted import LimitSettings, limit_notes, predicted_limit
+from validation.studies.limits.weight_scale import PenaltySettings
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
-from validation.tables.writing import Column, Row, limit_notes, network_row, with_means, write_table
+from validation.tables.writing import Column, Row, network_row, with_means, write_table
 
 NAME = "meaning"
 PREDICTIONS = {
@@ -50,15 +52,15 @@ def cells(suite: Suite) -> list[Cell]:
         own = [network for network in suite.networks if (network.model, network.dataset) == kind]
         for penalised in (True, False):
             for network in own:
-                l1 = (network.recipe.l1 or suite.penalties.l1) if penalised else 0.0
+                l1 = (network.recipe.l1 or suite.settings(PenaltySettings).l1) if penalised else 0.0
                 result[Cell(replace(network, recipe=replace(network.recipe, l1=l1, l2=0.0)))] = None
     return list(result)
 
 
 def run(cell: Cell, bench: Bench) -> Row:
     """Predict one network's limits, and measure what it bears at the level of itself and of the dense control."""
-    network, retrain = cell.network, partial(bench.retrained, cell.network)
-    limit, evaluations = bench.limit(network), bench.suite.retrain.evaluations
+    network, retrain = cell.network, partial(stored_trial, cell.network, bench)
+    limit, evaluations = predicted_limit(network, bench), bench.suite.settings(RetrainSettings).evaluations
     start = min(limit.lower, 1 - 1 / limit.parameters)
     again, trials = retrained_limit(retrain, limit.objective + limit.epsilon, start, evaluations)
     dense = retrain(0.0)
@@ -101,7 +103,7 @@ def nearest(rows: Sequence[Row], truth: str) -> tuple[str, float]:
 
 def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None:
     """Write the table, say which prediction is nearest to which truth, and draw one against the other."""
-    retrain = suite.retrain
+    retrain = suite.settings(RetrainSettings)
     notes = [
         f"Made by `{command}`.",
         *limit_notes(suite),
@@ -166,7 +168,15 @@ def _figure(rows: Sequence[Row], path: Path) -> None:
 
 def settings(suite: Suite) -> dict[str, Any]:
     """Return the suite's settings that a row depends on."""
-    return {"limit": asdict(suite.limit), "retrain": asdict(suite.retrain)}
+    return suite.plain(LimitSettings, RetrainSettings)
 
 
-TABLE = Table(NAME, settings, run, write, cells)
+TABLE = Table(
+    NAME,
+    settings,
+    run,
+    write,
+    cells,
+    sections=(LimitSettings, RetrainSettings, PenaltySettings),
+    prepare=predicted_limit,
+)

@@ -241,4 +241,4 @@ def settings(suite: Suite) -> dict[str, Any]:
     }
 
 
-TABLE = Table(NAME, settings, run, write, cells, limits=False)
+TABLE = Table(NAME, settings, run, write, cells)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from torch import nn
@@ -19,6 +19,7 @@ from pruning_limits.pattern_names import UNSTRUCTURED, parsed
 from pruning_limits.patterns import groups_of
 from pruning_limits.plotting import new_figure, save, sparsity_axis
 from validation.studies.limits.actual import Trial, retrained_limit
+from validation.studies.limits.predicted import LimitSettings
 from validation.tables.storage import run_folder
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
@@ -44,13 +45,34 @@ COLUMNS = (
 KEYS = ("model", "dataset", "penalty", "pattern")
 
 
+@dataclass(frozen=True)
+class PatternSettings:
+    """Which patterns of pruning are compared, and how far.
+
+    Args:
+        names: Names of patterns; one that fits no layer of a network is left out there.
+        epsilon: Allowed rise of the mean training loss.
+        evaluations: Number of sparsities that are trained beyond what pruning reaches alone.
+    """
+
+    section: ClassVar[str] = "patterns"
+
+    names: tuple[str, ...] = ("unstructured", "2:4", "4:8", "1:4", "blocks:4x4", "blocks:16x1", "channels", "heads")
+    epsilon: float = 0.02
+    evaluations: int = 4
+
+    def __post_init__(self) -> None:
+        for name in self.names:
+            parsed(name)
+
+
 def cells(suite: Suite) -> list[Cell]:
     """Return a cell for every network and pattern."""
     kinds = dict.fromkeys((network.model, network.dataset, network.recipe) for network in suite.networks)
     return [
         Cell(network, {"pattern": pattern})
         for kind in kinds
-        for pattern in suite.patterns.names
+        for pattern in suite.settings(PatternSettings).names
         for network in suite.networks
         if (network.model, network.dataset, network.recipe) == kind
     ]
@@ -58,7 +80,7 @@ def cells(suite: Suite) -> list[Cell]:
 
 def run(cell: Cell, bench: Bench) -> Row:
     """Predict one network's limit in one pattern, and measure what it bears alone and after its whole recipe."""
-    network, pattern, settings = cell.network, cell.part["pattern"], bench.suite.patterns
+    network, pattern, settings = cell.network, cell.part["pattern"], bench.suite.settings(PatternSettings)
     row = network_row(network) | {"pattern": pattern, "epsilon": settings.epsilon}
     limit = _limit(network, bench)
     if limit is None or pattern not in {own.name for own in limit.evidence.patterns}:
@@ -85,24 +107,25 @@ def _limit(network: Network, bench: Bench) -> PruningLimit | None:
     """Return the limit of a network in every pattern that fits it, predicted once for all of them."""
     model, suite = bench.model(network), bench.suite
     names = [UNSTRUCTURED]
-    for name in suite.patterns.names:
+    limits, patterns = suite.plain(LimitSettings), suite.settings(PatternSettings)
+    for name in patterns.names:
         if name != UNSTRUCTURED:
             try:
                 groups_of(name, Objective(model, bench.data.batches("train", 1000)))
             except UserError:
                 continue
             names.append(name)
-    wanted = {"network": network.settings(), "limit": asdict(suite.limit), "epsilon": suite.patterns.epsilon}
+    wanted = {"network": network.settings(), **limits, "epsilon": patterns.epsilon}
     file = run_folder(bench.out, "pattern-limit", wanted | {"patterns": names}) / "limit.json"
     if not file.exists():
         predict_limit(
             model,
             bench.data.batches("train", 1000),
-            epsilon=suite.patterns.epsilon,
+            epsilon=patterns.epsilon,
             pattern=names,
             seed=network.seed,
             progress=None if bench.progress else False,
-            **asdict(suite.limit),
+            **limits["limit"],
         ).to_json(file)
     return PruningLimit.from_json(file)
 
@@ -165,13 +188,14 @@ def factor(rows: Sequence[Row], predicted: str, actual: str) -> tuple[float, flo
 
 def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None:
     """Write the table, say for which patterns the equation is worth anything, and draw predicted against actual."""
+    patterns = suite.settings(PatternSettings)
     notes = [
         f"Made by `{command}`.",
         "Sparsity is the removed fraction of convolution and linear weights. Allowed is a rise of the mean training "
-        f"loss by {suite.patterns.epsilon:g}. Predicted: the isotropic equation with R of the pattern, by the absolute "
+        f"loss by {patterns.epsilon:g}. Predicted: the isotropic equation with R of the pattern, by the absolute "
         "Hessian and by the GGN; one spectrum serves all patterns of a network. Actual: one-shot pruning, groups by "
         "root mean square; and after the whole training recipe once more on the fixed mask, interpolated after "
-        f"{suite.patterns.evaluations} sparsities. N:M has one sparsity: what is predicted there is the sparsity that "
+        f"{patterns.evaluations} sparsities. N:M has one sparsity: what is predicted there is the sparsity that "
         "its R allows, to be compared with what it removes; actual is that sparsity where it holds, else 0.",
         recipes(suite),
         *_words(rows),
@@ -239,7 +263,7 @@ def _figure(rows: Sequence[Row], path: Path) -> None:
 
 def settings(suite: Suite) -> dict[str, Any]:
     """Return the suite's settings that a row depends on."""
-    return {"limit": asdict(suite.limit), "patterns": asdict(suite.patterns)}
+    return suite.plain(LimitSettings, PatternSettings)
 
 
-TABLE = Table(NAME, settings, run, write, cells, limits=False)
+TABLE = Table(NAME, settings, run, write, cells, sections=(LimitSettings, PatternSettings))

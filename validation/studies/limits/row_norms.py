@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -37,11 +38,26 @@ COLUMNS = (
 )
 
 
+@dataclass(frozen=True)
+class RowNormSettings:
+    """How the row norms of a large Hessian are estimated.
+
+    Args:
+        samples: Data sub-sample.
+        probes: Cauchy projections.
+    """
+
+    section: ClassVar[str] = "row_norms"
+
+    samples: int = 1024
+    probes: int = 16
+
+
 def run(cell: Cell, bench: Bench) -> Row:
     """Take the row norms of one network's Hessian, exactly for a small network and by Cauchy projections otherwise."""
     from scipy.stats import spearmanr
 
-    network, settings = cell.network, bench.suite.row_norms
+    network, settings = cell.network, bench.suite.settings(RowNormSettings)
     model = bench.model(network)
     objective = Objective(model, bench.data.batches("train", 1000), penalty=network.recipe.penalty)
     dimension = objective.dimension
@@ -78,7 +94,7 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
         f"Made by `{command}`.",
         f"Hessian of the training objective at the trained weights, rows in order of the magnitude of their weight. "
         f"All rows are computed up to D = {EXACT}; above, Cauchy projections estimate all of them at once, with a "
-        f"relative standard deviation of {np.pi / 2 / suite.row_norms.probes**0.5:.0%} per row.",
+        f"relative standard deviation of {np.pi / 2 / suite.settings(RowNormSettings).probes ** 0.5:.0%} per row.",
     ]
     write_table(folder, NAME, f"Row norms of the Hessian, suite {suite.name}", notes, COLUMNS, rows)
     figure, axes = new_figure(1, size=(7.0, 4.5))
@@ -94,4 +110,4 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
     save(figure, folder / f"{NAME}.png")
 
 
-TABLE = Table(NAME, lambda suite: {"row_norms": asdict(suite.row_norms)}, run, write, limits=False)
+TABLE = Table(NAME, lambda suite: suite.plain(RowNormSettings), run, write, sections=(RowNormSettings,))

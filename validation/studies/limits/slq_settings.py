@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from pruning_limits import predict_limit
 from pruning_limits.plotting import BLUE, GREEN, new_figure, save
 from pruning_limits.result import established
-from validation.tables.suite import Suite, known_suites, load_suite
+from validation.studies.limits.predicted import LimitSettings
+from validation.tables.reading import known_suites, load_suite
+from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
 from validation.tables.writing import Column, Row, network_row, recipe_text, write_table
 
@@ -33,14 +36,32 @@ COLUMNS = (
 )
 
 
+@dataclass(frozen=True)
+class SlqSettings:
+    """Settings of the spectral estimate that are varied one at a time, each from the suite's own.
+
+    Args:
+        samples: Data sub-samples.
+        steps: Lanczos steps.
+        probes: Numbers of probe vectors.
+    """
+
+    section: ClassVar[str] = "slq"
+
+    samples: tuple[int, ...] = ()
+    steps: tuple[int, ...] = (8, 16, 32, 64)
+    probes: tuple[int, ...] = (1, 2, 4)
+
+
 def cells(suite: Suite) -> list[Cell]:
     """Return one cell per setting for the first seed of every kind of network."""
     first = {str(network.settings() | {"seed": None}): network for network in reversed(suite.networks)}
-    base = {key: getattr(suite.limit, key) for key in VARIED}
+    limit, slq = suite.settings(LimitSettings), suite.settings(SlqSettings)
+    base = {key: getattr(limit, key) for key in VARIED}
     result = []
     for network in reversed(first.values()):
         for key in VARIED:
-            result += [Cell(network, {**base, key: value}) for value in getattr(suite.slq, key)]
+            result += [Cell(network, {**base, key: value}) for value in getattr(slq, key)]
     return result
 
 
@@ -72,7 +93,8 @@ def run(cell: Cell, bench: Bench) -> Row:
 
 def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None:
     """Write the table and draw the limit against every setting."""
-    varied = "; ".join(f"{key} {', '.join(map(str, getattr(suite.slq, key)))}" for key in VARIED)
+    slq = suite.settings(SlqSettings)
+    varied = "; ".join(f"{key} {', '.join(map(str, getattr(slq, key)))}" for key in VARIED)
     notes = [
         f"Made by `{command}`.",
         f"One setting at a time is varied ({varied}), the others stay those of the suite; first seed of every kind of "
@@ -82,7 +104,7 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
     write_table(
         folder, NAME, f"The limit against the settings of the estimate, suite {suite.name}", notes, COLUMNS, rows
     )
-    _figure(rows, [key for key in VARIED for _ in getattr(suite.slq, key)], folder / f"{NAME}.png")
+    _figure(rows, [key for key in VARIED for _ in getattr(slq, key)], folder / f"{NAME}.png")
 
 
 def _figure(rows: Sequence[Row], varied: Sequence[str], path: Path) -> None:
@@ -126,4 +148,4 @@ def _recipes() -> list[str]:
     return list(found)
 
 
-TABLE = Table(NAME, lambda suite: {}, run, write, cells, limits=False)
+TABLE = Table(NAME, lambda suite: {}, run, write, cells, sections=(LimitSettings, SlqSettings))

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pruning_limits.plotting import GREY, new_figure, save, sparsity_axis
-from validation.studies.limits.algorithms import cells, kind, reached, run, settings
+from validation.studies.limits.algorithms import SECTIONS, CompareSettings, cells, kind, reached, run, settings
+from validation.studies.limits.predicted import limit_notes, predicted_limit
 from validation.tables.suite import Suite
 from validation.tables.table import Table
-from validation.tables.writing import COLOURS, Column, Row, limit_notes, write_table
+from validation.tables.writing import COLOURS, Column, Row, write_table
 
 NAME = "sota"
 COLUMNS = (
@@ -28,7 +29,8 @@ COLUMNS = (
 
 def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None:
     """Write the table and draw reached against predicted sparsity."""
-    tolerance = suite.compare.tolerance
+    compare = suite.settings(CompareSettings)
+    tolerance = compare.tolerance
     table = []
     for run_of in dict.fromkeys((*kind(row), row["seed"], row["pruner"]) for row in rows if row["pruner"] != "dense"):
         own = [row for row in rows if (*kind(row), row["seed"], row["pruner"]) == run_of and row["refused"] is None]
@@ -45,8 +47,8 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
         *limit_notes(suite),
         f"Reached: the sparsity up to which the pruned network stays within {100 * tolerance:g} points of the dense "
         "network's test accuracy, interpolated in the logarithm of the kept fraction between the sparsities tried "
-        f"({', '.join(f'{s:.0%}' for s in suite.compare.sparsities)}); it cannot exceed the last of them. Budget: the "
-        f"recipe's epochs plus {suite.compare.epochs}.",
+        f"({', '.join(f'{s:.0%}' for s in compare.sparsities)}); it cannot exceed the last of them. Budget: the "
+        f"recipe's epochs plus {compare.epochs}.",
         f"{above} of {len(table)} runs lie above the limit predicted for re-training.",
     ]
     write_table(folder, NAME, f"Reached against predicted sparsity, suite {suite.name}", notes, COLUMNS, table)
@@ -75,4 +77,4 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
     save(figure, folder / f"{NAME}.png")
 
 
-TABLE = Table(NAME, settings, run, write, cells, rows_of="algorithms")
+TABLE = Table(NAME, settings, run, write, cells, sections=SECTIONS, prepare=predicted_limit, rows_of="algorithms")

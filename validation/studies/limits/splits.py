@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -42,6 +42,23 @@ COLUMNS = (
 KEYS = ("model", "dataset", "penalty", "budget", "share")
 
 
+@dataclass(frozen=True)
+class SplitSettings:
+    """Which budgets are split over the layers.
+
+    Args:
+        shares: Removed shares of all weights, or of all multiply-accumulates.
+    """
+
+    section: ClassVar[str] = "splits"
+
+    shares: tuple[float, ...] = (0.5, 0.8)
+
+    def __post_init__(self) -> None:
+        if not all(0 < share < 1 for share in self.shares):
+            raise UserError(f"splits: shares must be in (0, 1), got {self.shares}")
+
+
 def cells(suite: Suite) -> list[Cell]:
     """Return a cell for every network, kind of budget and removed share."""
     kinds = dict.fromkeys((network.model, network.dataset, network.recipe) for network in suite.networks)
@@ -49,7 +66,7 @@ def cells(suite: Suite) -> list[Cell]:
         Cell(network, {"budget": budget, "share": share})
         for kind in kinds
         for budget in ("weights", "multiply-accumulates")
-        for share in suite.splits.shares
+        for share in suite.settings(SplitSettings).shares
         for network in suite.networks
         if (network.model, network.dataset, network.recipe) == kind
     ]
@@ -134,7 +151,7 @@ def _words(rows: Sequence[Row], ending: str, said: str) -> str:
 
 def settings(suite: Suite) -> dict[str, Any]:
     """Return the suite's settings that a row depends on."""
-    return {"splits": asdict(suite.splits), "grid": GRID}
+    return {**suite.plain(SplitSettings), "grid": GRID}
 
 
-TABLE = Table(NAME, settings, run, write, cells, limits=False)
+TABLE = Table(NAME, settings, run, write, cells, sections=(SplitSettings,))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -14,10 +13,17 @@ from pruning_limits.plotting import BLUE, GREEN, GREY, ORANGE, new_figure, save,
 from pruning_limits.result import established
 from validation.data import ImageData
 from validation.masks import prunable
-from validation.studies.limits.actual import one_shot_accuracies, retrained_limit, sustained
+from validation.studies.limits.actual import (
+    RetrainSettings,
+    one_shot_accuracies,
+    retrained_limit,
+    stored_trial,
+    sustained,
+)
+from validation.studies.limits.predicted import LimitSettings, limit_notes, predicted_limit
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
-from validation.tables.writing import Column, Row, limit_notes, with_means, write_table
+from validation.tables.writing import Column, Row, with_means, write_table
 from validation.training import Network, accuracy
 
 NAME = "theory-vs-actual"
@@ -56,13 +62,14 @@ def run(cell: Cell, bench: Bench) -> Row:
     """
     network, data = cell.network, bench.data
     model = bench.model(network)
-    limit = bench.limit(network)
+    limit = predicted_limit(network, bench)
+    evaluations = bench.suite.settings(RetrainSettings).evaluations
     started = time.perf_counter()
     profile = MagnitudeProfile(prunable(model))
     dense = accuracy(model, data)
     curve = one_shot_accuracies(model, data, profile)
     level, start = limit.objective + limit.epsilon, min(limit.lower, 1 - 1 / limit.parameters)
-    actual_c, trials = retrained_limit(partial(bench.retrained, network), level, start, bench.suite.retrain.evaluations)
+    actual_c, trials = retrained_limit(partial(stored_trial, network, bench), level, start, evaluations)
     return _row(network, data, limit, dense, curve, actual_c) | {
         "trials": trials,
         "rises": [[0.0, 0.0], *([point.sparsity, point.rise] for point in limit.evidence.points)],
@@ -132,7 +139,7 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
         folder: Where to.
         command: The command that made the table.
     """
-    retrain = suite.retrain
+    retrain = suite.settings(RetrainSettings)
     notes = [
         f"Made by `{command}`.",
         *limit_notes(suite),
@@ -186,4 +193,5 @@ def _figure(rows: Sequence[Row], path: Path) -> None:
     save(figure, path)
 
 
-TABLE = Table(NAME, lambda suite: {"limit": asdict(suite.limit), "retrain": asdict(suite.retrain)}, run, write)
+SECTIONS = (LimitSettings, RetrainSettings)
+TABLE = Table(NAME, lambda suite: suite.plain(*SECTIONS), run, write, sections=SECTIONS, prepare=predicted_limit)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 from pruning_limits.plotting import new_figure, save, sparsity_axis
+from validation.studies.limits.predicted import LimitSettings, limit_notes, predicted_limit
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
-from validation.tables.writing import COLOURS, Column, Row, limit_notes, network_row, with_means, write_table
+from validation.tables.writing import COLOURS, Column, Row, network_row, with_means, write_table
 
 NAME = "weight-scale"
 FACTORS = (1, 2, 3, 4, 5)
@@ -25,12 +27,27 @@ COLUMNS = (
 )
 
 
+@dataclass(frozen=True)
+class PenaltySettings:
+    """Penalties that are compared side by side with no penalty; a network's own replaces the value here.
+
+    Args:
+        l1: Coefficient of the L1 penalty.
+        l2: Coefficient of the L2 penalty.
+    """
+
+    section: ClassVar[str] = "penalties"
+
+    l1: float = 5e-5
+    l2: float = 5e-4
+
+
 def cells(suite: Suite) -> list[Cell]:
     """Return three cells per network: trained with L1, with L2 and without a penalty."""
     result = []
     for network in suite.networks:
         own = network.recipe
-        l1, l2 = own.l1 or suite.penalties.l1, own.l2 or suite.penalties.l2
+        l1, l2 = own.l1 or suite.settings(PenaltySettings).l1, own.l2 or suite.settings(PenaltySettings).l2
         for recipe in (replace(own, l1=l1, l2=0.0), replace(own, l1=0.0, l2=l2), replace(own, l1=0.0, l2=0.0)):
             result.append(Cell(replace(network, recipe=recipe)))
     return sorted(dict.fromkeys(result), key=lambda cell: _place(cell, suite))
@@ -45,7 +62,7 @@ def _place(cell: Cell, suite: Suite) -> tuple[int, float, float]:
 
 def run(cell: Cell, bench: Bench) -> Row:
     """Ask one network's limit what scaled weights and scaled curvature would do."""
-    limit = bench.limit(cell.network)
+    limit = predicted_limit(cell.network, bench)
     return (
         network_row(cell.network)
         | {"norm": limit.evidence.curve.squared_norm(1.0) ** 0.5, "trace": limit.sharpness.trace}
@@ -61,7 +78,7 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
         f"Made by `{command}`.",
         *limit_notes(suite),
         f"Every network is trained three times with the same recipe: with L1, with L2 (coefficient "
-        f"{suite.penalties.l2:g}) and without a penalty.",
+        f"{suite.settings(PenaltySettings).l2:g}) and without a penalty.",
         "Weights x a: R becomes a R while the curvature stays; curvature x a: the spectrum is multiplied while the "
         "weights stay. Both are answered by the stored spectrum, because only epsilon / (a R^2 x curvature) matters.",
         f"The limit falls strictly with every step of either factor: {'yes' if falling else 'no'}.",
@@ -90,4 +107,12 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
 
 
 WHAT = ("weights", "curvature")
-TABLE = Table(NAME, lambda suite: {"limit": asdict(suite.limit)}, run, write, cells)
+TABLE = Table(
+    NAME,
+    lambda suite: suite.plain(LimitSettings),
+    run,
+    write,
+    cells,
+    sections=(LimitSettings, PenaltySettings),
+    prepare=predicted_limit,
+)

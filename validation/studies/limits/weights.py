@@ -106,4 +106,4 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
     save(figure, folder / f"{NAME}.png")
 
 
-TABLE = Table(NAME, lambda suite: {}, run, write, cells, limits=False)
+TABLE = Table(NAME, lambda suite: {}, run, write, cells)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pruning_limits.plotting import BLUE, GREY, ORANGE, new_figure, save
 from validation.studies.koopman.claims import RULE, judged, kinds_of
+from validation.studies.limits.algorithms import CompareSettings
 from validation.studies.lottery import compute
 from validation.studies.lottery.compute import averaged, run, settings
 from validation.tables.suite import Suite
@@ -35,7 +36,7 @@ def cells(suite: Suite) -> list[Cell]:
     """Return one cell per network and ratio by magnitude and at random, and one for the dense network."""
     points = [(DENSE, 0.0), *((name, ratio) for name in (MAGNITUDE, RANDOM) for ratio in RATIOS)]
     return [
-        Cell(network, {"pruner": name, "sparsity": ratio, "epochs": suite.compare.epochs})
+        Cell(network, {"pruner": name, "sparsity": ratio, "epochs": suite.settings(CompareSettings).epochs})
         for network in suite.networks
         for name, ratio in points
     ]
@@ -81,16 +82,16 @@ def _judged(said: str, rows: Sequence[Row], tolerance: float) -> str:
 
 def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None:
     """Write the averages and the verdict on S13, and draw accuracy against the pruning ratio."""
-    table = averaged(rows)
+    table, compare = averaged(rows), suite.settings(CompareSettings)
     notes = [
         f"Made by `{command}`.",
-        f"Dense and pruned networks may spend {suite.compare.epochs} epochs beyond the recipe. By magnitude: "
+        f"Dense and pruned networks may spend {compare.epochs} epochs beyond the recipe. By magnitude: "
         f"{MAGNITUDE}, iterative pruning that trains on from the trained weights, in rounds of 20 %, or fewer and "
         "larger ones where the budget has no epoch for each. At random: the trained network loses as many weights "
         "anywhere and is trained on.",
         recipes(suite),
         RULE,
-        *words(table, 100 * suite.compare.tolerance),
+        *words(table, 100 * compare.tolerance),
     ]
     title = f"Accuracy against pruning ratio, suite {suite.name}"
     write_table(folder, NAME, title, notes, COLUMNS, table, cells=list(rows))
@@ -124,4 +125,4 @@ def _figure(table: Sequence[Row], path: Path) -> None:
     save(figure, path)
 
 
-TABLE = Table(NAME, settings, run, write, cells, limits=False, rows_of=compute.NAME)
+TABLE = Table(NAME, settings, run, write, cells, sections=(CompareSettings,), rows_of=compute.NAME)

@@ -13,7 +13,7 @@ from pruning_limits.plotting import GREY, new_figure, save
 from validation.macs import layer_macs, total_macs
 from validation.pruners import Problem, pruner
 from validation.pruners.imp import levels
-from validation.studies.limits.algorithms import kind
+from validation.studies.limits.algorithms import CompareSettings, kind
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
 from validation.tables.writing import COLOURS, Column, Row, mean_and_spread, network_row, write_table
@@ -48,12 +48,12 @@ COLUMNS = (
 
 def cells(suite: Suite) -> list[Cell]:
     """Return one cell per network, pruner and sparsity, and one for every dense network to compare with."""
-    magnitude = suite.compare.magnitude
+    magnitude = suite.settings(CompareSettings).magnitude
     points = [(DENSE, 0.0), *((name, s) for name in (*magnitude, RANDOM) for s in SPARSITIES)]
     if ITERATIVE in magnitude:
         points.append((SHORT, 0.0))
     return [
-        Cell(network, {"pruner": name, "sparsity": sparsity, "epochs": suite.compare.epochs})
+        Cell(network, {"pruner": name, "sparsity": sparsity, "epochs": suite.settings(CompareSettings).epochs})
         for network in suite.networks
         for name, sparsity in points
     ]
@@ -156,8 +156,8 @@ def _cheaper(magnitude: Sequence[Row], tolerance: float) -> str:
 
 def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None:
     """Write the averages and the verdicts, and draw accuracy against sparsity and multiply-accumulates."""
-    table, tolerance = averaged(rows), 100 * suite.compare.tolerance
-    epochs, magnitude = suite.compare.epochs, suite.compare.magnitude
+    table, tolerance = averaged(rows), 100 * suite.settings(CompareSettings).tolerance
+    epochs, magnitude = suite.settings(CompareSettings).epochs, suite.settings(CompareSettings).magnitude
     names = dict.fromkeys(row["pruner"] for row in table)
     said = ", ".join(SAID[name] for name in names if name in SAID)
     notes = [
@@ -217,4 +217,4 @@ def settings(suite: Suite) -> dict[str, Any]:
     return {}
 
 
-TABLE = Table(NAME, settings, run, write, cells, limits=False)
+TABLE = Table(NAME, settings, run, write, cells, sections=(CompareSettings,))

@@ -174,4 +174,4 @@ def settings(suite: Suite) -> dict[str, Any]:
     return asdict(MIXTURE)
 
 
-TABLE = Table(NAME, settings, run, write, cells, limits=False)
+TABLE = Table(NAME, settings, run, write, cells)

@@ -185,4 +185,4 @@ def settings(suite: Suite) -> dict[str, Any]:
     return {}
 
 
-TABLE = Table(NAME, settings, run, write, cells, limits=False)
+TABLE = Table(NAME, settings, run, write, cells)

@@ -13,10 +13,12 @@ from pruning_limits.result import established
 from validation.pruners import Problem
 from validation.pruners.magnitude import magnitude_masks
 from validation.studies.koopman.claims import RULE, averaged, judged, kinds_of
+from validation.studies.limits.algorithms import CompareSettings
+from validation.studies.limits.predicted import LimitSettings, limit_notes
 from validation.studies.lottery.kept_weights import KeptWeights
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
-from validation.tables.writing import Column, Row, limit_notes, network_row, write_table
+from validation.tables.writing import Column, Row, network_row, write_table
 from validation.training import accuracy
 
 NAME = "lottery-spectrum"
@@ -47,7 +49,7 @@ COLUMNS = (
 def run(cell: Cell, bench: Bench) -> Row:
     """Prune one trained network by magnitude, re-train it, and predict the limit of what is left."""
     network, epsilon = cell.network, None
-    recipe, epochs = network.recipe, bench.suite.compare.epochs
+    recipe, epochs = network.recipe, bench.suite.settings(CompareSettings).epochs
     problem = Problem(network.model, bench.data, recipe, network.seed, bench.model(network), recipe.epochs + epochs)
     points = []
     for sparsity in SPARSITIES:
@@ -65,7 +67,7 @@ def run(cell: Cell, bench: Bench) -> Row:
                 parameters=kept.chosen,
                 seed=network.seed,
                 progress=None if bench.progress else False,
-                **asdict(bench.suite.limit),
+                **asdict(bench.suite.settings(LimitSettings)),
             ).to_json(file)
         limit = PruningLimit.from_json(file)
         epsilon = limit.epsilon
@@ -132,10 +134,11 @@ def _judged(said: str, rows: Sequence[Row]) -> str:
 def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None:
     """Write the averages and what they say, and draw eigenvalues and limits against what was removed."""
     table = averaged(rows, ("sparsity",))
+    epochs = suite.settings(CompareSettings).epochs
     notes = [
         f"Made by `{command}`.",
         *limit_notes(suite),
-        f"The trained network is pruned once by global magnitude and trained on for {suite.compare.epochs} epochs, the "
+        f"The trained network is pruned once by global magnitude and trained on for {epochs} epochs, the "
         "dense one too. A pruned network is taken as a function of its kept weights alone: its Hessian is the block of "
         "the kept weights, and its limit the share of them that could still go. Counted from all weights of the dense "
         "network that is 1 - (1 - removed)(1 - limit). All rows of a seed share the epsilon of its dense network. The "
@@ -194,7 +197,11 @@ NAMES = {
 
 def settings(suite: Suite) -> dict[str, Any]:
     """Return the suite's settings and the constants that a row depends on."""
-    return {"limit": asdict(suite.limit), "epochs": suite.compare.epochs, "sparsities": list(SPARSITIES)}
+    return {
+        **suite.plain(LimitSettings),
+        "epochs": suite.settings(CompareSettings).epochs,
+        "sparsities": list(SPARSITIES),
+    }
 
 
-TABLE = Table(NAME, settings, run, write, limits=False)
+TABLE = Table(NAME, settings, run, write, sections=(LimitSettings, CompareSettings))

@@ -317,4 +317,4 @@ def settings(suite: Suite) -> dict[str, Any]:
     return {name.lower(): getattr(measures, name) for name in names}
 
 
-TABLE = Table(NAME, settings, run, write, cells, limits=False)
+TABLE = Table(NAME, settings, run, write, cells)

@@ -18,6 +18,7 @@ from validation.pruners import Problem
 from validation.pruners.imp import levels
 from validation.pruners.random_masks import mask_seed
 from validation.studies.koopman.claims import RULE, judged, kinds_of
+from validation.studies.limits.algorithms import CompareSettings
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
 from validation.tables.writing import COLOURS, Column, Row, mean_and_spread, network_row, recipes, write_table
@@ -186,7 +187,7 @@ def _arrival(row: Row) -> str:
 
 def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None:
     """Write the averages and the verdict on S3, and draw accuracy and epochs against sparsity."""
-    table, tolerance = averaged(rows), 100 * suite.compare.tolerance
+    table, tolerance = averaged(rows), 100 * suite.settings(CompareSettings).tolerance
     notes = [
         f"Made by `{command}`.",
         f"Iterative magnitude pruning in {ROUNDS} rounds to {SPARSITY:.0%}, the same fraction of what is left in each; "
@@ -253,4 +254,4 @@ def settings(suite: Suite) -> dict[str, Any]:
     return {"sparsity": SPARSITY, "rounds": ROUNDS, "compared": list(COMPARED), "near": NEAR}
 
 
-TABLE = Table(NAME, settings, run, write, limits=False)
+TABLE = Table(NAME, settings, run, write, sections=(CompareSettings,))
