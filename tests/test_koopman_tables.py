@@ -28,10 +28,11 @@ from validation.studies.koopman import equivalence as koopman_equivalence
 from validation.studies.koopman import limit as koopman_limit
 from validation.studies.koopman import recording
 from validation.studies.koopman import spectrum as koopman_spectrum
-from validation.studies.koopman.claims import averaged, judged, verdict
 from validation.studies.koopman.dmd_cost import by_full_svd, measured, synthetic
 from validation.studies.koopman.recording import KoopmanSettings
+from validation.tables.claims import judged, verdict
 from validation.tables.discovery import tables
+from validation.tables.kinds import averaged
 from validation.tables.reading import load_suite
 from validation.tables.runner import run_table
 from validation.tables.storage import load_tensors

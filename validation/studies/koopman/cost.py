@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from pruning_limits.plotting import BLUE, GREY, ORANGE, new_figure, save
-from validation.studies.koopman.claims import RULE, judged
 from validation.studies.koopman.dmd_cost import measured, synthetic
 from validation.studies.koopman.recording import KoopmanSettings
+from validation.tables.claims import RULE, judged
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
 from validation.tables.writing import Column, Row, write_table

@@ -17,8 +17,10 @@ from pruning_limits.plotting import BLUE, GREY, ORANGE, new_figure, save
 from validation.data import ImageData
 from validation.masks import overlap
 from validation.pruners.magnitude import magnitude_masks
-from validation.studies.koopman.claims import averaged, judged, kinds_of, recording_notes, settings, when
+from validation.studies.koopman.notes import recording_notes, settings, when
 from validation.studies.koopman.recording import KoopmanSettings, branch, recording, sparsity
+from validation.tables.claims import judged
+from validation.tables.kinds import averaged, kinds_of
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
 from validation.tables.writing import COLOURS, Column, Row, network_row, write_table

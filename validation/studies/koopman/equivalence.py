@@ -11,13 +11,10 @@ from pruning_limits.plotting import BLUE, GREY, ORANGE, new_figure, save
 from validation.masks import overlap, shuffled
 from validation.pruners.magnitude import magnitude_masks
 from validation.pruners.random_masks import mask_seed
-from validation.studies.koopman.claims import (
+from validation.studies.koopman.notes import (
     ALIKE,
     GAP,
-    averaged,
     compression_axis,
-    judged,
-    kinds_of,
     labels_of,
     largest,
     recording_notes,
@@ -26,6 +23,8 @@ from validation.studies.koopman.claims import (
 )
 from validation.studies.koopman.recording import KoopmanSettings, Recorded, recording, refined, sparsity
 from validation.studies.limits.actual import pruned
+from validation.tables.claims import judged
+from validation.tables.kinds import averaged, kinds_of
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
 from validation.tables.writing import COLOURS, Column, Row, network_row, write_table

@@ -13,10 +13,12 @@ from pruning_limits.plotting import BLUE, GREEN, GREY, ORANGE, new_figure, save,
 from pruning_limits.result import established
 from validation.masks import prunable
 from validation.pruners.koopman import sizes
-from validation.studies.koopman.claims import averaged, judged, kinds_of, recording_notes
-from validation.studies.koopman.claims import settings as recorded_settings
+from validation.studies.koopman.notes import recording_notes
+from validation.studies.koopman.notes import settings as recorded_settings
 from validation.studies.koopman.recording import KoopmanSettings, Recorded, recording
 from validation.studies.limits.early import EarlySettings
+from validation.tables.claims import judged
+from validation.tables.kinds import averaged, kinds_of
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
 from validation.tables.writing import Column, Row, network_row, write_table

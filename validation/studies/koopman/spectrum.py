@@ -13,18 +13,7 @@ from pruning_limits.plotting import GREY, new_figure, save
 from validation.masks import overlap, select
 from validation.pruners.gradient import gradients
 from validation.pruners.koopman import sizes
-from validation.studies.koopman.claims import (
-    GAP,
-    averaged,
-    compression_axis,
-    judged,
-    kinds_of,
-    labels_of,
-    largest,
-    recording_notes,
-    settings,
-    when,
-)
+from validation.studies.koopman.notes import GAP, compression_axis, labels_of, largest, recording_notes, settings, when
 from validation.studies.koopman.recording import (
     KoopmanSettings,
     Recorded,
@@ -34,6 +23,8 @@ from validation.studies.koopman.recording import (
     refined,
     sparsity,
 )
+from validation.tables.claims import judged
+from validation.tables.kinds import averaged, kinds_of
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
 from validation.tables.writing import COLOURS, Column, Row, network_row, write_table

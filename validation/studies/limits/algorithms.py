@@ -16,6 +16,7 @@ from pruning_limits.plotting import GREEN, GREY, ORANGE, new_figure, save, spars
 from validation.masks import sparsity_of
 from validation.pruners import Problem, pruner
 from validation.studies.limits.predicted import LimitSettings, limit_notes, predicted_limit
+from validation.tables.kinds import kind
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
 from validation.tables.writing import COLOURS, Column, Row, mean_and_spread, network_row, write_table
@@ -132,11 +133,6 @@ def averaged(rows: Sequence[Row], tolerance: float) -> list[Row]:
         row["side"] = side(row)
         result.append(row)
     return result
-
-
-def kind(row: Row) -> tuple[Any, ...]:
-    """Return what the seeds of one kind of network share."""
-    return row["model"], row["dataset"], row["penalty"]
 
 
 def side(row: Row) -> str:

@@ -13,8 +13,8 @@ from estimators import UserError
 from pruning_limits import PruningLimit, predict_limit
 from pruning_limits.plotting import BLUE, GREEN, ORANGE, new_figure, save, sparsity_axis
 from validation.models import build_model
-from validation.studies.limits.algorithms import kind
 from validation.studies.limits.predicted import limit_notes
+from validation.tables.kinds import kind
 from validation.tables.storage import read_json, write_json
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table

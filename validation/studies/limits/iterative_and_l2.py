@@ -17,8 +17,8 @@ from validation.masks import Masks, prunable, sparsity_of
 from validation.pruners import Problem, pruner
 from validation.pruners.budget import alive_counts
 from validation.pruners.imp import RATE, levels
-from validation.studies.limits.algorithms import kind
 from validation.studies.limits.predicted import limit_notes
+from validation.tables.kinds import kind
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
 from validation.tables.writing import Column, Row, mean_and_spread, network_row, write_table

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from estimators import Objective
 from pruning_limits.plotting import BLUE, GREEN, GREY, ORANGE, new_figure, save, sparsity_axis
 from validation.studies.limits import truths
-from validation.studies.limits.algorithms import kind
+from validation.tables.kinds import kind
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
 from validation.tables.writing import COLOURS, Column, Row, network_row, recipe_text, with_means, write_table

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pruning_limits.plotting import GREY, new_figure, save, sparsity_axis
-from validation.studies.limits.algorithms import SECTIONS, CompareSettings, cells, kind, reached, run, settings
+from validation.studies.limits.algorithms import SECTIONS, CompareSettings, cells, reached, run, settings
 from validation.studies.limits.predicted import limit_notes, predicted_limit
+from validation.tables.kinds import kind
 from validation.tables.suite import Suite
 from validation.tables.table import Table
 from validation.tables.writing import COLOURS, Column, Row, write_table

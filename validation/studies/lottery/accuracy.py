@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pruning_limits.plotting import BLUE, GREY, ORANGE, new_figure, save
-from validation.studies.koopman.claims import RULE, judged, kinds_of
 from validation.studies.limits.algorithms import CompareSettings
 from validation.studies.lottery import compute
 from validation.studies.lottery.compute import averaged, run, settings
+from validation.tables.claims import RULE, judged
+from validation.tables.kinds import kinds_of
 from validation.tables.suite import Suite
 from validation.tables.table import Cell, Table
 from validation.tables.writing import Column, Row, recipes, write_table

@@ -13,7 +13,8 @@ from pruning_limits.plotting import GREY, new_figure, save
 from validation.macs import layer_macs, total_macs
 from validation.pruners import Problem, pruner
 from validation.pruners.imp import levels
-from validation.studies.limits.algorithms import CompareSettings, kind
+from validation.studies.limits.algorithms import CompareSettings
+from validation.tables.kinds import kind
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
 from validation.tables.writing import COLOURS, Column, Row, mean_and_spread, network_row, write_table

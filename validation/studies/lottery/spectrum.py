@@ -12,10 +12,11 @@ from pruning_limits.plotting import BLUE, GREEN, GREY, ORANGE, new_figure, save,
 from pruning_limits.result import established
 from validation.pruners import Problem
 from validation.pruners.magnitude import magnitude_masks
-from validation.studies.koopman.claims import RULE, averaged, judged, kinds_of
 from validation.studies.limits.algorithms import CompareSettings
 from validation.studies.limits.predicted import LimitSettings, limit_notes
 from validation.studies.lottery.kept_weights import KeptWeights
+from validation.tables.claims import RULE, judged
+from validation.tables.kinds import averaged, kinds_of
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
 from validation.tables.writing import Column, Row, network_row, write_table

@@ -17,8 +17,9 @@ from validation.models import build_model
 from validation.pruners import Problem
 from validation.pruners.imp import levels
 from validation.pruners.random_masks import mask_seed
-from validation.studies.koopman.claims import RULE, judged, kinds_of
 from validation.studies.limits.algorithms import CompareSettings
+from validation.tables.claims import RULE, judged
+from validation.tables.kinds import kinds_of
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
 from validation.tables.writing import COLOURS, Column, Row, mean_and_spread, network_row, recipes, write_table
