@@ -21,6 +21,7 @@ from validation.tables.storage import read_json, write_bytes, write_json
 from validation.tables.suite import Suite
 from validation.tables.writing import (
     Column,
+    Page,
     Row,
     mean_and_spread,
     network_row,
@@ -71,7 +72,7 @@ def as_number(text: str) -> Any:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    write_table(tmp_path / "quick", "mine", "A title", ["First note.", "Second."], COLUMNS, ROWS, extra=[1, 2])
+    write_table(tmp_path / "quick", Page("mine", "A title", ["First note.", "Second."], COLUMNS), ROWS, extra=[1, 2])
     return tmp_path / "quick"
 
 
@@ -113,12 +114,12 @@ def test_markdown_prints_the_same_numbers_rounded(folder: Path) -> None:
 
 def test_writing_again_gives_the_same_bytes(folder: Path) -> None:
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
-    write_table(folder, "mine", "A title", ["First note.", "Second."], COLUMNS, ROWS, extra=[1, 2])
+    write_table(folder, Page("mine", "A title", ["First note.", "Second."], COLUMNS), ROWS, extra=[1, 2])
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
 
 
 def test_a_table_without_rows_has_headings(tmp_path: Path) -> None:
-    write_table(tmp_path, "empty", "None", [], COLUMNS, [])
+    write_table(tmp_path, Page("empty", "None", [], COLUMNS), [])
     assert (tmp_path / "empty.csv").read_text() == "model,weights,limit,difference,status,plain\n"
     assert len((tmp_path / "empty.md").read_text().splitlines()) == 4
 

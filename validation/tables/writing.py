@@ -55,33 +55,41 @@ def environment() -> Row:
     }
 
 
-def write_table(
-    folder: Path,
-    name: str,
-    title: str,
-    notes: Sequence[str],
-    columns: Sequence[Column],
-    rows: Sequence[Row],
-    **extra: Any,
-) -> None:
-    """Write ``name.json``, ``name.csv`` and ``name.md``.
+@dataclass(frozen=True)
+class Page:
+    """What stands around the rows of a table.
 
-    Args:
-        folder: Where to.
-        name: Name of the table.
+    Attributes:
+        name: Name of the table and of its files.
         title: Heading of the Markdown page.
         notes: Paragraphs between heading and table: what was done with which settings.
         columns: Columns in order.
+    """
+
+    name: str
+    title: str
+    notes: Sequence[str]
+    columns: Sequence[Column]
+
+
+def write_table(folder: Path, page: Page, rows: Sequence[Row], **extra: Any) -> None:
+    """Write a table as JSON, CSV and Markdown.
+
+    Args:
+        folder: Where to; the files are called ``page.name`` with the endings ``.json``, ``.csv`` and ``.md``.
+        page: Name, title, notes and columns.
         rows: One dictionary per row.
         extra: Further entries of the JSON file.
     """
-    write_json(folder / f"{name}.json", {"title": title, "rows": list(rows), "environment": environment(), **extra})
+    name, columns = page.name, page.columns
+    plain = {"title": page.title, "rows": list(rows), "environment": environment(), **extra}
+    write_json(folder / f"{name}.json", plain)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([column.key for column in columns])
     writer.writerows([[row.get(column.key) for column in columns] for row in rows])
     write_bytes(folder / f"{name}.csv", text.getvalue().encode())
-    lines = [f"# {title}", "", *[line for note in notes for line in (note, "")]]
+    lines = [f"# {page.title}", "", *[line for note in page.notes for line in (note, "")]]
     lines += ["| " + " | ".join(_escaped(column.heading) for column in columns) + " |"]
     lines += ["|" + "|".join("---:" if column.form else "---" for column in columns) + "|"]
     lines += ["| " + " | ".join(column.text(row) for column in columns) + " |" for row in rows]

@@ -12,7 +12,7 @@ from validation.studies.koopman.recording import KoopmanSettings
 from validation.tables.claims import RULE, judged
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
-from validation.tables.writing import Column, Row, write_table
+from validation.tables.writing import Column, Page, Row, write_table
 
 NAME = "koopman-cost"
 GIGABYTE = 1e9
@@ -111,7 +111,7 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
         RULE,
         *words(rows),
     ]
-    write_table(folder, NAME, f"Cost of the decomposition, suite {suite.name}", notes, COLUMNS, rows)
+    write_table(folder, Page(NAME, f"Cost of the decomposition, suite {suite.name}", notes, COLUMNS), rows)
     figure, panels = new_figure(1, 2, size=(11.0, 0.9 + 0.6 * len(rows)), sharey=True)
     said = [f"{row['size']}, {row['parameters']:,}\n{row['method']}" for row in rows]
     places = range(len(rows))

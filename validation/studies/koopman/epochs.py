@@ -23,7 +23,7 @@ from validation.tables.claims import judged
 from validation.tables.kinds import averaged, kinds_of
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
-from validation.tables.writing import COLOURS, Column, Row, network_row, write_table
+from validation.tables.writing import COLOURS, Column, Page, Row, network_row, write_table
 from validation.training import accuracy
 
 NAME = "koopman-epochs"
@@ -203,7 +203,7 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
         *(["\n".join(f"| {line} |" for line in lines)] if barriers else []),
     ]
     write_table(
-        folder, NAME, f"Koopman masks across epochs, suite {suite.name}", notes, COLUMNS, table, barriers=barriers
+        folder, Page(NAME, f"Koopman masks across epochs, suite {suite.name}", notes, COLUMNS), table, barriers=barriers
     )
     _figure(table, barriers, folder / f"{NAME}.png")
 

@@ -27,7 +27,7 @@ from validation.tables.claims import judged
 from validation.tables.kinds import averaged, kinds_of
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
-from validation.tables.writing import COLOURS, Column, Row, network_row, write_table
+from validation.tables.writing import COLOURS, Column, Page, Row, network_row, write_table
 from validation.training import Network, accuracy
 
 NAME = "koopman-equivalence"
@@ -177,7 +177,7 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
         *words(table),
     ]
     title = f"Koopman against global magnitude pruning, suite {suite.name}"
-    write_table(folder, NAME, title, notes, COLUMNS, table)
+    write_table(folder, Page(NAME, title, notes, COLUMNS), table)
     _figure(table, folder / f"{NAME}.png")
 
 

@@ -21,7 +21,7 @@ from validation.tables.claims import judged
 from validation.tables.kinds import averaged, kinds_of
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
-from validation.tables.writing import Column, Row, network_row, write_table
+from validation.tables.writing import Column, Page, Row, network_row, write_table
 from validation.training import accuracy
 
 NAME = "koopman-limit"
@@ -152,7 +152,7 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
         "of the epoch, or where said that of the end. Off is the mean difference to the limit of the end.",
         *words(table),
     ]
-    write_table(folder, NAME, f"Limit from one epoch's fixed point, suite {suite.name}", notes, COLUMNS, table)
+    write_table(folder, Page(NAME, f"Limit from one epoch's fixed point, suite {suite.name}", notes, COLUMNS), table)
     _figure(table, folder / f"{NAME}.png")
 
 

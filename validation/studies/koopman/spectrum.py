@@ -27,7 +27,7 @@ from validation.tables.claims import judged
 from validation.tables.kinds import averaged, kinds_of
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
-from validation.tables.writing import COLOURS, Column, Row, network_row, write_table
+from validation.tables.writing import COLOURS, Column, Page, Row, network_row, write_table
 from validation.training import accuracy
 
 NAME = "koopman-spectrum"
@@ -212,7 +212,7 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
         "\n".join(f"| {line} |" for line in lines),
     ]
     title = f"Spectrum of the training dynamics, suite {suite.name}"
-    write_table(folder, NAME, title, notes, COLUMNS, table, pruned=pruned, spectra=spectra)
+    write_table(folder, Page(NAME, title, notes, COLUMNS), table, pruned=pruned, spectra=spectra)
     _figure(rows, pruned, folder / f"{NAME}.png")
 
 

@@ -19,7 +19,7 @@ from validation.studies.limits.predicted import LimitSettings, limit_notes, pred
 from validation.tables.kinds import kind
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
-from validation.tables.writing import COLOURS, Column, Row, mean_and_spread, network_row, write_table
+from validation.tables.writing import COLOURS, Column, Page, Row, mean_and_spread, network_row, write_table
 from validation.training import accuracy
 
 NAME = "algorithms"
@@ -159,10 +159,7 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
     table = averaged(rows, compare.tolerance)
     write_table(
         folder,
-        NAME,
-        f"Pruners against the predicted limit, suite {suite.name}",
-        notes,
-        COLUMNS,
+        Page(NAME, f"Pruners against the predicted limit, suite {suite.name}", notes, COLUMNS),
         table,
         cells=list(rows),
     )

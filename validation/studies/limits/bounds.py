@@ -9,7 +9,7 @@ from pruning_limits.plotting import BLUE, GREEN, GREY, ORANGE, new_figure, save,
 from validation.studies.limits.predicted import LimitSettings, limit_notes, predicted_limit
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
-from validation.tables.writing import Column, Row, network_row, with_means, write_table
+from validation.tables.writing import Column, Page, Row, network_row, with_means, write_table
 
 NAME = "bounds"
 COLUMNS = (
@@ -58,7 +58,7 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
         "the GGN plus the window of the kinematic formula at 5 %, never below what was measured.",
     ]
     table = with_means(rows, COLUMNS)
-    write_table(folder, NAME, f"Bounds on the pruning limit, suite {suite.name}", notes, COLUMNS, table)
+    write_table(folder, Page(NAME, f"Bounds on the pruning limit, suite {suite.name}", notes, COLUMNS), table)
     figure, axes = new_figure(1, size=(8.0, 1.5 + 0.32 * len(rows)))
     for height, row in enumerate(reversed(rows)):
         axes.plot([1 - row["lower"], max(1 - row["upper"], 1e-4)], [height, height], color=GREY, linewidth=1)

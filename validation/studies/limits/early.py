@@ -18,7 +18,7 @@ from validation.tables.kinds import kind
 from validation.tables.storage import read_json, write_json
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
-from validation.tables.writing import Column, Row, mean_and_spread, network_row, write_table
+from validation.tables.writing import Column, Page, Row, mean_and_spread, network_row, write_table
 from validation.training import accuracy, train
 
 NAME = "early"
@@ -169,7 +169,7 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
         "the sparsities measured at the checkpoint's own, so it is a lower bound.",
         *_words(table),
     ]
-    write_table(folder, NAME, f"Limit early in training, suite {suite.name}", notes, COLUMNS, table)
+    write_table(folder, Page(NAME, f"Limit early in training, suite {suite.name}", notes, COLUMNS), table)
     kinds = list(dict.fromkeys(kind(row) for row in table))
     figure, axes = new_figure(len(kinds), 1, size=(7.0, 3.2 * len(kinds)), squeeze=False)
     for panel, which in zip(axes[:, 0], kinds, strict=True):

@@ -21,7 +21,7 @@ from validation.studies.limits.predicted import limit_notes
 from validation.tables.kinds import kind
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
-from validation.tables.writing import Column, Row, mean_and_spread, network_row, write_table
+from validation.tables.writing import Column, Page, Row, mean_and_spread, network_row, write_table
 from validation.training import accuracy
 
 NAME = "iterative-and-l2"
@@ -135,7 +135,7 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
         *_words(table),
     ]
     write_table(
-        folder, NAME, f"Limit along iterative pruning, and Rare Gems, suite {suite.name}", notes, COLUMNS, table
+        folder, Page(NAME, f"Limit along iterative pruning, and Rare Gems, suite {suite.name}", notes, COLUMNS), table
     )
     kinds = list(dict.fromkeys(kind(row) for row in table))
     figure, axes = new_figure(len(kinds), 1, size=(7.0, 3.8 * len(kinds)), squeeze=False)

@@ -19,7 +19,7 @@ from pruning_limits.kinematics_monte_carlo import half_point, sublevel_crossings
 from pruning_limits.plotting import BLUE, GREEN, GREY, ORANGE, new_figure, save
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
-from validation.tables.writing import Column, Row, write_table
+from validation.tables.writing import Column, Page, Row, write_table
 
 Floats = NDArray[np.float64]
 
@@ -131,7 +131,7 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
         "direction. The curves of the figure are normal, with mean k* and the predicted deviation.",
         *(_verdict(rows, key) for key in ("directional", "isotropic")),
     ]
-    write_table(folder, NAME, "Random subspaces against the sublevel set", notes, COLUMNS, rows)
+    write_table(folder, Page(NAME, "Random subspaces against the sublevel set", notes, COLUMNS), rows)
     _draw(rows, folder / f"{NAME}.png")
 
 

@@ -16,7 +16,7 @@ from validation.studies.limits.predicted import LimitSettings, limit_notes, pred
 from validation.studies.limits.weight_scale import PenaltySettings
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
-from validation.tables.writing import Column, Row, network_row, with_means, write_table
+from validation.tables.writing import Column, Page, Row, network_row, with_means, write_table
 
 NAME = "meaning"
 PREDICTIONS = {
@@ -118,7 +118,9 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
         *_words(rows),
     ]
     table = with_means(rows, COLUMNS, ("model", "dataset", "penalty"))
-    write_table(folder, NAME, f"Which prediction speaks of which truth, suite {suite.name}", notes, COLUMNS, table)
+    write_table(
+        folder, Page(NAME, f"Which prediction speaks of which truth, suite {suite.name}", notes, COLUMNS), table
+    )
     _figure(rows, folder / f"{NAME}.png")
 
 

@@ -18,7 +18,7 @@ from validation.studies.limits import truths
 from validation.tables.kinds import kind
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
-from validation.tables.writing import COLOURS, Column, Row, network_row, recipe_text, with_means, write_table
+from validation.tables.writing import COLOURS, Column, Page, Row, network_row, recipe_text, with_means, write_table
 from validation.training import Network, Recipe, accuracy
 
 Floats = NDArray[np.float64]
@@ -108,7 +108,7 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
     ]
     title = "Predicted limits against exact optima of small networks"
     table = with_means(rows, COLUMNS, ("model", "dataset", "penalty"))
-    write_table(folder, NAME, title, notes, COLUMNS, table)
+    write_table(folder, Page(NAME, title, notes, COLUMNS), table)
     _draw(rows, folder / f"{NAME}.png")
 
 

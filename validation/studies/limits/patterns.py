@@ -23,7 +23,7 @@ from validation.studies.limits.predicted import LimitSettings
 from validation.tables.storage import run_folder
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
-from validation.tables.writing import COLOURS, Column, Row, network_row, recipes, with_means, write_table
+from validation.tables.writing import COLOURS, Column, Page, Row, network_row, recipes, with_means, write_table
 from validation.training import Network, accuracy, apply_masks, train
 
 NAME = "patterns"
@@ -201,7 +201,7 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
         *_words(rows),
     ]
     write_table(
-        folder, NAME, f"Patterns of pruning, suite {suite.name}", notes, COLUMNS, with_means(rows, COLUMNS, KEYS)
+        folder, Page(NAME, f"Patterns of pruning, suite {suite.name}", notes, COLUMNS), with_means(rows, COLUMNS, KEYS)
     )
     _figure(rows, folder / f"{NAME}.png")
 

@@ -17,7 +17,7 @@ from pruning_limits.plotting import new_figure, save
 from validation.masks import prunable
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
-from validation.tables.writing import COLOURS, Column, Row, network_row, write_table
+from validation.tables.writing import COLOURS, Column, Page, Row, network_row, write_table
 
 NAME = "row-norms"
 EXACT = 4096
@@ -96,7 +96,7 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
         f"All rows are computed up to D = {EXACT}; above, Cauchy projections estimate all of them at once, with a "
         f"relative standard deviation of {np.pi / 2 / suite.settings(RowNormSettings).probes ** 0.5:.0%} per row.",
     ]
-    write_table(folder, NAME, f"Row norms of the Hessian, suite {suite.name}", notes, COLUMNS, rows)
+    write_table(folder, Page(NAME, f"Row norms of the Hessian, suite {suite.name}", notes, COLUMNS), rows)
     figure, axes = new_figure(1, size=(7.0, 4.5))
     kinds = list(dict.fromkeys((row["model"], row["dataset"], row["penalty"]) for row in rows))
     for row in rows:

@@ -16,7 +16,7 @@ from validation.studies.limits.predicted import LimitSettings
 from validation.tables.reading import known_suites, load_suite
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
-from validation.tables.writing import Column, Row, network_row, recipe_text, write_table
+from validation.tables.writing import Column, Page, Row, network_row, recipe_text, write_table
 
 NAME = "slq-settings"
 VARIED = ("samples", "steps", "probes")
@@ -102,7 +102,7 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
         "Recipes of all suites: " + "; ".join(_recipes()) + ".",
     ]
     write_table(
-        folder, NAME, f"The limit against the settings of the estimate, suite {suite.name}", notes, COLUMNS, rows
+        folder, Page(NAME, f"The limit against the settings of the estimate, suite {suite.name}", notes, COLUMNS), rows
     )
     _figure(rows, [key for key in VARIED for _ in getattr(slq, key)], folder / f"{NAME}.png")
 

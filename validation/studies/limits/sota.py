@@ -11,7 +11,7 @@ from validation.studies.limits.predicted import limit_notes, predicted_limit
 from validation.tables.kinds import kind
 from validation.tables.suite import Suite
 from validation.tables.table import Table
-from validation.tables.writing import COLOURS, Column, Row, write_table
+from validation.tables.writing import COLOURS, Column, Page, Row, write_table
 
 NAME = "sota"
 COLUMNS = (
@@ -52,7 +52,7 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
         f"recipe's epochs plus {compare.epochs}.",
         f"{above} of {len(table)} runs lie above the limit predicted for re-training.",
     ]
-    write_table(folder, NAME, f"Reached against predicted sparsity, suite {suite.name}", notes, COLUMNS, table)
+    write_table(folder, Page(NAME, f"Reached against predicted sparsity, suite {suite.name}", notes, COLUMNS), table)
     figure, panels = new_figure(1, 2, size=(11.0, 5.0))
     names = list(dict.fromkeys(row["pruner"] for row in table))
     least = 0.7 * min(min(1 - row["reached"], 1 - row["retrained"]) for row in table)

@@ -18,7 +18,7 @@ from pruning_limits.split import compare_splits
 from pruning_limits.weight_uses import weight_uses
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
-from validation.tables.writing import COLOURS, Column, Row, network_row, recipes, with_means, write_table
+from validation.tables.writing import COLOURS, Column, Page, Row, network_row, recipes, with_means, write_table
 from validation.training import apply_masks, train
 
 NAME = "splits"
@@ -129,7 +129,7 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
         *(_words(rows, ending, said) for ending, said in (("", "After pruning"), ("_again", "After the whole recipe"))),
     ]
     table = with_means(rows, COLUMNS, KEYS)
-    write_table(folder, NAME, f"A budget over the layers, suite {suite.name}", notes, COLUMNS, table)
+    write_table(folder, Page(NAME, f"A budget over the layers, suite {suite.name}", notes, COLUMNS), table)
     figure, panels = new_figure(1, 2, size=(10.0, 4.4), sharey=False)
     for panel, ending, title in zip(panels, ("", "_again"), ("after pruning", "after the whole recipe"), strict=True):
         for colour, (key, name) in zip(COLOURS, SPLITS.items(), strict=False):

@@ -23,7 +23,7 @@ from validation.studies.limits.actual import (
 from validation.studies.limits.predicted import LimitSettings, limit_notes, predicted_limit
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
-from validation.tables.writing import Column, Row, with_means, write_table
+from validation.tables.writing import Column, Page, Row, with_means, write_table
 from validation.training import Network, accuracy
 
 NAME = "theory-vs-actual"
@@ -150,7 +150,7 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
         f"training rate, same penalty) reach F* + epsilon, interpolated between {retrain.evaluations} trials.",
     ]
     title = f"Predicted and actual pruning limits, suite {suite.name}"
-    write_table(folder, NAME, title, notes, COLUMNS, with_means(rows, COLUMNS))
+    write_table(folder, Page(NAME, title, notes, COLUMNS), with_means(rows, COLUMNS))
     _figure(rows, folder / f"{NAME}.png")
 
 

@@ -11,7 +11,7 @@ from pruning_limits.plotting import new_figure, save, sparsity_axis
 from validation.studies.limits.predicted import LimitSettings, limit_notes, predicted_limit
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
-from validation.tables.writing import COLOURS, Column, Row, network_row, with_means, write_table
+from validation.tables.writing import COLOURS, Column, Page, Row, network_row, with_means, write_table
 
 NAME = "weight-scale"
 FACTORS = (1, 2, 3, 4, 5)
@@ -84,7 +84,9 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
         f"The limit falls strictly with every step of either factor: {'yes' if falling else 'no'}.",
     ]
     table = with_means(rows, COLUMNS, ("model", "dataset", "penalty"))
-    write_table(folder, NAME, f"Limit against weight scale and curvature, suite {suite.name}", notes, COLUMNS, table)
+    write_table(
+        folder, Page(NAME, f"Limit against weight scale and curvature, suite {suite.name}", notes, COLUMNS), table
+    )
     figure, panels = new_figure(1, 2, size=(10.0, 4.2), sharey=True)
     groups = list(dict.fromkeys((row["model"], row["dataset"], row["penalty"]) for row in rows))
     for axes, what in zip(panels, WHAT, strict=True):

@@ -16,7 +16,7 @@ from pruning_limits.plotting import new_figure, save
 from validation.masks import prunable
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
-from validation.tables.writing import COLOURS, Column, Row, network_row, write_table
+from validation.tables.writing import COLOURS, Column, Page, Row, network_row, write_table
 
 NAME = "weights"
 BINS = 200
@@ -92,7 +92,7 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
         "Total variation is half the sum of the absolute differences of the shares. The last column is what two "
         "independent samples of the pooled distribution would give, the floor of the comparison.",
     ]
-    write_table(folder, NAME, f"Weight distributions across seeds, suite {suite.name}", notes, COLUMNS, rows)
+    write_table(folder, Page(NAME, f"Weight distributions across seeds, suite {suite.name}", notes, COLUMNS), rows)
     figure, axes = new_figure(len(rows), 1, size=(7.0, 2.6 * len(rows)), squeeze=False)
     for panel, row in zip(axes[:, 0], rows, strict=True):
         edges = np.array(row["edges"])

@@ -13,7 +13,7 @@ from validation.tables.claims import RULE, judged
 from validation.tables.kinds import kinds_of
 from validation.tables.suite import Suite
 from validation.tables.table import Cell, Table
-from validation.tables.writing import Column, Row, recipes, write_table
+from validation.tables.writing import Column, Page, Row, recipes, write_table
 
 NAME = "lottery-accuracy"
 DENSE, MAGNITUDE, RANDOM = "dense", "imp-no-rewind", "random"
@@ -95,7 +95,7 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
         *words(table, 100 * compare.tolerance),
     ]
     title = f"Accuracy against pruning ratio, suite {suite.name}"
-    write_table(folder, NAME, title, notes, COLUMNS, table, cells=list(rows))
+    write_table(folder, Page(NAME, title, notes, COLUMNS), table, cells=list(rows))
     _figure(table, folder / f"{NAME}.png")
 
 

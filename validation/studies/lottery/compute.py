@@ -17,7 +17,7 @@ from validation.studies.limits.algorithms import CompareSettings
 from validation.tables.kinds import kind
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
-from validation.tables.writing import COLOURS, Column, Row, mean_and_spread, network_row, write_table
+from validation.tables.writing import COLOURS, Column, Page, Row, mean_and_spread, network_row, write_table
 from validation.training import accuracy
 
 NAME = "lottery-compute"
@@ -174,7 +174,7 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
         *verdicts(table, tolerance),
     ]
     title = f"Accuracy and compute of pruned networks, suite {suite.name}"
-    write_table(folder, NAME, title, notes, COLUMNS, table, cells=list(rows))
+    write_table(folder, Page(NAME, title, notes, COLUMNS), table, cells=list(rows))
     _draw(table, folder / f"{NAME}.png")
 
 

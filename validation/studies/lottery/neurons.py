@@ -14,7 +14,7 @@ from validation.studies.lottery.exponents import PowerLaw, fit_power
 from validation.studies.lottery.feature_mixture import Mixture, train
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
-from validation.tables.writing import Column, Row, write_table
+from validation.tables.writing import Column, Page, Row, write_table
 
 NAME = "lottery-neurons"
 MIXTURE = Mixture()
@@ -127,7 +127,7 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
         "reproduced where all stay, partly from 90 %.",
         *verdicts(rows),
     ]
-    write_table(folder, NAME, "Good and bad neurons", notes, COLUMNS, rows)
+    write_table(folder, Page(NAME, "Good and bad neurons", notes, COLUMNS), rows)
     _draw(rows, folder / f"{NAME}.png")
 
 

@@ -15,7 +15,7 @@ from pruning_limits.plotting import BLUE, GREEN, ORANGE, new_figure, save
 from validation.macs import layer_macs, total_macs
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
-from validation.tables.writing import Column, Row, write_table
+from validation.tables.writing import Column, Page, Row, write_table
 
 NAME = "lottery-sizes"
 SIZE_TOLERANCE, RATIO_TOLERANCE = 0.07, 0.05
@@ -150,7 +150,7 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
         "of it. Verdict: reproduced where all agree, not where more than one size is off, partly otherwise.",
         verdict(table),
     ]
-    write_table(folder, NAME, "Sizes of networks that pruning is measured on", notes, COLUMNS, table)
+    write_table(folder, Page(NAME, "Sizes of networks that pruning is measured on", notes, COLUMNS), table)
     _draw(table, folder / f"{NAME}.png")
 
 

@@ -19,7 +19,7 @@ from validation.tables.claims import RULE, judged
 from validation.tables.kinds import averaged, kinds_of
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
-from validation.tables.writing import Column, Row, network_row, write_table
+from validation.tables.writing import Column, Page, Row, network_row, write_table
 from validation.training import accuracy
 
 NAME = "lottery-spectrum"
@@ -149,10 +149,7 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
     ]
     write_table(
         folder,
-        NAME,
-        f"Curvature and limit of pruned networks, suite {suite.name}",
-        notes,
-        COLUMNS,
+        Page(NAME, f"Curvature and limit of pruned networks, suite {suite.name}", notes, COLUMNS),
         table,
         cells=list(rows),
     )

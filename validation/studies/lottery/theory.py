@@ -15,7 +15,7 @@ from validation.studies.lottery import measures
 from validation.studies.lottery.exponents import PowerLaw, fit_decline, fit_power
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
-from validation.tables.writing import Column, Row, write_table
+from validation.tables.writing import Column, Page, Row, write_table
 
 NAME = "lottery-theory"
 KEPT = (5, 10, 20, 40)
@@ -237,7 +237,9 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
         f"{counts['not']} not.",
         *(f"{row['claim']}, {row['quantity']}: {_sentence(row)}" for row in table),
     ]
-    write_table(folder, NAME, "Why pruned networks train better: exponents", notes, COLUMNS, table, cells=list(rows))
+    write_table(
+        folder, Page(NAME, "Why pruned networks train better: exponents", notes, COLUMNS), table, cells=list(rows)
+    )
     _draw(rows, table, folder / f"{NAME}.png")
 
 

@@ -22,7 +22,7 @@ from validation.tables.claims import RULE, judged
 from validation.tables.kinds import kinds_of
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
-from validation.tables.writing import COLOURS, Column, Row, mean_and_spread, network_row, recipes, write_table
+from validation.tables.writing import COLOURS, Column, Page, Row, mean_and_spread, network_row, recipes, write_table
 from validation.training import accuracy, train
 
 NAME = "lottery-tickets"
@@ -202,7 +202,7 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
         *words(table, tolerance),
     ]
     title = f"Winning tickets against shuffled and re-initialised ones, suite {suite.name}"
-    write_table(folder, NAME, title, notes, COLUMNS, table, cells=list(rows))
+    write_table(folder, Page(NAME, title, notes, COLUMNS), table, cells=list(rows))
     _figure(table, folder / f"{NAME}.png")
 
 
