@@ -19,7 +19,7 @@ from validation.studies.limits.weights import total_variation
 from validation.tables.discovery import tables
 from validation.tables.reading import load_suite
 from validation.tables.runner import run_table
-from validation.training import Network, Recipe, accuracy, train
+from validation.training import Course, Network, Recipe, accuracy, train
 
 SUITE = """
 [limit]
@@ -190,7 +190,7 @@ def test_networks_of_the_paper_suite_take_their_first_steps(model: str) -> None:
     net = build_model(network.model, data.shape, classes, 0)
     before = [parameter.clone() for parameter in net.parameters()]
     recipe = Recipe(**{**network.settings()["recipe"], "batch_size": 2})
-    train(net, data, recipe, seed=0, last_step=2)
+    train(net, data, recipe, seed=0, course=Course(last=2))
     assert all(parameter.isfinite().all() for parameter in net.parameters())
     assert any(not torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
 
@@ -234,7 +234,7 @@ def test_early_limits_come_from_one_training_run_that_ends_in_the_trained_networ
         if step % per_epoch == 0:
             states[step // per_epoch] = {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
-    train(straight, data, network.recipe, network.seed, on_step=keep)
+    train(straight, data, network.recipe, network.seed, course=Course(on_step=keep))
     for epoch, state in zip((1, 2, 3), seen, strict=True):
         assert all(torch.equal(state[name], states[epoch][name]) for name in state)
     rows = json.loads((folder / "early.json").read_text())["rows"]

@@ -37,7 +37,7 @@ from validation.tables.reading import load_suite
 from validation.tables.runner import run_table
 from validation.tables.storage import load_tensors
 from validation.tables.table import Bench
-from validation.training import train
+from validation.training import Course, train
 
 Row = dict[str, Any]
 NAMES = ("koopman-cost", "koopman-epochs", "koopman-equivalence", "koopman-limit", "koopman-spectrum")
@@ -210,7 +210,7 @@ def test_recorded_epochs_lie_on_one_training_run(
     def keep(step: int, model: nn.Module) -> None:
         states[step] = recording.flatten(list(recording.recorded_parameters(model).values())).numpy().copy()
 
-    train(model, digits, one.network.recipe, network.seed, on_step=keep)
+    train(model, digits, one.network.recipe, network.seed, course=Course(on_step=keep))
     assert np.array_equal(calls[1], calls[2])
     for point, end in zip(one.points[:2], (10, 20), strict=True):
         assert np.array_equal(point.weights.numpy(), states[end])

@@ -24,7 +24,7 @@ from validation.studies.limits.early import checkpoints
 from validation.tables.storage import load_tensors, run_folder, save_tensors
 from validation.tables.suite import Suite
 from validation.tables.table import Bench
-from validation.training import Network, train
+from validation.training import Course, Network, train
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ def _train(network: Network, bench: Bench, model: nn.Module, epoch: int, state: 
     steps = epoch * len(bench.data.batches("train", network.recipe.batch_size))
     label = f"{network.model} seed {network.seed}" if bench.progress else None
     recipe, seed = network.recipe, network.seed
-    train(model, bench.data, recipe, seed, last_step=steps, state=state, on_step=record, progress=label)
+    train(model, bench.data, recipe, seed, course=Course(last=steps, state=state, on_step=record, progress=label))
 
 
 def _record(network: Network, bench: Bench, folder: Path, epoch: int) -> None:

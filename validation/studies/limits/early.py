@@ -19,7 +19,7 @@ from validation.tables.storage import read_json, write_json
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
 from validation.tables.writing import Column, Page, Row, mean_and_spread, network_row, write_table
-from validation.training import accuracy, train
+from validation.training import Course, accuracy, train
 
 NAME = "early"
 CLOSE = 0.01
@@ -97,9 +97,11 @@ def run(cell: Cell, bench: Bench) -> Row:
                 bench.data,
                 network.recipe,
                 network.seed,
-                last_step=epoch * per_epoch,
-                state=folder / "state.pt",
-                progress=f"{network.model} seed {network.seed}" if bench.progress else None,
+                course=Course(
+                    last=epoch * per_epoch,
+                    state=folder / "state.pt",
+                    progress=f"{network.model} seed {network.seed}" if bench.progress else None,
+                ),
             )
             write_json(folder / f"accuracy-{epoch}.json", accuracy(model, bench.data))
             _limit(cell, bench, model).to_json(folder / f"limit-{epoch}.json")

@@ -23,7 +23,7 @@ from validation.tables.kinds import kinds_of
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
 from validation.tables.writing import COLOURS, Column, Page, Row, mean_and_spread, network_row, recipes, write_table
-from validation.training import accuracy, train
+from validation.training import Course, accuracy, train
 
 NAME = "lottery-tickets"
 SPARSITY, ROUNDS, COMPARED = 0.95, 8, (2, 5, 8)
@@ -87,7 +87,7 @@ def run(cell: Cell, bench: Bench) -> Row:
         if number in COMPARED:
             for kind, (seed, masks) in _controls(level.masks, network.seed).items():
                 model = build_model(network.model, data.shape, data.classes, seed)
-                train(model, data, recipe, network.seed, masks=masks, on_step=epochs)
+                train(model, data, recipe, network.seed, masks=masks, course=Course(on_step=epochs))
                 points.append({"kind": kind, **own, **epochs.taken()})
     return network_row(network) | {"points": [_summed_up(point, points[0]) for point in points]}
 
