@@ -29,7 +29,7 @@ from validation.studies.lottery.exponents import PowerLaw
 from validation.studies.lottery.feature_mixture import Mixture, draw_samples, forward, gradient, train
 from validation.tables.discovery import tables
 from validation.tables.reading import load_suite
-from validation.tables.runner import run_table
+from validation.tables.runner import Run, run_table
 from validation.tables.writing import Row
 from validation.training import accuracy
 
@@ -99,7 +99,7 @@ def test_the_tables_are_found() -> None:
 @pytest.mark.parametrize("name", MODULES)
 def test_a_small_table_has_the_schema_and_resumes_to_the_same_bytes(name: str, small: Path, runs: Path) -> None:
     suite = load_suite(str(small))
-    folder = run_table(name, suite, None, runs, command="test")
+    folder = run_table(name, suite, Run(runs, command="test"))
     written = {kind: (folder / f"{name}.{kind}").read_bytes() for kind in ("json", "csv", "md", "png")}
     found = json.loads(written["json"])
     assert {"title", "rows", "environment"} <= set(found)
@@ -110,7 +110,7 @@ def test_a_small_table_has_the_schema_and_resumes_to_the_same_bytes(name: str, s
     assert set(columns) <= {key for row in found["rows"] for key in row}
     assert written["png"].startswith(b"\x89PNG")
     assert re.search(VERDICT, written["md"].decode(), re.MULTILINE)
-    run_table(name, suite, None, runs, command="test")
+    run_table(name, suite, Run(runs, command="test"))
     for kind in ("json", "csv", "md"):
         assert (folder / f"{name}.{kind}").read_bytes() == written[kind]
 
@@ -404,7 +404,7 @@ def test_tickets_are_those_of_the_pruner_and_controls_keep_as_many_weights(
     small: Path, runs: Path, digits: ImageData
 ) -> None:
     suite = load_suite(str(small))
-    folder = run_table("lottery-tickets", suite, None, runs, command="test")
+    folder = run_table("lottery-tickets", suite, Run(runs, command="test"))
     cell = json.loads((folder / "lottery-tickets.json").read_text())["cells"][0]
     network = suite.networks[0]
     model = build_model(network.model, digits.shape, digits.classes, network.seed)
@@ -440,7 +440,7 @@ def test_words_on_the_landscape_follow_the_rows() -> None:
 
 
 def test_limits_of_kept_weights_are_counted_from_all(small: Path, runs: Path) -> None:
-    folder = run_table("lottery-spectrum", load_suite(str(small)), None, runs, command="test")
+    folder = run_table("lottery-spectrum", load_suite(str(small)), Run(runs, command="test"))
     found = json.loads((folder / "lottery-spectrum.json").read_text())
     dense, pruned = found["rows"]
     assert dense["kept"] == 644

@@ -23,7 +23,7 @@ from validation.studies.limits import oracle, truths
 from validation.studies.limits.masked_optimum import loss_and_gradient, masked_optimum
 from validation.studies.limits.subspaces import Quadratic
 from validation.tables.reading import load_suite
-from validation.tables.runner import run_table, settings_of
+from validation.tables.runner import Run, run_table, settings_of
 from validation.tables.suite import Suite
 from validation.training import Network, Recipe
 
@@ -280,7 +280,7 @@ def test_the_table_of_one_network_holds_together(suite: Suite, tmp_path: Path, m
     monkeypatch.setattr(truths, "FINE", 20)
     monkeypatch.setattr(truths, "ITERATIONS", 15)
     monkeypatch.setattr("validation.tables.runner.load_data", few_digits)
-    folder = run_table("oracle", suite, None, tmp_path, command="test")
+    folder = run_table("oracle", suite, Run(tmp_path, command="test"))
     written = {end: (folder / f"oracle.{end}").read_bytes() for end in ("json", "csv", "md", "png")}
     (row,) = json.loads(written["json"])["rows"]
     assert len(list(csv.reader(written["csv"].decode().splitlines()))) == 2
@@ -296,7 +296,7 @@ def test_the_table_of_one_network_holds_together(suite: Suite, tmp_path: Path, m
         assert point["schur"] >= -1e-9
         assert point["random_subspace"] >= -1e-9
     assert 0 < row["schur"] < 1
-    run_table("oracle", suite, None, tmp_path, command="test")
+    run_table("oracle", suite, Run(tmp_path, command="test"))
     for end in ("json", "csv", "md"):
         assert (folder / f"oracle.{end}").read_bytes() == written[end]
 

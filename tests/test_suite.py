@@ -13,7 +13,7 @@ from validation.studies.limits.predicted import LimitSettings
 from validation.tables import discovery
 from validation.tables.discovery import sections, tables
 from validation.tables.reading import known_suites, load_suite
-from validation.tables.runner import run_table
+from validation.tables.runner import Run, run_table
 from validation.tables.storage import read_json, run_folder
 from validation.tables.suite import Suite
 from validation.training import Network, Recipe
@@ -251,4 +251,4 @@ def test_a_folder_that_cannot_be_written_is_refused_before_any_training(tmp_path
         with pytest.raises(UserError, match=r"^out: cannot write to .*file.*; choose another folder$"):
             run_folder(out, "network", {})
         with pytest.raises(UserError, match=r"^out: cannot write to "):
-            run_table("theory-vs-actual", load_suite("quick"), None, out)
+            run_table("theory-vs-actual", load_suite("quick"), Run(out))

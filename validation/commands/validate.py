@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -14,7 +15,7 @@ from validation.launch import alone
 from validation.tables.discovery import tables
 from validation.tables.executors import EXECUTORS
 from validation.tables.reading import known_suites, load_suite
-from validation.tables.runner import run_table
+from validation.tables.runner import Run, run_table
 
 
 @click.command()
@@ -29,21 +30,12 @@ from validation.tables.runner import run_table
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Cells computed at the same time.")
 @click.option("--executor", type=click.Choice(EXECUTORS), default="process", show_default=True, help="Where jobs run.")
 @alone
-def validate(
-    suite_name: str,
-    names: tuple[str, ...],
-    data_dir: Path | None,
-    out: Path,
-    only: str,
-    resume: bool,
-    jobs: int,
-    executor: str,
-) -> None:
+def validate(suite_name: str, names: tuple[str, ...], only: str, **options: Any) -> None:
     """Train, prune and measure: tables of predicted against actual limits."""
-    suite = load_suite(suite_name)
-    refuse_unwritable(out / "table.json")
-    command = shlex.join(["pruning-limits", *sys.argv[1:]])
+    run = Run(**options, command=shlex.join(["pruning-limits", *sys.argv[1:]]))
+    suite = load_suite(suite_name).only(only)
+    refuse_unwritable(run.out / "table.json")
     for table in names or tables():
-        folder = run_table(table, suite, data_dir, out, only, resume, jobs, executor, command)
+        folder = run_table(table, suite, run)
         click.echo((folder / f"{table}.md").read_text())
         click.echo(f"wrote {folder / table}.json, .csv, .md and .png")

@@ -2,80 +2,88 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from estimators.errors import UserError
 from validation.data import load_data
 from validation.tables.discovery import tables
 from validation.tables.executors import run_all
-from validation.tables.storage import read_json, run_folder, write_json
+from validation.tables.storage import folder_of, read_json, run_folder, write_json
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
 from validation.tables.writing import Row
 from validation.training import Network
 
 
-def run_table(
-    name: str,
-    suite: Suite,
-    data_dir: Path | None,
-    out: Path,
-    only: str = "",
-    resume: bool = True,
-    jobs: int = 1,
-    executor: str = "process",
-    command: str = "",
-) -> Path:
+@dataclass(frozen=True)
+class Run:
+    """Where and how the cells of tables are computed; no result depends on it.
+
+    Args:
+        out: Folder of all runs; a table goes to ``out/<suite>``.
+        data_dir: Where data lie; None for the usual places.
+        resume: Keep finished cells.
+        jobs: Number of cells computed at the same time.
+        executor: ``"process"`` or ``"ray"``; one job runs in this process.
+        command: The command to note in the tables.
+    """
+
+    out: Path
+    data_dir: Path | None = None
+    resume: bool = True
+    jobs: int = 1
+    executor: str = "process"
+    command: str = ""
+
+
+def run_table(name: str, suite: Suite, run: Run) -> Path:
     """Compute the missing cells of a table and write it.
 
     Args:
         name: A name from ``tables()``.
         suite: Networks and settings.
-        data_dir: Where data lie.
-        out: Folder of all runs; the table goes to ``out/<suite>``.
-        only: Keep networks in whose ``model-dataset-seed`` this regular expression is found.
-        resume: Keep finished cells.
-        jobs: Number of cells computed at the same time.
-        executor: ``"process"`` or ``"ray"``; one job runs in this process.
-        command: The command to note in the table.
+        run: Folders, and how cells are computed.
 
     Returns:
         The folder of the table.
 
     Raises:
-        UserError: No network is left, or the output folder cannot be written.
+        UserError: The output folder cannot be written, or a cell fails on what the user gave.
     """
-    try:
-        chosen = tuple(n for n in suite.networks if re.search(only, f"{n.model}-{n.dataset}-{n.seed}"))
-    except re.error as error:
-        raise UserError(f"only: {only!r} is not a regular expression: {error}") from None
-    if not chosen:
-        raise UserError(f"only: no network of suite {suite.name} matches {only!r} in its model-dataset-seed")
-    suite = replace(suite, networks=chosen)
     table = tables()[name]
     cells = table.cells(suite)
-    if not resume:
-        for cell in cells:
-            (_folder(table, suite, out, cell) / "row.json").unlink(missing_ok=True)
-    missing = [cell for cell in cells if read_json(_folder(table, suite, out, cell) / "row.json") is None]
-    work = partial(_work, name, suite, data_dir, out, jobs == 1)
-    if jobs == 1:
-        run_all(work, missing, jobs, executor, name)
+    if not run.resume:
+        for file in {_row_file(table, suite, run.out, cell) for cell in cells}:
+            if file.exists():
+                file.unlink()
+    missing = missing_cells(table, suite, run.out)
+    work = partial(_work, name, suite, run)
+    if run.jobs == 1:
+        run_all(work, missing, run.jobs, run.executor, name)
     else:
         first: dict[Network | Cell, list[Cell]] = {}
         for cell in missing:
             first.setdefault(cell.start or cell, [])
             if cell.start is not None:
                 first[cell.start].append(cell)
-        run_all(work, list(first), jobs, executor, name, then=lambda task: first.get(task, ()))
-    rows = [read_json(_folder(table, suite, out, cell) / "row.json") for cell in cells]
-    folder = out / suite.name
-    table.write(rows, suite, folder, command)
+        run_all(work, list(first), run.jobs, run.executor, name, then=lambda task: first.get(task, ()))
+    rows = [read_json(_row_file(table, suite, run.out, cell)) for cell in cells]
+    folder = run.out / suite.name
+    table.write(rows, suite, folder, run.command)
     return folder
+
+
+def missing_cells(table: Table, suite: Suite, out: Path) -> list[Cell]:
+    """Return the cells of a table that have no row yet, in order; nothing is written.
+
+    Args:
+        table: A table.
+        suite: Networks and settings.
+        out: Folder of all runs; it need not exist.
+    """
+    return [cell for cell in table.cells(suite) if read_json(_row_file(table, suite, out, cell)) is None]
 
 
 def settings_of(table: Table, suite: Suite, cell: Cell) -> dict[str, Any]:
@@ -88,18 +96,17 @@ def settings_of(table: Table, suite: Suite, cell: Cell) -> dict[str, Any]:
     }
 
 
-def _folder(table: Table, suite: Suite, out: Path, cell: Cell) -> Path:
-    return run_folder(out, table.rows_of or table.name, settings_of(table, suite, cell))
+def _row_file(table: Table, suite: Suite, out: Path, cell: Cell) -> Path:
+    return folder_of(out, table.rows_of or table.name, settings_of(table, suite, cell)) / "row.json"
 
 
-def _work(name: str, suite: Suite, data_dir: Path | None, out: Path, progress: bool, task: Network | Cell) -> None:
+def _work(name: str, suite: Suite, run: Run, task: Network | Cell) -> None:
     """Compute a cell; or prepare a network before its cells want it."""
-    table = tables()[name]
+    table, progress = tables()[name], run.jobs == 1
     if isinstance(task, Network):
-        bench = Bench(suite, load_data(task.dataset, data_dir), out, out, progress)
-        table.prepare(task, bench)
+        table.prepare(task, Bench(suite, load_data(task.dataset, run.data_dir), run.out, run.out, progress))
         return
-    folder = _folder(table, suite, out, task)
-    data = None if task.start is None else load_data(task.start.dataset, data_dir)
-    row: Row = table.run(task, Bench(suite, data, out, folder, progress))
+    folder = run_folder(run.out, table.rows_of or table.name, settings_of(table, suite, task))
+    data = None if task.start is None else load_data(task.start.dataset, run.data_dir)
+    row: Row = table.run(task, Bench(suite, data, run.out, folder, progress))
     write_json(folder / "row.json", row)

@@ -12,13 +12,36 @@ from estimators.files import load_tensors, save_tensors, write_bytes
 
 FORMAT = 1
 
-__all__ = ["load_tensors", "read_json", "run_folder", "save_tensors", "settings_hash", "write_bytes", "write_json"]
+__all__ = [
+    "folder_of",
+    "load_tensors",
+    "read_json",
+    "run_folder",
+    "save_tensors",
+    "settings_hash",
+    "write_bytes",
+    "write_json",
+]
 
 
 def settings_hash(settings: dict[str, Any]) -> str:
     """Twelve hexadecimal digits that stand for a dictionary of plain settings."""
     text = json.dumps({"format": FORMAT, **settings}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def folder_of(root: Path, kind: str, settings: dict[str, Any]) -> Path:
+    """Return where the folder of one run is, or would be; nothing is written.
+
+    Args:
+        root: Folder that holds all runs.
+        kind: First part of the folder's name.
+        settings: Everything the run depends on, as plain JSON values.
+
+    Returns:
+        ``root/kind-<hash>``.
+    """
+    return root / f"{kind}-{settings_hash(settings)}"
 
 
 def run_folder(root: Path, kind: str, settings: dict[str, Any]) -> Path:
@@ -30,12 +53,12 @@ def run_folder(root: Path, kind: str, settings: dict[str, Any]) -> Path:
         settings: Everything the run depends on, as plain JSON values.
 
     Returns:
-        ``root/kind-<hash>``.
+        What ``folder_of`` returns.
 
     Raises:
         UserError: The folder cannot be written.
     """
-    folder = root / f"{kind}-{settings_hash(settings)}"
+    folder = folder_of(root, kind, settings)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "settings.json").exists():

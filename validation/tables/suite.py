@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Protocol, TypeVar
 
+from estimators.errors import UserError
 from validation.training import Network
 
 
@@ -57,3 +59,17 @@ class Suite:
         """Return the suite with other settings of the same class."""
         others = (section for section in self.sections if type(section) is not type(settings))
         return replace(self, sections=(*others, settings))
+
+    def only(self, pattern: str) -> Suite:
+        """Return the suite of the networks in whose ``model-dataset-seed`` a regular expression is found.
+
+        Raises:
+            UserError: The pattern is no regular expression, or no network is left.
+        """
+        try:
+            networks = tuple(n for n in self.networks if re.search(pattern, f"{n.model}-{n.dataset}-{n.seed}"))
+        except re.error as error:
+            raise UserError(f"only: {pattern!r} is not a regular expression: {error}") from None
+        if not networks:
+            raise UserError(f"only: no network of suite {self.name} matches {pattern!r} in its model-dataset-seed")
+        return replace(self, networks=networks)
