@@ -403,7 +403,7 @@ def refused(message):
 def test_any_command_line(folder, words):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(prediction, "load_task", lambda **_: refused("no task"))
+        patch.setattr(prediction, "load_task", lambda _: refused("no task"))
         patch.setattr(validate, "run_table", lambda *_: refused("no table"))
         result = CliRunner().invoke(cli.main, words)
     assert result.exception is None or isinstance(result.exception, SystemExit), repr(result.exception)

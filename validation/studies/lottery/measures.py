@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from validation.studies.lottery.population import population_gradient, population_hessian, population_loss
-from validation.studies.lottery.recovery import convex_radius, descend, inward, step_size
+from validation.studies.lottery.recovery import End, convex_radius, descend, inward, step_size
 from validation.studies.lottery.teacher_student import (
     Bools,
     Floats,
@@ -70,14 +70,14 @@ def landscape(part: Row, rng: np.random.Generator) -> Row:
 def recovery(part: Row, rng: np.random.Generator) -> Row:
     """Share of trials whose descent comes within ``RECOVERED`` of the truth (S6)."""
     teachers, x, y = drawn(part, rng)
-    path = descend(teachers, x, y, teachers.perturbed(START, rng), STEPS["recovery"], until=RECOVERED)
+    path = descend(teachers, x, y, teachers.perturbed(START, rng), End(STEPS["recovery"], RECOVERED))
     return {"recovered": float((path.iterations(RECOVERED) >= 0).mean())}
 
 
 def speed(part: Row, rng: np.random.Generator) -> Row:
     """Iterations to ``SOLVED`` and speed of descent, beside the speed that the population's Hessian gives (S7)."""
     teachers, x, y = drawn(part, rng)
-    path = descend(teachers, x, y, teachers.perturbed(START, rng), STEPS["speed"], until=SOLVED)
+    path = descend(teachers, x, y, teachers.perturbed(START, rng), End(STEPS["speed"], SOLVED))
     iterations = path.iterations(SOLVED)
     least = [
         np.linalg.eigvalsh(population_hessian(w, w, support))[0]
@@ -107,7 +107,7 @@ def noisy(part: Row, rng: np.random.Generator) -> Row:
     """Distance to the truth and generalisation error after descent on noisy labels (S9)."""
     teachers, x, y = drawn(part, rng)
     labels = y + NOISE * rng.standard_normal(y.shape)
-    path = descend(teachers, x, labels, teachers.perturbed(START, rng), STEPS["noisy"])
+    path = descend(teachers, x, labels, teachers.perturbed(START, rng), End(STEPS["noisy"]))
     excess = 2 * population_loss(path.weights, teachers.weights)
     return {"distance": float(path.errors[-1].mean()), "root_error": float(np.sqrt(excess).mean())}
 
@@ -118,10 +118,10 @@ def pruned(part: Row, rng: np.random.Generator) -> Row:
     everywhere = np.ones_like(teachers.support)
     dense = Teachers(teachers.weights, everywhere)
     start = dense.perturbed(START, rng)
-    trained = descend(dense, x, y, start, STEPS["pruned"], until=CLOSE).weights
+    trained = descend(dense, x, y, start, End(STEPS["pruned"], CLOSE)).weights
     removed = round(part["sparsity"] * INPUTS)
     kept = np.abs(trained).argsort(-1).argsort(-1) >= removed
-    path = descend(teachers, x, y, start * kept, STEPS["pruned"], support=kept, until=CLOSE)
+    path = descend(teachers, x, y, start * kept, End(STEPS["pruned"], CLOSE), support=kept)
     iterations = path.iterations(CLOSE)
     reached = iterations >= 0
     return {

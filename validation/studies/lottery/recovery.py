@@ -46,14 +46,26 @@ def step_size(neurons: int) -> float:
     return SCALE * neurons**2
 
 
+@dataclass(frozen=True)
+class End:
+    """When a descent stops.
+
+    Attributes:
+        steps: Most steps to take.
+        error: Stop once every trial's relative error is at most this.
+    """
+
+    steps: int
+    error: float = 0.0
+
+
 def descend(
     teachers: Teachers,
     x: Floats,
     y: Floats,
     start: Floats,
-    steps: int,
+    end: End,
     support: Bools | None = None,
-    until: float = 0.0,
 ) -> Descent:
     """Run gradient descent with the fixed step ``step_size``.
 
@@ -62,9 +74,8 @@ def descend(
         x: Inputs ``[trials, samples, inputs]``.
         y: Labels ``[trials, samples]``.
         start: First weights ``[trials, neurons, inputs]``.
-        steps: Most steps to take.
+        end: When to stop.
         support: Weights that move; None takes the teachers' support.
-        until: Stop once every trial's relative error is at most this.
 
     Returns:
         The weights at the end and the errors on the way.
@@ -73,8 +84,8 @@ def descend(
     weights, rate = start, step_size(start.shape[-2])
     scale = norms(teachers.weights)
     errors = [norms(weights - teachers.weights) / scale]
-    for _ in range(steps):
-        if errors[-1].max() <= until:
+    for _ in range(end.steps):
+        if errors[-1].max() <= end.error:
             break
         weights = weights - rate * gradient(weights, moving, x, y)
         errors.append(norms(weights - teachers.weights) / scale)
