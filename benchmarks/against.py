@@ -16,7 +16,7 @@ from typing import Any
 from products import WORK
 from timing import environment, environment_note, options
 
-from validation.tables import Column, Row, write_table
+from validation.tables.writing import Column, Page, Row, write_table
 
 REPEATS = 11
 KINDS = [f"{matrix} {how}" for matrix in ("Hessian", "GGN") for how in ("rebuilt", "kept")]
@@ -121,7 +121,10 @@ def main() -> None:
     here = Path(__file__).resolve().parent.parent
     table = [row for name in WORK for row in rows(name, here, there)]
     write_table(
-        arguments.out, "against", "One product, before and after", notes, columns, table, environment=environment()
+        arguments.out,
+        Page("against", "One product, before and after", notes, columns),
+        table,
+        environment=environment(),
     )
 
 

@@ -20,7 +20,7 @@ from pruning_limits.magnitude import MagnitudeProfile
 from pruning_limits.settings import Settings
 from pruning_limits.stopping import STOPPING, Kind
 from pruning_limits.subsamples import Subsamples
-from validation.tables import Column, Row, write_table
+from validation.tables.writing import Column, Page, Row, write_table
 from validation.training import Network, Recipe
 
 BATCH = 256
@@ -117,7 +117,9 @@ def main() -> None:
         "steps (Hessian), one probe. All data are the first samples of the data set, so many that they can be passed. "
         "The rules were chosen with two of the networks, marked; the others were held out.",
     ]
-    write_table(arguments.out, "carried", "Limits carried to all data", notes, columns, rows, environment=environment())
+    write_table(
+        arguments.out, Page("carried", "Limits carried to all data", notes, columns), rows, environment=environment()
+    )
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ from timing import environment, environment_note, options
 from estimators import Objective
 from pruning_limits.losses import DRAWN_ERROR, DRAWN_SAMPLES, all_losses
 from validation.data import load_data
-from validation.suite import load_suite
-from validation.tables import Column, Row, write_table
+from validation.tables.reading import load_suite
+from validation.tables.writing import Column, Page, Row, write_table
 from validation.training import Network, trained_network
 
 MODELS = ("fc5", "lenet-300-100", "cnn-tiny")
@@ -72,7 +72,10 @@ def main() -> None:
         f"which it goes. Draws whose stated error exceeds {DRAWN_ERROR:.0%} do not serve: all data are passed instead.",
     ]
     write_table(
-        arguments.out, "draws", "Draws of losses against all of them", notes, columns, rows, environment=environment()
+        arguments.out,
+        Page("draws", "Draws of losses against all of them", notes, columns),
+        rows,
+        environment=environment(),
     )
 
 

@@ -18,7 +18,7 @@ import torch
 from networks import CASES
 from timing import environment, environment_note, in_own_process, options, seconds_of
 
-from validation.tables import Column, Row, write_table
+from validation.tables.writing import Column, Page, Row, write_table
 
 SMALL_BUDGET = 0.25
 RUNGS = ("one-shot", "re-trained", "bound", "formula")
@@ -111,7 +111,10 @@ def main() -> None:
         "in the last column.",
     ]
     write_table(
-        arguments.out, "epoch", "A prediction in epochs of training", notes, columns(), rows, environment=environment()
+        arguments.out,
+        Page("epoch", "A prediction in epochs of training", notes, columns()),
+        rows,
+        environment=environment(),
     )
 
 

@@ -30,7 +30,7 @@ from estimators.memory import GIB, available, out_of_memory
 from pruning_limits import predict_limit
 from validation.data import ImageData
 from validation.models import build_model
-from validation.tables import Column, Row, write_table
+from validation.tables.writing import Column, Page, Row, write_table
 from validation.training import Recipe, train
 
 NETWORKS = {"products": ("resnet50", "vit-b-16", "gpt2-small"), "predictions": ("fc5", "resnet18")}
@@ -418,7 +418,7 @@ def write_products(arguments: Namespace, rows: Sequence[Row], made_on: Row) -> N
         machine_note(made_on),
     ]
     title = "Time and memory of one product on a GPU"
-    write_table(arguments.out, "products", title, notes, columns, rows, environment=made_on)
+    write_table(arguments.out, Page("products", title, notes, columns), rows, environment=made_on)
 
 
 def write_predictions(arguments: Namespace, rows: Sequence[Row], made_on: Row) -> None:
@@ -453,7 +453,7 @@ def write_predictions(arguments: Namespace, rows: Sequence[Row], made_on: Row) -
         machine_note(made_on),
     ]
     title = "Predictions on a GPU, and the effect of TF32 and bfloat16"
-    write_table(arguments.out, "predictions", title, notes, columns, rows, environment=made_on)
+    write_table(arguments.out, Page("predictions", title, notes, columns), rows, environment=made_on)
 
 
 def text(asked: dict[str, Any]) -> str:

@@ -23,7 +23,7 @@ from torch import nn
 
 from estimators import Hessian, Lanczos, Objective, sphere_probes
 from pruning_limits.plotting import BLUE, GREEN, ORANGE, new_figure, save
-from validation.tables import Column, Row, write_table
+from validation.tables.writing import Column, Page, Row, write_table
 
 INPUTS, CLASSES, BATCH, STEPS = 64, 10, 256, 8
 WIDTHS = (70, 280, 960, 2200, 4960)
@@ -190,7 +190,7 @@ def report(rows: list[Row], out: Path) -> None:
         "![time and memory](growth.png)",
     ]
     extra: dict[str, Any] = {"environment": environment(), "exponents": fitted}
-    write_table(out, "growth", "Growth of time and memory", notes, columns, rows, **extra)
+    write_table(out, Page("growth", "Growth of time and memory", notes, columns), rows, **extra)
     figure(rows, fitted, out / "growth.png")
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from estimators import L1, L2
 from validation.data import ImageData, load_data
 from validation.models import build_model
-from validation.storage import load_tensors, run_folder, save_tensors
+from validation.tables.storage import load_tensors, run_folder, save_tensors
 from validation.training import Network, Recipe, train, trained_network
 
 BATCH = 1000

@@ -20,7 +20,7 @@ from pruning_limits.losses import all_losses
 from pruning_limits.magnitude import MagnitudeProfile
 from pruning_limits.measured import DEVIATIONS, Bar, crossing
 from pruning_limits.one_shot import DRAWS, PairedDifferences, draws_of, measured_points
-from validation.tables import Column, Row, write_table
+from validation.tables.writing import Column, Page, Row, write_table
 
 SIMULATED, REAL = 1000, 30
 SAMPLES, WIDTH = 40_000, 0.005  # of the simulated problem; width of the last bracket, in sparsity
@@ -113,7 +113,9 @@ def main() -> None:
         "say that its lower end keeps the criterion and its upper end does not. Passes are those of pruned networks, "
         "without that of the dense network.",
     ]
-    write_table(arguments.out, "one-shot", "One-shot pruning by draws", notes, columns, rows, environment=environment())
+    write_table(
+        arguments.out, Page("one-shot", "One-shot pruning by draws", notes, columns), rows, environment=environment()
+    )
 
 
 if __name__ == "__main__":

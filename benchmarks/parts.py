@@ -14,7 +14,7 @@ from networks import CASES
 from timing import environment, environment_note, interleaved, options
 
 from estimators import GGN, Hessian, Objective, samples, sphere_probes
-from validation.tables import Column, Row, write_table
+from validation.tables.writing import Column, Page, Row, write_table
 
 NETWORKS = ("LeNet-300-100, MNIST", "MnistNet, MNIST", "FC5, CIFAR-10", "ResNet-8, CIFAR-10, 10,000 images")
 SIZES = (64, 128, 256, 512, 1000)
@@ -77,7 +77,9 @@ def main() -> None:
         f"{SAMPLES:,} samples, shortest processor time of {REPEATS} after one that does not count; all take turns. One "
         "forward pass is that of the model alone with as many samples at once.",
     ]
-    write_table(arguments.out, "parts", "Costs in forward passes", notes, columns, rows, environment=environment())
+    write_table(
+        arguments.out, Page("parts", "Costs in forward passes", notes, columns), rows, environment=environment()
+    )
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from estimators import GGN, Hessian, Objective
 from validation.models import build_model
-from validation.tables import Column, Row, write_table
+from validation.tables.writing import Column, Page, Row, write_table
 
 WORK = {
     "fc5": ((3, 32, 32), 2000, 1000),
@@ -110,7 +110,7 @@ def main() -> None:
         environment_note(),
     ]
     rows = [row(name, matrix) for name in WORK for matrix in MATRICES]
-    write_table(arguments.out, "products", "Time of one product", notes, columns, rows, environment=environment())
+    write_table(arguments.out, Page("products", "Time of one product", notes, columns), rows, environment=environment())
 
 
 if __name__ == "__main__":

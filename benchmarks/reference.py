@@ -19,8 +19,8 @@ from torch.nn.functional import cross_entropy
 
 from pruning_limits import predict_limit
 from validation.data import ImageData, load_data
-from validation.suite import load_suite
-from validation.tables import Column, Row, write_table
+from validation.tables.reading import load_suite
+from validation.tables.writing import Column, Page, Row, write_table
 from validation.training import trained_network
 
 MODEL, DATASET, SEED = "fc5", "cifar10", 0
@@ -200,7 +200,9 @@ def main() -> None:
         environment_note(),
     ]
     title = "One prediction against the published pipeline"
-    write_table(arguments.out, "reference", title, notes, columns, rows, environment=environment(), settings=small)
+    write_table(
+        arguments.out, Page("reference", title, notes, columns), rows, environment=environment(), settings=small
+    )
 
 
 if __name__ == "__main__":

@@ -36,8 +36,8 @@ from validation.data import load_data
 from validation.masks import Masks
 from validation.pruners.obs_layerwise import magnitude_counts, reconstruct
 from validation.pruners.wanda import wanda_masks
-from validation.storage import load_tensors, read_json, run_folder, save_tensors, write_json
-from validation.tables import Column, Row, mean_and_spread, write_table
+from validation.tables.storage import load_tensors, read_json, run_folder, save_tensors, write_json
+from validation.tables.writing import Column, Page, Row, mean_and_spread, write_table
 from validation.training import apply_masks
 
 LOST = (1.0, 5.0, 30.0)  # points of accuracy that pruning alone has lost
@@ -541,7 +541,7 @@ def main() -> None:
         *verdicts(lines),
     ]
     extra = {"environment": environment(), "cells": rows}
-    write_table(arguments.out, "retuned", "Re-tuning and its rivals", notes, columns, lines, **extra)
+    write_table(arguments.out, Page("retuned", "Re-tuning and its rivals", notes, columns), lines, **extra)
     figure(lines, arguments.out / "retuned.png")
     if arguments.rule:
         for name in arguments.only:
@@ -551,10 +551,7 @@ def main() -> None:
         note = "Where pruning alone has lost five points, 2,048 samples, SGD to the dense scores, one stage, one seed."
         write_table(
             arguments.out,
-            "retuned-rule",
-            "Other rules of the steps",
-            [notes[0], note],
-            own,
+            Page("retuned-rule", "Other rules of the steps", [notes[0], note], own),
             rules,
             environment=environment(),
         )

@@ -23,8 +23,8 @@ from pruning_limits.plotting import BLUE, GREY, ORANGE, new_figure, save
 from pruning_limits.settings import Settings
 from pruning_limits.subsamples import Subsamples
 from validation.data import load_data
-from validation.suite import load_suite
-from validation.tables import Column, Row, write_table
+from validation.tables.reading import load_suite
+from validation.tables.writing import Column, Page, Row, write_table
 from validation.training import Network, trained_network
 
 KINDS = {"hessian": "Hessian", "ggn": "GGN"}
@@ -161,7 +161,7 @@ def main() -> None:
         *summary(rows),
     ]
     title = "The limit against the data sub-sample"
-    write_table(arguments.out, "samples", title, notes, columns, rows, environment=environment())
+    write_table(arguments.out, Page("samples", title, notes, columns), rows, environment=environment())
     figure(rows, arguments.out / "samples.png")
 
 

@@ -29,7 +29,7 @@ from pruning_limits import predict_limit
 from pruning_limits.magnitude import MagnitudeProfile
 from pruning_limits.one_shot import one_shot_limit
 from pruning_limits.parts import Cost
-from validation.tables import Column, Row, write_table
+from validation.tables.writing import Column, Page, Row, write_table
 
 SMALL = 768  # width of GPT-2 small
 WIDTHS, WINDOWS = (192, 384, SMALL), (2, 4, 8)
@@ -338,7 +338,7 @@ def report(rows: list[Row], passed: Cost, out: Path) -> None:
     ]
     extra: dict[str, Any] = {"environment": environment(), "exponents": fitted, "laws": law, "costs": larger}
     extra["prediction"] = asdict(passed)
-    write_table(out, "scale", "Large models", notes, columns, rows, **extra)
+    write_table(out, Page("scale", "Large models", notes, columns), rows, **extra)
 
 
 def main() -> None:

@@ -42,8 +42,8 @@ from pruning_limits.settings import Settings
 from pruning_limits.stopping import STOPPING
 from pruning_limits.subsamples import Subsamples
 from validation.data import ImageData, load_data
-from validation.storage import load_tensors, run_folder, save_tensors
-from validation.tables import Column, Row, write_table
+from validation.tables.storage import load_tensors, run_folder, save_tensors
+from validation.tables.writing import Column, Page, Row, write_table
 from validation.training import Recipe, train
 
 Floats = NDArray[np.float64]
@@ -327,7 +327,7 @@ def main() -> None:
         f"the limit of the dense spectrum over {SEEDS_OF_RULES} probes, in points of sparsity. Deflation pays two "
         "products per outlier. Networks: 60 epochs of SGD on digits or on 60 synthetic classes, Hessian in float64.",
     ]
-    write_table(arguments.out, "spectral-rules", "Quadrature rules for the Hessian", notes, columns, rows)
+    write_table(arguments.out, Page("spectral-rules", "Quadrature rules for the Hessian", notes, columns), rows)
     figure(rows, arguments.out / "spectral-rules.png")
     changes = [row for name, bed in beds.items() for row in change_rows(name, bed)]
     columns = [Column("bed", "spectrum"), Column("half", "half of the spectra"), Column("steps", "steps", "d")]
@@ -345,7 +345,7 @@ def main() -> None:
         "drawn, with all eigenvalues, lies within. The share is read at epsilon and serves the others, as in what_if.",
     ]
     rows = by_halves(changes) + changes
-    write_table(arguments.out, "changes", "Is the change of the limit its error?", notes, columns, rows)
+    write_table(arguments.out, Page("changes", "Is the change of the limit its error?", notes, columns), rows)
     covered = [coverage_row(name, bed, arguments.seeds) for name, bed in beds.items()]
     total = sum(row["holds"] for row in covered) / len(covered)
     columns = [Column("bed", "spectrum"), Column("dimension", "D", ",d"), Column("truth", "true limit", ".2%")]
@@ -357,7 +357,7 @@ def main() -> None:
         f"{arguments.seeds} seeds per spectrum.",
         f"{total:.1%} of all intervals contain the limit of the dense spectrum.",
     ]
-    write_table(arguments.out, "coverage", "Do the stated intervals hold?", notes, columns, covered)
+    write_table(arguments.out, Page("coverage", "Do the stated intervals hold?", notes, columns), covered)
 
 
 if __name__ == "__main__":

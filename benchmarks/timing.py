@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from validation import tables
+from validation.tables import writing
 
 
 def options(description: str | None, runs: bool = True) -> argparse.ArgumentParser:
@@ -81,7 +81,7 @@ def environment() -> dict[str, Any]:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     date = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
-    return tables.environment() | {"cpu": names[0] if names else "unknown", "date": date}
+    return writing.environment() | {"cpu": names[0] if names else "unknown", "date": date}
 
 
 def environment_note() -> str:

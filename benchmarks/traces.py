@@ -27,8 +27,8 @@ from pruning_limits.isotropic import isotropic_limit
 from pruning_limits.losses import all_losses
 from pruning_limits.magnitude import MagnitudeProfile
 from validation.data import load_data
-from validation.storage import load_tensors, run_folder, save_tensors
-from validation.tables import Column, Row, write_table
+from validation.tables.storage import load_tensors, run_folder, save_tensors
+from validation.tables.writing import Column, Page, Row, write_table
 from validation.training import Recipe, train
 
 BEDS = ("relu",)
@@ -286,7 +286,9 @@ def main() -> None:
         "turns in one process.",
         environment_note(),
     ]
-    write_table(arguments.out, "traces", "Time to a trace within 1 %", notes, columns, rows, environment=environment())
+    write_table(
+        arguments.out, Page("traces", "Time to a trace within 1 %", notes, columns), rows, environment=environment()
+    )
 
 
 if __name__ == "__main__":

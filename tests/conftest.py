@@ -14,10 +14,10 @@ from hypothesis import settings
 from torch import nn
 
 from pruning_limits import PruningLimit
-from validation import executors
 from validation.data import DATA_DIR_VARIABLE, ImageData, load_data
 from validation.models import build_model
 from validation.pruners import Problem
+from validation.tables import executors
 from validation.training import Recipe, train
 
 if "PYTEST_XDIST_WORKER" in os.environ:

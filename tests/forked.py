@@ -8,8 +8,8 @@ import sklearn.datasets  # noqa: F401
 import torch._dynamo
 
 from pruning_limits import predict_limit  # noqa: F401
-from validation.experiments.runner import run_table  # noqa: F401
-from validation.experiments.table import tables
+from validation.tables.discovery import tables
+from validation.tables.runner import run_table  # noqa: F401
 
 torch.set_num_threads(1)  # the processes share the cores among them
 tables()

@@ -18,8 +18,8 @@ from pruning_limits.isotropic import isotropic_limit, removable_fraction
 from pruning_limits.kinematics import crossing_window, subspace_crossing
 from pruning_limits.kinematics_monte_carlo import half_point, sublevel_crossings
 from pruning_limits.magnitude import MagnitudeProfile
-from validation.experiments import kinematics
-from validation.experiments.kinematics import removed_weights
+from validation.studies.limits import kinematics
+from validation.studies.limits.kinematics import removed_weights
 
 D, EPSILON = 200, 0.05
 SPECTRA = {name: build(D) for name, build in kinematics.SPECTRA.items()}

@@ -16,7 +16,7 @@ from validation.masks import overlap, prunable, select
 from validation.models import build_model
 from validation.pruners.koopman import gradient_mode, magnitude_mode, mode_scores
 from validation.pruners.magnitude import magnitude_masks
-from validation.training import Recipe, train
+from validation.training import Course, Recipe, train
 
 Array = NDArray[np.floating]
 RATES = np.array([1.0, 0.9, 0.5, 0.075])
@@ -214,7 +214,7 @@ def test_the_recorder_writes_the_weights_before_and_after_every_step(
         seen.append(flatten(list(recorded_parameters(model).values())).numpy().copy())
         record(step, model)
 
-    train(model, digits, Recipe(epochs=1, lr=0.01), seed=0, last_step=3, on_step=both)
+    train(model, digits, Recipe(epochs=1, lr=0.01), seed=0, course=Course(last=3, on_step=both))
     assert snapshots.dtype == np.float32
     assert isinstance(snapshots, np.memmap) == on_disk
     assert np.array_equal(snapshots, np.stack(seen))
@@ -226,7 +226,7 @@ def test_loss_and_gradient_are_recorded_behind_the_weights_and_leave_the_scores_
     model = build_model("fc3-tiny", digits.shape, digits.classes)
     batch = (torch.rand(20, *digits.shape), digits.train_y[:20])
     snapshots, record = record_snapshots(model, 3, observable=loss_and_gradient([batch]))
-    train(model, digits, Recipe(epochs=1, lr=0.01), seed=0, last_step=3, on_step=record)
+    train(model, digits, Recipe(epochs=1, lr=0.01), seed=0, course=Course(last=3, on_step=record))
     weights = sum(parameter.numel() for parameter in recorded_parameters(model).values())
     assert snapshots.shape[1] == weights + 1 + sum(weight.numel() for weight in prunable(model).values())
     model.zero_grad()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from estimators import UserError
-from validation.executors import run_all
+from validation.tables.executors import run_all
 
 
 def note(folder: Path, item: int) -> None:

@@ -13,13 +13,13 @@ from estimators import Hessian, Objective, UserError
 from estimators.trace import row_norms
 from pruning_limits import PruningLimit, predict_limit
 from validation.data import load_data
-from validation.experiments import algorithms, early
-from validation.experiments.runner import run_table
-from validation.experiments.table import tables
-from validation.experiments.weights import total_variation
 from validation.models import build_model
-from validation.suite import load_suite
-from validation.training import Network, Recipe, accuracy, train
+from validation.studies.limits import algorithms, early
+from validation.studies.limits.weights import total_variation
+from validation.tables.discovery import tables
+from validation.tables.reading import load_suite
+from validation.tables.runner import Run, run_table
+from validation.training import Course, Network, Recipe, accuracy, train
 
 SUITE = """
 [limit]
@@ -88,7 +88,7 @@ def test_every_table_is_found() -> None:
 @pytest.mark.parametrize("name", sorted(NAMES))
 def test_every_table_writes_four_files_and_resumes_to_the_same_bytes(name: str, runs: Path, suite_file: Path) -> None:
     suite = load_suite(str(suite_file))
-    folder = run_table(name, suite, None, runs, command="test")
+    folder = run_table(name, suite, Run(runs, command="test"))
     written = {kind: (folder / f"{name}.{kind}").read_bytes() for kind in ("json", "csv", "md", "png")}
     rows = json.loads(written["json"])["rows"]
     assert rows
@@ -97,7 +97,7 @@ def test_every_table_writes_four_files_and_resumes_to_the_same_bytes(name: str, 
     assert written["png"].startswith(b"\x89PNG")
     finished = sorted(runs.glob(f"{tables()[name].rows_of or name}-*/row.json"))
     stamps = [path.stat().st_mtime_ns for path in finished]
-    run_table(name, suite, None, runs, command="test")
+    run_table(name, suite, Run(runs, command="test"))
     assert [path.stat().st_mtime_ns for path in finished] == stamps
     for kind in ("json", "csv", "md"):
         assert (folder / f"{name}.{kind}").read_bytes() == written[kind]
@@ -105,7 +105,7 @@ def test_every_table_writes_four_files_and_resumes_to_the_same_bytes(name: str, 
 
 def test_a_pruner_that_refuses_leaves_its_reason(runs: Path, suite_file: Path) -> None:
     suite = load_suite(str(suite_file))
-    folder = run_table("algorithms", suite, None, runs, command="test")
+    folder = run_table("algorithms", suite, Run(runs, command="test"))
     cells = json.loads((folder / "algorithms.json").read_text())["cells"]
     refused = [cell for cell in cells if cell["refused"]]
     assert all(cell["pruner"] == "smart-ratio" for cell in refused)
@@ -190,7 +190,7 @@ def test_networks_of_the_paper_suite_take_their_first_steps(model: str) -> None:
     net = build_model(network.model, data.shape, classes, 0)
     before = [parameter.clone() for parameter in net.parameters()]
     recipe = Recipe(**{**network.settings()["recipe"], "batch_size": 2})
-    train(net, data, recipe, seed=0, last_step=2)
+    train(net, data, recipe, seed=0, course=Course(last=2))
     assert all(parameter.isfinite().all() for parameter in net.parameters())
     assert any(not torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
 
@@ -222,8 +222,8 @@ def test_early_limits_come_from_one_training_run_that_ends_in_the_trained_networ
     interrupted: list[bool] = []
     monkeypatch.setattr(early, "predict_limit", predict)
     with pytest.raises(KeyboardInterrupt):
-        run_table("early", suite, None, tmp_path)
-    folder = run_table("early", suite, None, tmp_path)
+        run_table("early", suite, Run(tmp_path))
+    folder = run_table("early", suite, Run(tmp_path))
     assert len(seen) == 3
     network = suite.networks[0]
     straight = build_model(network.model, data.shape, data.classes, network.seed)
@@ -234,7 +234,7 @@ def test_early_limits_come_from_one_training_run_that_ends_in_the_trained_networ
         if step % per_epoch == 0:
             states[step // per_epoch] = {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
-    train(straight, data, network.recipe, network.seed, on_step=keep)
+    train(straight, data, network.recipe, network.seed, course=Course(on_step=keep))
     for epoch, state in zip((1, 2, 3), seen, strict=True):
         assert all(torch.equal(state[name], states[epoch][name]) for name in state)
     rows = json.loads((folder / "early.json").read_text())["rows"]
@@ -253,6 +253,6 @@ def test_early_limits_come_from_one_training_run_that_ends_in_the_trained_networ
 def test_a_pattern_that_is_no_regular_expression_is_refused(suite_file: Path, tmp_path: Path) -> None:
     suite = load_suite(str(suite_file))
     with pytest.raises(UserError, match="only: '\\(' is not a regular expression"):
-        run_table("bounds", suite, None, tmp_path, only="(")
+        run_table("bounds", suite.only("("), Run(tmp_path))
     with pytest.raises(UserError, match="only: no network of suite tiny matches 'vgg'"):
-        run_table("bounds", suite, None, tmp_path, only="vgg")
+        run_table("bounds", suite.only("vgg"), Run(tmp_path))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from estimators import UserError
-from validation.exponents import fit_decline, fit_power
+from validation.studies.lottery.exponents import fit_decline, fit_power
 
 X = np.geomspace(0.01, 1, 12)
 

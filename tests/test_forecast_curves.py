@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from validation.data import ImageData, drawn
-from validation.experiments.forecast_curves import (
+from validation.models import build_model
+from validation.studies.limits.forecast_curves import (
     COARSE,
     FEWEST,
     LAST,
@@ -26,7 +27,6 @@ from validation.experiments.forecast_curves import (
     loses_all,
     passes_all,
 )
-from validation.models import build_model
 from validation.text_data import TextData
 
 Row = dict[str, Any]

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from pruning_limits import MagnitudeProfile
 from tests.helpers import same, snapshot
 from validation.data import ImageData, drawn
-from validation.experiments import forecast_truths
-from validation.experiments.forecast_curves import COARSE, QUARTERS, Level, Measured
-from validation.experiments.forecast_truths import SEEDS, Truths
 from validation.masks import prunable
 from validation.models import build_model
+from validation.studies.limits import forecast_truths
+from validation.studies.limits.forecast_curves import COARSE, QUARTERS, Level, Measured
+from validation.studies.limits.forecast_truths import SEEDS, Truths
 from validation.training import Network, Recipe, apply_masks, train
 
 RECIPE = Recipe(3, 0.1, batch_size=50)

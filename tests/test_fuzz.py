@@ -25,7 +25,8 @@ from pruning_limits.serial import MOST_BYTES
 from pruning_limits.state_dicts import load_weights
 from validation import cli
 from validation.commands import prediction, validate
-from validation.suite import FOLDER, Suite, load_suite
+from validation.tables.reading import FOLDER, load_suite
+from validation.tables.suite import Suite
 
 few = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 JSON = st.recursive(
@@ -402,7 +403,7 @@ def refused(message):
 def test_any_command_line(folder, words):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(prediction, "load_task", lambda **_: refused("no task"))
+        patch.setattr(prediction, "load_task", lambda _: refused("no task"))
         patch.setattr(validate, "run_table", lambda *_: refused("no table"))
         result = CliRunner().invoke(cli.main, words)
     assert result.exception is None or isinstance(result.exception, SystemExit), repr(result.exception)

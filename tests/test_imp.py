@@ -22,7 +22,7 @@ from validation.masks import Masks, prunable, sparsity_of
 from validation.pruners import Problem, imp, pruner
 from validation.pruners.budget import alive_counts, shares, stretched
 from validation.pruners.imp import Level, levels, state_of
-from validation.training import Recipe, apply_masks, train
+from validation.training import Course, Recipe, apply_masks, train
 
 REWINDS = (None, 0.0, 0.3)
 
@@ -119,7 +119,7 @@ def test_every_level_starts_from_the_masked_weights_and_buffers_of_the_rewinding
     problem: Problem, rewind: float, step: int
 ) -> None:
     model = problem.fresh()
-    train(model, problem.data, problem.recipe, problem.seed, last_step=step)
+    train(model, problem.data, problem.recipe, problem.seed, course=Course(last=step))
     anchor = state_of(model)
     assert int(anchor["bn1.num_batches_tracked"]) == step
     assert bool(anchor["bn1.running_mean"].any()) == bool(step)
@@ -160,7 +160,7 @@ def test_every_level_continues_data_order_and_learning_rate_with_a_fresh_momentu
     for level in few_levels(problem, rewind, recipe=recipe):
         model = problem.fresh()
         model.load_state_dict(level.start)
-        train(model, problem.data, recipe, problem.seed, first_step=step, masks=level.masks)
+        train(model, problem.data, recipe, problem.seed, masks=level.masks, course=Course(first=step))
         assert same(dict(level.model.state_dict()), dict(model.state_dict()))
 
 

@@ -7,10 +7,10 @@ from torch import nn
 from estimators import L1
 from pruning_limits import predict_limit
 from validation.data import ImageData
-from validation.kept_weights import KeptWeights
 from validation.masks import select
 from validation.models import build_model
 from validation.pruners.magnitude import magnitude_masks
+from validation.studies.lottery.kept_weights import KeptWeights
 from validation.training import apply_masks
 
 

@@ -14,11 +14,12 @@ from estimators import UserError
 from pruning_limits.cones import Circular
 from pruning_limits.kinematics import subspace_crossing
 from pruning_limits.kinematics_monte_carlo import half_point, sublevel_crossings
-from validation.experiments import kinematics
-from validation.experiments import runner as runner_module
-from validation.experiments.runner import run_table, settings_of
-from validation.experiments.table import Bench
-from validation.suite import Suite, load_suite
+from validation.studies.limits import kinematics
+from validation.tables import runner as runner_module
+from validation.tables.reading import load_suite
+from validation.tables.runner import Run, run_table, settings_of
+from validation.tables.suite import Suite
+from validation.tables.table import Bench
 
 SIZE, TRIALS = 60, 80
 
@@ -116,7 +117,7 @@ def test_removed_weights_have_the_norm_and_lie_where_they_are_said_to() -> None:
 
 
 def test_the_table_says_what_its_numbers_say_and_resumes_to_the_same_bytes(suite: Suite, tmp_path: Path) -> None:
-    folder = run_table("kinematics", suite, None, tmp_path, command="test")
+    folder = run_table("kinematics", suite, Run(tmp_path, command="test"))
     written = {kind: (folder / f"kinematics.{kind}").read_bytes() for kind in ("json", "csv", "md", "png")}
     rows = json.loads(written["json"])["rows"]
     assert len(list(csv.reader(written["csv"].decode().splitlines()))) == len(rows) + 1
@@ -139,7 +140,7 @@ def test_the_table_says_what_its_numbers_say_and_resumes_to_the_same_bytes(suite
         np.mean([abs(row[f"{key}_excess"]) for row in rows]) for key in ("isotropic", "directional")
     )
     assert isotropic > 5 * directional
-    run_table("kinematics", suite, None, tmp_path, command="test")
+    run_table("kinematics", suite, Run(tmp_path, command="test"))
     for kind in ("json", "csv", "md"):
         assert (folder / f"kinematics.{kind}").read_bytes() == written[kind]
 

@@ -20,23 +20,24 @@ from torch import nn
 from estimators import UserError
 from validation.data import ImageData
 from validation.dmd import dmd
-from validation.dmd_cost import by_full_svd, measured, synthetic
-from validation.experiments import (
-    koopman_cost,
-    koopman_epochs,
-    koopman_equivalence,
-    koopman_limit,
-    koopman_spectrum,
-    recording,
-)
-from validation.experiments.claims import averaged, judged, verdict
-from validation.experiments.runner import run_table
-from validation.experiments.table import Bench, tables
 from validation.masks import overlap
 from validation.pruners.magnitude import magnitude_masks
-from validation.storage import load_tensors
-from validation.suite import load_suite
-from validation.training import train
+from validation.studies.koopman import cost as koopman_cost
+from validation.studies.koopman import epochs as koopman_epochs
+from validation.studies.koopman import equivalence as koopman_equivalence
+from validation.studies.koopman import limit as koopman_limit
+from validation.studies.koopman import recording
+from validation.studies.koopman import spectrum as koopman_spectrum
+from validation.studies.koopman.dmd_cost import by_full_svd, measured, synthetic
+from validation.studies.koopman.recording import KoopmanSettings
+from validation.tables.claims import judged, verdict
+from validation.tables.discovery import tables
+from validation.tables.kinds import averaged
+from validation.tables.reading import load_suite
+from validation.tables.runner import Run, run_table
+from validation.tables.storage import load_tensors
+from validation.tables.table import Bench
+from validation.training import Course, train
 
 Row = dict[str, Any]
 NAMES = ("koopman-cost", "koopman-epochs", "koopman-equivalence", "koopman-limit", "koopman-spectrum")
@@ -86,7 +87,7 @@ def one_size(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_table_writes_its_schema_and_resumes_to_the_same_bytes(name: str, runs: Path, suite_file: Path) -> None:
     suite = load_suite(str(suite_file))
-    folder = run_table(name, suite, None, runs, command="test")
+    folder = run_table(name, suite, Run(runs, command="test"))
     written = {kind: (folder / f"{name}.{kind}").read_bytes() for kind in ("json", "csv", "md", "png")}
     plain = json.loads(written["json"])
     assert {"title", "rows", "environment"} <= set(plain)
@@ -96,7 +97,7 @@ def test_every_table_writes_its_schema_and_resumes_to_the_same_bytes(name: str, 
     assert len(lines) == len(rows) + 1
     assert "reproduced**" in written["md"].decode()
     assert written["png"].startswith(b"\x89PNG")
-    run_table(name, suite, None, runs, command="test")
+    run_table(name, suite, Run(runs, command="test"))
     for kind in ("json", "csv", "md"):
         assert (folder / f"{name}.{kind}").read_bytes() == written[kind]
 
@@ -106,7 +107,7 @@ def test_every_table_writes_its_schema_and_resumes_to_the_same_bytes(name: str, 
     [("koopman-equivalence", 6), ("koopman-spectrum", 3), ("koopman-epochs", 3), ("koopman-limit", 2)],
 )
 def test_seeds_are_averaged_and_every_epoch_has_its_rows(name: str, count: int, runs: Path, suite_file: Path) -> None:
-    folder = run_table(name, load_suite(str(suite_file)), None, runs, command="test")
+    folder = run_table(name, load_suite(str(suite_file)), Run(runs, command="test"))
     rows = json.loads((folder / f"{name}.json").read_text())["rows"]
     assert len(rows) == count
     assert {row["seeds"] for row in rows} == {2}
@@ -114,14 +115,14 @@ def test_seeds_are_averaged_and_every_epoch_has_its_rows(name: str, count: int, 
 
 def test_nothing_large_is_left_behind(runs: Path, suite_file: Path) -> None:
     for name in NAMES:
-        run_table(name, load_suite(str(suite_file)), None, runs, command="test")
+        run_table(name, load_suite(str(suite_file)), Run(runs, command="test"))
     left = {path.name for path in runs.glob("*/*") if path.is_file()}
     assert not any(name.endswith(".npy") or name.startswith(("branch", "recording")) for name in left)
     assert len(list(runs.glob("koopman-run-*"))) == 2
 
 
 def test_an_unpruned_network_is_the_same_by_every_method(runs: Path, suite_file: Path) -> None:
-    folder = run_table("koopman-equivalence", load_suite(str(suite_file)), None, runs, command="test")
+    folder = run_table("koopman-equivalence", load_suite(str(suite_file)), Run(runs, command="test"))
     rows = json.loads((folder / "koopman-equivalence.json").read_text())["rows"]
     for row in rows:
         if row["compression"] == 1:
@@ -139,19 +140,19 @@ def test_a_reduced_study_refines_where_the_suite_says_and_trains_no_branch(
         suite_file.read_text().replace("[koopman]", '[koopman]\nrefined = ["1", "converged"]\nbranches = []')
     )
     suite = load_suite(str(path))
-    folder = run_table("koopman-equivalence", suite, None, runs, command="test")
+    folder = run_table("koopman-equivalence", suite, Run(runs, command="test"))
     for row in json.loads((folder / "koopman-equivalence.json").read_text())["rows"]:
         assert (row["kmp_refined"] is None) == (row["label"] == "2")
         assert row["kmp"] is not None
     text = (folder / "koopman-equivalence.md").read_text()
     assert "Refined at epoch 1, converged only." in text
     assert "converged, both beat LSP at every compression below 16" in text
-    folder = run_table("koopman-epochs", suite, None, runs, command="test")
+    folder = run_table("koopman-epochs", suite, Run(runs, command="test"))
     plain = json.loads((folder / "koopman-epochs.json").read_text())
     assert plain["barriers"] == []
     assert len(plain["rows"]) == 3
     assert "K9" not in (folder / "koopman-epochs.md").read_text()
-    folder = run_table("koopman-spectrum", suite, None, runs, command="test")
+    folder = run_table("koopman-spectrum", suite, Run(runs, command="test"))
     pruned = json.loads((folder / "koopman-spectrum.json").read_text())["pruned"]
     assert all(row["jgp_refined"] is None for row in pruned)
 
@@ -162,14 +163,14 @@ def test_a_study_of_one_network_refines_nothing_and_branches_off_for_one_seed(
     path = tmp_path / "reduced.toml"
     path.write_text(suite_file.read_text().replace("[koopman]", "[koopman]\nrefined = []\nbranches = [1]"))
     suite = load_suite(str(path))
-    folder = run_table("koopman-equivalence", suite, None, runs, command="test")
+    folder = run_table("koopman-equivalence", suite, Run(runs, command="test"))
     rows = json.loads((folder / "koopman-equivalence.json").read_text())["rows"]
     assert all(row["kmp_refined"] is None for row in rows)
     text = (folder / "koopman-equivalence.md").read_text()
     assert "No network was refined." in text
     assert "K1" in text
     assert "K2" not in text
-    folder = run_table("koopman-epochs", suite, None, runs, command="test")
+    folder = run_table("koopman-epochs", suite, Run(runs, command="test"))
     plain = json.loads((folder / "koopman-epochs.json").read_text())
     assert {row["seeds"] for row in plain["rows"]} == {2}
     assert {row["seeds"] for row in plain["barriers"]} == {1}
@@ -209,7 +210,7 @@ def test_recorded_epochs_lie_on_one_training_run(
     def keep(step: int, model: nn.Module) -> None:
         states[step] = recording.flatten(list(recording.recorded_parameters(model).values())).numpy().copy()
 
-    train(model, digits, one.network.recipe, network.seed, on_step=keep)
+    train(model, digits, one.network.recipe, network.seed, course=Course(on_step=keep))
     assert np.array_equal(calls[1], calls[2])
     for point, end in zip(one.points[:2], (10, 20), strict=True):
         assert np.array_equal(point.weights.numpy(), states[end])
@@ -257,7 +258,7 @@ def test_batch_norm_is_measured_at_every_point_of_a_line(digits: ImageData, monk
 
 def test_the_recipe_keeps_its_batches_where_the_suite_says_nothing(suite_file: Path) -> None:
     suite = load_suite(str(suite_file))
-    plain = replace(suite, koopman=replace(suite.koopman, batch_size=None))
+    plain = suite.replaced(replace(suite.settings(KoopmanSettings), batch_size=None))
     assert recording.recipe_of(suite.networks[0], plain) == suite.networks[0]
 
 
@@ -389,7 +390,7 @@ def test_both_methods_decompose_the_size_that_a_full_svd_can(
     share: float, sizes: list[float], suite_file: Path
 ) -> None:
     suite = load_suite(str(suite_file))
-    cells = koopman_cost.cells(replace(suite, koopman=replace(suite.koopman, share=share, svd_share=0.001)))
+    cells = koopman_cost.cells(suite.replaced(replace(suite.settings(KoopmanSettings), share=share, svd_share=0.001)))
     assert [cell.part["share"] for cell in cells] == sizes
     assert {cell.part["method"] for cell in cells if cell.part["share"] == 0.001} == {"snapshots", "svd"}
 

@@ -8,10 +8,10 @@ from helpers import assert_close
 from torch import nn
 
 from pruning_limits.reconstruction import IMAGES, PLACES
-from validation.layer_inputs import input_moments
 from validation.masks import prunable
 from validation.pruners import pruner
 from validation.pruners.calibration import calibration_images
+from validation.pruners.layer_inputs import input_moments
 from validation.pruners.magnitude import magnitude_masks
 from validation.pruners.obs_layerwise import magnitude_counts, reconstruct
 from validation.pruners.wanda import wanda_masks, wanda_scores

@@ -12,26 +12,25 @@ import numpy as np
 import pytest
 
 from validation.data import ImageData
-from validation.experiments import (
-    lottery_accuracy,
-    lottery_compute,
-    lottery_measures,
-    lottery_neurons,
-    lottery_sizes,
-    lottery_spectrum,
-    lottery_theory,
-    lottery_tickets,
-)
-from validation.experiments.runner import run_table
-from validation.experiments.table import tables
-from validation.exponents import PowerLaw
-from validation.feature_mixture import Mixture, draw_samples, forward, gradient, train
 from validation.masks import sparsity_of
 from validation.models import build_model
 from validation.pruners import Problem
 from validation.pruners.imp import levels
-from validation.suite import load_suite
-from validation.tables import Row
+from validation.studies.limits.algorithms import CompareSettings
+from validation.studies.lottery import accuracy as lottery_accuracy
+from validation.studies.lottery import compute as lottery_compute
+from validation.studies.lottery import measures as lottery_measures
+from validation.studies.lottery import neurons as lottery_neurons
+from validation.studies.lottery import sizes as lottery_sizes
+from validation.studies.lottery import spectrum as lottery_spectrum
+from validation.studies.lottery import theory as lottery_theory
+from validation.studies.lottery import tickets as lottery_tickets
+from validation.studies.lottery.exponents import PowerLaw
+from validation.studies.lottery.feature_mixture import Mixture, draw_samples, forward, gradient, train
+from validation.tables.discovery import tables
+from validation.tables.reading import load_suite
+from validation.tables.runner import Run, run_table
+from validation.tables.writing import Row
 from validation.training import accuracy
 
 SUITE = """
@@ -100,7 +99,7 @@ def test_the_tables_are_found() -> None:
 @pytest.mark.parametrize("name", MODULES)
 def test_a_small_table_has_the_schema_and_resumes_to_the_same_bytes(name: str, small: Path, runs: Path) -> None:
     suite = load_suite(str(small))
-    folder = run_table(name, suite, None, runs, command="test")
+    folder = run_table(name, suite, Run(runs, command="test"))
     written = {kind: (folder / f"{name}.{kind}").read_bytes() for kind in ("json", "csv", "md", "png")}
     found = json.loads(written["json"])
     assert {"title", "rows", "environment"} <= set(found)
@@ -111,7 +110,7 @@ def test_a_small_table_has_the_schema_and_resumes_to_the_same_bytes(name: str, s
     assert set(columns) <= {key for row in found["rows"] for key in row}
     assert written["png"].startswith(b"\x89PNG")
     assert re.search(VERDICT, written["md"].decode(), re.MULTILINE)
-    run_table(name, suite, None, runs, command="test")
+    run_table(name, suite, Run(runs, command="test"))
     for kind in ("json", "csv", "md"):
         assert (folder / f"{name}.{kind}").read_bytes() == written[kind]
 
@@ -318,7 +317,7 @@ def test_pruned_networks_are_held_against_the_better_dense_one() -> None:
 
 def test_a_briefly_trained_dense_network_stands_beside_iterative_pruning(small: Path) -> None:
     suite = load_suite(str(small))
-    once = replace(suite, compare=replace(suite.compare, magnitude=("gmp",)))
+    once = suite.replaced(replace(suite.settings(CompareSettings), magnitude=("gmp",)))
     found = [[cell.part["pruner"] for cell in lottery_compute.cells(one)].count("dense-short") for one in (suite, once)]
     assert found == [len(suite.networks), 0]
 
@@ -405,7 +404,7 @@ def test_tickets_are_those_of_the_pruner_and_controls_keep_as_many_weights(
     small: Path, runs: Path, digits: ImageData
 ) -> None:
     suite = load_suite(str(small))
-    folder = run_table("lottery-tickets", suite, None, runs, command="test")
+    folder = run_table("lottery-tickets", suite, Run(runs, command="test"))
     cell = json.loads((folder / "lottery-tickets.json").read_text())["cells"][0]
     network = suite.networks[0]
     model = build_model(network.model, digits.shape, digits.classes, network.seed)
@@ -441,7 +440,7 @@ def test_words_on_the_landscape_follow_the_rows() -> None:
 
 
 def test_limits_of_kept_weights_are_counted_from_all(small: Path, runs: Path) -> None:
-    folder = run_table("lottery-spectrum", load_suite(str(small)), None, runs, command="test")
+    folder = run_table("lottery-spectrum", load_suite(str(small)), Run(runs, command="test"))
     found = json.loads((folder / "lottery-spectrum.json").read_text())
     dense, pruned = found["rows"]
     assert dense["kept"] == 644

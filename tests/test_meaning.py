@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from validation.experiments import meaning
-from validation.experiments.actual import Trial, retrained_limit
-from validation.experiments.runner import run_table
-from validation.suite import Suite, load_suite
+from validation.studies.limits import meaning
+from validation.studies.limits.actual import Trial, retrained_limit
+from validation.tables.reading import load_suite
+from validation.tables.runner import Run, run_table
+from validation.tables.suite import Suite
 
 SUITE = """
 [limit]
@@ -98,7 +99,7 @@ def test_networks_are_compared_with_and_without_l1(suite: Suite) -> None:
 
 
 def test_the_control_is_the_dense_network_with_the_same_further_training(suite: Suite, tmp_path: Path) -> None:
-    folder = run_table("meaning", suite, None, tmp_path, only="-0$", command="test")
+    folder = run_table("meaning", suite.only("-0$"), Run(tmp_path, command="test"))
     rows = json.loads((folder / "meaning.json").read_text())["rows"]
     for found in [one for one in rows if one["seed"] == 0]:
         dense, *trials = found["trials"]

@@ -18,12 +18,13 @@ from pruning_limits import MagnitudeProfile
 from pruning_limits.directional import directional_limit
 from pruning_limits.magnitude_curve import MagnitudeCurve
 from pruning_limits.retuned import retune
-from validation.experiments import oracle, truths
-from validation.experiments.masked_optimum import loss_and_gradient, masked_optimum
-from validation.experiments.runner import run_table, settings_of
-from validation.experiments.subspaces import Quadratic
 from validation.models import MLP
-from validation.suite import Suite, load_suite
+from validation.studies.limits import oracle, truths
+from validation.studies.limits.masked_optimum import loss_and_gradient, masked_optimum
+from validation.studies.limits.subspaces import Quadratic
+from validation.tables.reading import load_suite
+from validation.tables.runner import Run, run_table, settings_of
+from validation.tables.suite import Suite
 from validation.training import Network, Recipe
 
 Floats = NDArray[np.float64]
@@ -192,7 +193,7 @@ def test_the_split_objective_starts_at_the_value_of_the_pruned_weights(objective
         return minimize(function, start, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("validation.experiments.masked_optimum.minimize", record)
+        patch.setattr("validation.studies.limits.masked_optimum.minimize", record)
         end = masked_optimum(penalised, penalised.vector(), kept, 50)
     biases = sum(float(p.detach().abs().sum()) for name, p in penalised.model.named_parameters() if "bias" in name)
     assert seen[0] + 0.01 * biases == pytest.approx(penalised.value(penalised.vector() * kept), abs=1e-12)
@@ -278,8 +279,8 @@ def test_the_table_of_one_network_holds_together(suite: Suite, tmp_path: Path, m
     monkeypatch.setattr(truths, "TRIALS", 1)
     monkeypatch.setattr(truths, "FINE", 20)
     monkeypatch.setattr(truths, "ITERATIONS", 15)
-    monkeypatch.setattr("validation.experiments.runner.load_data", few_digits)
-    folder = run_table("oracle", suite, None, tmp_path, command="test")
+    monkeypatch.setattr("validation.tables.runner.load_data", few_digits)
+    folder = run_table("oracle", suite, Run(tmp_path, command="test"))
     written = {end: (folder / f"oracle.{end}").read_bytes() for end in ("json", "csv", "md", "png")}
     (row,) = json.loads(written["json"])["rows"]
     assert len(list(csv.reader(written["csv"].decode().splitlines()))) == 2
@@ -295,7 +296,7 @@ def test_the_table_of_one_network_holds_together(suite: Suite, tmp_path: Path, m
         assert point["schur"] >= -1e-9
         assert point["random_subspace"] >= -1e-9
     assert 0 < row["schur"] < 1
-    run_table("oracle", suite, None, tmp_path, command="test")
+    run_table("oracle", suite, Run(tmp_path, command="test"))
     for end in ("json", "csv", "md"):
         assert (folder / f"oracle.{end}").read_bytes() == written[end]
 

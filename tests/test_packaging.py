@@ -44,6 +44,32 @@ def test_a_limit_needs_none_of_the_packages_for_figures_data_and_tables(tmp_path
     assert (result.returncode, result.stderr) == (0, "")
 
 
+WITHOUT_STUDIES = """
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.startswith(BLOCKED):
+            raise ImportError(f"{name} is blocked")
+
+sys.meta_path.insert(0, Blocked())
+BLOCKED = ("validation",)
+import pruning_limits
+assert all(getattr(pruning_limits, name) for name in pruning_limits.__all__)
+BLOCKED = ("validation.studies.koopman", "validation.studies.lottery")
+from validation import cli
+from validation.commands import check, demo, predict, retune, spectrum
+from validation.studies.limits import algorithms, bounds, early, meaning, oracle, patterns, sota, theory_vs_actual
+from validation.tables import runner, writing
+assert not [name for name in sys.modules if name.startswith(BLOCKED)]
+"""
+
+
+def test_neither_side_study_is_needed_by_the_library_or_by_the_study_of_limits(tmp_path):
+    result = python("-c", WITHOUT_STUDIES, folder=tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
 PROGRAM = """
 from typing import assert_type
 

@@ -7,17 +7,20 @@ import pytest
 import torch
 from torch import nn
 
-from validation.experiments.patterns import TABLE, factor
-from validation.experiments.table import tables
-from validation.suite import LimitSettings, PatternSettings, Suite
+from validation.studies.limits.patterns import TABLE, PatternSettings, factor
+from validation.studies.limits.predicted import LimitSettings
+from validation.tables.discovery import tables
+from validation.tables.suite import Suite
 from validation.training import Network, Recipe, train
 
 RECIPE = Recipe(epochs=2, lr=0.05, warmup=1)
 SUITE = Suite(
     "tiny",
     (Network("cnn-tiny", "digits", RECIPE, 0),),
-    LimitSettings(samples=64, steps=4, probes=1, tolerance=0.1),
-    patterns=PatternSettings(names=("unstructured", "2:4", "channels", "heads"), epsilon=0.1, evaluations=1),
+    (
+        LimitSettings(samples=64, steps=4, probes=1, tolerance=0.1),
+        PatternSettings(names=("unstructured", "2:4", "channels", "heads"), epsilon=0.1, evaluations=1),
+    ),
 )
 
 
@@ -40,7 +43,7 @@ def test_a_ratio_of_kept_fractions_leaves_out_runs_and_what_is_missing():
 
 
 def test_rows_are_those_of_networks_that_are_pruned_and_trained_by_hand(tmp_path, digits):
-    from validation.experiments.table import Bench
+    from validation.tables.table import Bench
 
     rows = {}
     for cell in TABLE.cells(SUITE):

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from validation.experiments.runner import run_table
-from validation.suite import Suite, load_suite
+from validation.tables.reading import load_suite
+from validation.tables.runner import Run, run_table
+from validation.tables.suite import Suite
 
 SUITE = """
 [limit]
@@ -43,13 +44,13 @@ def whole(suite: Suite, tmp_path_factory: pytest.TempPathFactory, one_thread: No
     """Folder of runs that nothing stopped."""
     out = tmp_path_factory.mktemp("whole")
     for table in dict(MOMENTS):
-        run_table(table, suite, None, out, command="test")
+        run_table(table, suite, Run(out, command="test"))
     return out
 
 
 def run(table: str, suite: Suite, out: Path) -> None:
     torch.set_num_threads(1)
-    run_table(table, suite, None, out, command="test")
+    run_table(table, suite, Run(out, command="test"))
 
 
 @pytest.mark.parametrize(("table", "pattern"), MOMENTS)
@@ -66,7 +67,7 @@ def test_a_killed_suite_resumes_to_the_same_bytes(
     process.join()
     assert process.exitcode == -signal.SIGKILL
     assert not (tmp_path / "little" / f"{table}.md").exists()
-    run_table(table, suite, None, tmp_path, command="test")
+    run_table(table, suite, Run(tmp_path, command="test"))
     for kind in ("json", "csv", "md", "png"):
         name = f"little/{table}.{kind}"
         assert (tmp_path / name).read_bytes() == (whole / name).read_bytes(), kind

@@ -8,7 +8,7 @@ from tests.helpers import assert_close, random
 from validation.masks import prunable
 from validation.models import MODELS, Shape, build_model
 from validation.slim_models import SLIM, SlimRecurrent, _Block, _Residual
-from validation.suite import load_suite
+from validation.tables.reading import load_suite
 
 DIGITS, MNIST, CIFAR, TEXT = (1, 8, 8), (1, 28, 28), (3, 32, 32), (1, 1, 32)
 READERS = [name for name in SLIM if name.startswith("characters")]

@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from estimators import Objective, UserError
-from validation.experiments.splits import SPLITS, TABLE, masks_of
-from validation.experiments.table import Bench, tables
-from validation.suite import SplitSettings, Suite
+from validation.studies.limits.splits import SPLITS, TABLE, SplitSettings, masks_of
+from validation.tables.discovery import tables
+from validation.tables.suite import Suite
+from validation.tables.table import Bench
 from validation.training import Network, Recipe, apply_masks, train
 
 RECIPE = Recipe(epochs=1, lr=0.05, warmup=1)
-SUITE = Suite("tiny", (Network("cnn-tiny", "digits", RECIPE, 0),), splits=SplitSettings(shares=(0.5,)))
+SUITE = Suite("tiny", (Network("cnn-tiny", "digits", RECIPE, 0),), (SplitSettings(shares=(0.5,)),))
 
 
 def test_rows_are_those_of_networks_that_are_pruned_and_trained_by_hand(tmp_path, digits):

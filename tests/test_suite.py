@@ -1,17 +1,21 @@
 from __future__ import annotations
 
 import re
-from dataclasses import fields
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from estimators import UserError
-from validation import suite as suite_module
-from validation.experiments.runner import run_table
-from validation.experiments.table import tables
-from validation.storage import read_json, run_folder
-from validation.suite import LimitSettings, RetrainSettings, Suite, known_suites, load_suite
+from validation.studies.limits.actual import RetrainSettings
+from validation.studies.limits.predicted import LimitSettings
+from validation.tables import discovery
+from validation.tables.discovery import sections, tables
+from validation.tables.reading import known_suites, load_suite
+from validation.tables.runner import Run, run_table
+from validation.tables.storage import read_json, run_folder
+from validation.tables.suite import Suite
 from validation.training import Network, Recipe
 
 GOOD = """\
@@ -63,14 +67,14 @@ def test_a_suite_holds_what_its_file_says(tmp_path: Path) -> None:
             Network("fc5-mini", "digits", first, 3),
             Network("small-cnn", "digits", Recipe(4, 1), 0),
         ),
-        LimitSettings(steps=8, tolerance=0.1),
-        RetrainSettings(epochs=2),
+        (LimitSettings(steps=8, tolerance=0.1), RetrainSettings(epochs=2)),
     )
 
 
 def test_settings_that_a_file_leaves_out_have_their_defaults(tmp_path: Path) -> None:
     suite = loaded(tmp_path, '[[network]]\nmodel = "fc5"\ndataset = "digits"\nrecipe = { epochs = 1, lr = 0.1 }\n')
     assert suite == Suite("mine", suite.networks)
+    assert suite.settings(LimitSettings) == LimitSettings()
     assert suite.networks == (Network("fc5", "digits", Recipe(1, 0.1), 0),)
 
 
@@ -89,8 +93,35 @@ def test_the_named_suites_come_with_the_package() -> None:
     assert {"quick", "cpu"} <= set(known_suites())
 
 
-def test_every_section_is_a_field_of_a_suite() -> None:
-    assert set(suite_module.SECTIONS) == {one.name for one in fields(Suite)} - {"name", "networks"}
+def test_sections_are_those_that_tables_declare() -> None:
+    declared = {kind for table in tables().values() for kind in table.sections}
+    assert sections() == {kind.section: kind for kind in declared}
+    assert list(sections()) == [
+        *("compare", "early", "iterative", "koopman", "limit", "patterns"),
+        *("penalties", "retrain", "row_norms", "slq", "splits"),
+    ]
+
+
+def test_a_section_belongs_to_one_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclass(frozen=True)
+    class Other:
+        section: ClassVar[str] = "limit"
+
+    bounds = replace(tables()["bounds"], sections=(Other,))
+    monkeypatch.setattr(discovery, "tables", lambda: tables() | {"bounds": bounds})
+    with pytest.raises(ValueError, match="the section limit belongs to "):
+        sections()
+
+
+def test_settings_are_replaced_by_their_class() -> None:
+    suite = Suite("mine", (), (LimitSettings(steps=8), RetrainSettings(epochs=2)))
+    changed = suite.replaced(LimitSettings(steps=9))
+    assert (changed.settings(LimitSettings).steps, changed.settings(RetrainSettings).epochs) == (9, 2)
+    assert changed.plain(RetrainSettings) == {"retrain": {"epochs": 2, "lr_factor": 0.2, "evaluations": 3}}
+
+
+def test_a_section_that_settings_refuse_is_refused_with_what_they_say(tmp_path: Path) -> None:
+    assert refusal(tmp_path, GOOD.replace("epochs = 2  # short", "evaluations = 0")).startswith("retrain: ")
 
 
 # ------------------------------------------------------------------------------------------------- refusals
@@ -220,4 +251,4 @@ def test_a_folder_that_cannot_be_written_is_refused_before_any_training(tmp_path
         with pytest.raises(UserError, match=r"^out: cannot write to .*file.*; choose another folder$"):
             run_folder(out, "network", {})
         with pytest.raises(UserError, match=r"^out: cannot write to "):
-            run_table("theory-vs-actual", load_suite("quick"), None, out)
+            run_table("theory-vs-actual", load_suite("quick"), Run(out))

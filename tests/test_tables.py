@@ -16,12 +16,13 @@ import torch
 
 from estimators import UserError
 from estimators.files import load_tensors, save_tensors
-from validation.storage import read_json, write_bytes, write_json
-from validation.suite import LimitSettings, Suite
-from validation.tables import (
+from validation.studies.limits.predicted import LimitSettings, limit_notes
+from validation.tables.storage import read_json, write_bytes, write_json
+from validation.tables.suite import Suite
+from validation.tables.writing import (
     Column,
+    Page,
     Row,
-    limit_notes,
     mean_and_spread,
     network_row,
     recipe_text,
@@ -71,7 +72,7 @@ def as_number(text: str) -> Any:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    write_table(tmp_path / "quick", "mine", "A title", ["First note.", "Second."], COLUMNS, ROWS, extra=[1, 2])
+    write_table(tmp_path / "quick", Page("mine", "A title", ["First note.", "Second."], COLUMNS), ROWS, extra=[1, 2])
     return tmp_path / "quick"
 
 
@@ -113,12 +114,12 @@ def test_markdown_prints_the_same_numbers_rounded(folder: Path) -> None:
 
 def test_writing_again_gives_the_same_bytes(folder: Path) -> None:
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
-    write_table(folder, "mine", "A title", ["First note.", "Second."], COLUMNS, ROWS, extra=[1, 2])
+    write_table(folder, Page("mine", "A title", ["First note.", "Second."], COLUMNS), ROWS, extra=[1, 2])
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
 
 
 def test_a_table_without_rows_has_headings(tmp_path: Path) -> None:
-    write_table(tmp_path, "empty", "None", [], COLUMNS, [])
+    write_table(tmp_path, Page("empty", "None", [], COLUMNS), [])
     assert (tmp_path / "empty.csv").read_text() == "model,weights,limit,difference,status,plain\n"
     assert len((tmp_path / "empty.md").read_text().splitlines()) == 4
 
@@ -179,7 +180,7 @@ def test_a_recipe_in_one_line_leaves_out_what_is_off() -> None:
 
 def test_the_notes_name_every_recipe_and_the_settings_of_the_prediction() -> None:
     networks = tuple(Network("fc5", "digits", Recipe(1, lr), seed) for lr in (0.1, 0.2) for seed in (0, 1))
-    text = " ".join(limit_notes(Suite("s", networks, LimitSettings(samples=64, steps=8))))
+    text = " ".join(limit_notes(Suite("s", networks, (LimitSettings(samples=64, steps=8),))))
     assert text.count("fc5 on digits: ") == 2
     assert "lr 0.1" in text
     assert "lr 0.2" in text

@@ -5,9 +5,18 @@ import pytest
 import torch
 
 from estimators import UserError
-from validation.population import kernel, population_gradient, population_hessian, population_loss
-from validation.recovery import convex_radius, descend, inward
-from validation.teacher_student import Floats, Teachers, draw_teachers, gradient, hessian, loss, norms, outputs
+from validation.studies.lottery.population import kernel, population_gradient, population_hessian, population_loss
+from validation.studies.lottery.recovery import End, convex_radius, descend, inward
+from validation.studies.lottery.teacher_student import (
+    Floats,
+    Teachers,
+    draw_teachers,
+    gradient,
+    hessian,
+    loss,
+    norms,
+    outputs,
+)
 
 NEURONS, INPUTS, KEPT = 3, 7, 4
 
@@ -121,7 +130,7 @@ def test_descent_recovers_the_truth_at_the_speed_of_the_smallest_curvature() -> 
     teachers = draw_teachers(2, NEURONS, 24, 8, rng)
     x = rng.standard_normal((2, 2000, 24))
     y = outputs(teachers.weights, x)
-    path = descend(teachers, x, y, teachers.perturbed(0.2, rng), 800, until=1e-8)
+    path = descend(teachers, x, y, teachers.perturbed(0.2, rng), End(800, 1e-8))
     assert path.errors[-1].max() <= 1e-8
     assert (path.iterations(1e-3) > 0).all()
     assert (path.iterations(1e-12) == -1).all()
@@ -137,7 +146,7 @@ def test_removed_weights_stay_zero() -> None:
     x = rng.standard_normal((1, 100, 6))
     kept = rng.random((1, 2, 6)) < 0.5
     start = rng.standard_normal((1, 2, 6)) * kept
-    path = descend(teachers, x, outputs(teachers.weights, x), start, 5, support=kept)
+    path = descend(teachers, x, outputs(teachers.weights, x), start, End(5), support=kept)
     assert (path.weights[~kept] == 0).all()
     assert len(path.errors) == 6
 

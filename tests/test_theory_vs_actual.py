@@ -18,9 +18,11 @@ from estimators import Objective, UserError
 from pruning_limits import MagnitudeProfile
 from validation import training
 from validation.data import ImageData
-from validation.experiments import theory_vs_actual
-from validation.experiments.actual import (
+from validation.masks import prunable, sparsity_of
+from validation.studies.limits import theory_vs_actual
+from validation.studies.limits.actual import (
     KEPT_GRID,
+    RetrainSettings,
     Trial,
     one_shot_accuracies,
     pruned,
@@ -29,9 +31,9 @@ from validation.experiments.actual import (
     retraining_recipe,
     sustained,
 )
-from validation.experiments.runner import run_table
-from validation.masks import prunable, sparsity_of
-from validation.suite import RetrainSettings, Suite, load_suite
+from validation.tables.reading import load_suite
+from validation.tables.runner import Run, run_table
+from validation.tables.suite import Suite
 from validation.training import Recipe, accuracy, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -210,7 +212,7 @@ def out(tiny_suite: Suite, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         stop_clock(patch)
-        assert run_table(NAME, tiny_suite, None, folder, command="make little") == folder / "little"
+        assert run_table(NAME, tiny_suite, Run(folder, command="make little")) == folder / "little"
     return folder
 
 
@@ -278,7 +280,7 @@ def test_finished_cells_are_not_computed_again(out: Path, tiny_suite: Suite, mon
     before = written(out)
     monkeypatch.delattr(training, "train")
     monkeypatch.delattr(theory_vs_actual, "one_shot_accuracies")
-    run_table(NAME, tiny_suite, None, out, command="make little")
+    run_table(NAME, tiny_suite, Run(out, command="make little"))
     assert written(out) == before
 
 
@@ -290,7 +292,7 @@ def test_a_lost_cell_is_computed_again_to_the_same_bytes(
     assert len(rows) == 2
     cells(out)[0].unlink()
     stop_clock(monkeypatch)
-    run_table(NAME, tiny_suite, None, out, command="make little")
+    run_table(NAME, tiny_suite, Run(out, command="make little"))
     assert {file: file.read_bytes() for file in cells(out)} == rows
     assert written(out) == before
 
@@ -311,12 +313,12 @@ def test_a_run_that_was_killed_in_the_middle_of_a_cell_ends_with_the_same_number
         with monkeypatch.context() as patch:
             patch.setattr(module, stage, stopped)
             with pytest.raises(KeyboardInterrupt):
-                run_table(NAME, tiny_suite, None, tmp_path)
+                run_table(NAME, tiny_suite, Run(tmp_path))
         assert not (tmp_path / "little").exists()
         if stage == "train":
             assert len(cells(tmp_path)) == 1
             cells(tmp_path)[0].unlink()
-    run_table(NAME, tiny_suite, None, tmp_path)
+    run_table(NAME, tiny_suite, Run(tmp_path))
     assert numbers(tmp_path) == numbers(out)
 
 
@@ -325,7 +327,7 @@ def test_two_jobs_give_the_same_numbers(
     out: Path, tiny_suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 2)  # one thread for each of the two workers
-    run_table(NAME, tiny_suite, None, tmp_path, jobs=2)
+    run_table(NAME, tiny_suite, Run(tmp_path, jobs=2))
     assert numbers(tmp_path) == numbers(out)
 
 
@@ -333,14 +335,14 @@ def test_only_keeps_matching_networks(out: Path, tiny_suite: Suite, tmp_path: Pa
     for folder in out.iterdir():
         if folder.name != "little":
             (tmp_path / folder.name).symlink_to(folder)
-    run_table(NAME, tiny_suite, None, tmp_path, only="fc5-mini-digits-1")
+    run_table(NAME, tiny_suite.only("fc5-mini-digits-1"), Run(tmp_path))
     (row,) = numbers(tmp_path)
     assert row == numbers(out)[1]
 
 
 def test_only_refuses_what_matches_nothing(tiny_suite: Suite, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"only: no network of suite little .*'fc12'"):
-        run_table(NAME, tiny_suite, None, tmp_path, only="fc12")
+        run_table(NAME, tiny_suite.only("fc12"), Run(tmp_path))
     assert not list(tmp_path.iterdir())
 
 
@@ -360,6 +362,6 @@ def test_fresh_computes_cells_again_with_the_trained_networks(
         for file in folder.iterdir():
             (target / file.name).write_bytes(file.read_bytes())
     with pytest.raises(UserError, match="asked"):
-        run_table(NAME, tiny_suite, None, tmp_path, resume=False)
+        run_table(NAME, tiny_suite, Run(tmp_path, resume=False))
     assert asked == [True]
     assert not cells(tmp_path)

@@ -16,8 +16,9 @@ from validation import training
 from validation.data import ImageData
 from validation.masks import Masks, prunable
 from validation.models import build_model
-from validation.storage import run_folder, settings_hash
+from validation.tables.storage import run_folder, settings_hash
 from validation.training import (
+    Course,
     Network,
     Recipe,
     accuracy,
@@ -140,10 +141,12 @@ def test_a_run_that_was_stopped_continues_bit_for_bit(few: ImageData, tmp_path: 
     train(whole, few, FULL, seed=4)
     model = dropout_network()
     with pytest.raises(Killed):
-        train(model, few, FULL, seed=4, state=tmp_path / "state.pt", on_step=kill_at(step))
+        train(model, few, FULL, seed=4, course=Course(state=tmp_path / "state.pt", on_step=kill_at(step)))
     again = dropout_network()
     seen: list[int] = []
-    train(again, few, FULL, seed=4, state=tmp_path / "state.pt", on_step=lambda done, _: seen.append(done))
+    train(
+        again, few, FULL, seed=4, course=Course(state=tmp_path / "state.pt", on_step=lambda done, _: seen.append(done))
+    )
     assert seen == list(range(3 * ((step - 1) // 3) + 1, 10))
     assert same(whole.state_dict(), again.state_dict())
 
@@ -157,16 +160,16 @@ def test_a_run_that_was_stopped_with_masks_continues_bit_for_bit(
     models = [dropout_network() for _ in range(3)]
     train(models[0], few, recipe, 0, masks=masks)
     with pytest.raises(Killed):
-        train(models[1], few, recipe, 0, masks=masks, state=tmp_path / "state.pt", on_step=kill_at(5))
-    train(models[2], few, recipe, 0, masks=masks, state=tmp_path / "state.pt")
+        train(models[1], few, recipe, 0, masks=masks, course=Course(state=tmp_path / "state.pt", on_step=kill_at(5)))
+    train(models[2], few, recipe, 0, masks=masks, course=Course(state=tmp_path / "state.pt"))
     assert same(models[0].state_dict(), models[2].state_dict())
 
 
 def test_a_finished_state_is_not_trained_again(few: ImageData, tmp_path: Path) -> None:
     recipe = Recipe(2, 0.1, batch_size=64)
     model, again = linear(), linear()
-    train(model, few, recipe, 0, state=tmp_path / "state.pt")
-    train(again, few, recipe, 0, state=tmp_path / "state.pt", on_step=kill_at(-1))
+    train(model, few, recipe, 0, course=Course(state=tmp_path / "state.pt"))
+    train(again, few, recipe, 0, course=Course(state=tmp_path / "state.pt", on_step=kill_at(-1)))
     assert same(model.state_dict(), again.state_dict())
 
 
@@ -175,10 +178,10 @@ def test_seconds_before_an_interruption_count(few: ImageData, tmp_path: Path, mo
     monkeypatch.setattr(training.time, "perf_counter", lambda: next(clock))
     recipe = Recipe(2, 0.1, batch_size=64)
     with pytest.raises(Killed):
-        train(linear(), few, recipe, 0, state=tmp_path / "state.pt", on_step=kill_at(4))
+        train(linear(), few, recipe, 0, course=Course(state=tmp_path / "state.pt", on_step=kill_at(4)))
     first = training.load_tensors(tmp_path / "state.pt")["seconds"]
     assert first > 0
-    assert train(linear(), few, recipe, 0, state=tmp_path / "state.pt") > first
+    assert train(linear(), few, recipe, 0, course=Course(state=tmp_path / "state.pt")) > first
 
 
 @pytest.mark.parametrize("step", [1, 3, 4, 7])
@@ -186,10 +189,10 @@ def test_starting_from_the_weights_of_a_step_sees_what_a_run_from_zero_saw(few: 
     recipe = dataclasses.replace(FULL, momentum=0.0, nesterov=False)
     states: dict[int, State] = {}
     whole = dropout_network()
-    train(whole, few, recipe, 2, on_step=lambda done, model: states.update({done: snapshot(model)}))
+    train(whole, few, recipe, 2, course=Course(on_step=lambda done, model: states.update({done: snapshot(model)})))
     model = dropout_network()
     model.load_state_dict(states[step])
-    train(model, few, recipe, 2, first_step=step)
+    train(model, few, recipe, 2, course=Course(first=step))
     assert same(whole.state_dict(), model.state_dict())
 
 
@@ -198,7 +201,7 @@ def test_momentum_starts_at_zero(few: ImageData) -> None:
     weights = []
     for momentum in (0.9, 0.0):
         model = linear()
-        train(model, few, dataclasses.replace(recipe, momentum=momentum), 0, first_step=1, last_step=2)
+        train(model, few, dataclasses.replace(recipe, momentum=momentum), 0, course=Course(first=1, last=2))
         weights.append(snapshot(model))
     assert same(*weights)
 
@@ -206,11 +209,11 @@ def test_momentum_starts_at_zero(few: ImageData) -> None:
 def test_the_last_step_may_lie_inside_an_epoch(few: ImageData) -> None:
     recipe = Recipe(3, 0.1, batch_size=64)
     states: dict[int, State] = {}
-    train(linear(), few, recipe, 0, on_step=lambda done, model: states.update({done: snapshot(model)}))
+    train(linear(), few, recipe, 0, course=Course(on_step=lambda done, model: states.update({done: snapshot(model)})))
     assert sorted(states) == list(range(1, 10))
     for last in (0, 4, 6):
         model = linear()
-        train(model, few, recipe, 0, last_step=last)
+        train(model, few, recipe, 0, course=Course(last=last))
         assert same(model.state_dict(), states[last] if last else linear().state_dict())
 
 
@@ -220,7 +223,7 @@ def test_training_depends_on_its_seed_and_leaves_the_global_random_state_alone(f
         model = dropout_network()
         torch.manual_seed(number)
         before = torch.random.get_rng_state()
-        train(model, few, FULL, seed, last_step=2)
+        train(model, few, FULL, seed, course=Course(last=2))
         assert torch.equal(before, torch.random.get_rng_state())
         assert model.training
         results.append(snapshot(model))
@@ -256,7 +259,7 @@ def test_a_step_follows_the_gradient_of_cross_entropy_plus_penalty(
         for parameter, gradient in zip(expected.parameters(), gradients, strict=True):
             parameter -= 0.5 * gradient
     model = linear()
-    train(model, few, recipe, 3, last_step=1)
+    train(model, few, recipe, 3, course=Course(last=1))
     for found, wanted in zip(model.parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(found, wanted)
 
@@ -264,7 +267,7 @@ def test_a_step_follows_the_gradient_of_cross_entropy_plus_penalty(
 def test_the_penalty_reaches_parameters_that_the_loss_does_not(few: ImageData) -> None:
     model = linear()
     model.register_parameter("idle", nn.Parameter(torch.tensor([1.0, -2.0, 0.0])))
-    train(model, few, Recipe(1, 0.5, momentum=0.0, l1=0.1, batch_size=64), 0, last_step=1)
+    train(model, few, Recipe(1, 0.5, momentum=0.0, l1=0.1, batch_size=64), 0, course=Course(last=1))
     torch.testing.assert_close(model.get_parameter("idle").detach(), torch.tensor([0.95, -1.95, 0.0]))
 
 
@@ -314,7 +317,7 @@ def test_removed_weights_are_zero_after_every_step(few: ImageData, option: dict[
         for name, mask in masks.items():
             assert not trained.get_parameter(name)[~mask].any()
 
-    train(model, few, Recipe(2, 0.2, batch_size=64, **option), 0, masks=masks, on_step=check)
+    train(model, few, Recipe(2, 0.2, batch_size=64, **option), 0, masks=masks, course=Course(on_step=check))
     assert steps == 6
     assert all(model.get_parameter(name)[mask].all() for name, mask in masks.items())
     assert model.get_parameter("5.bias").any()
@@ -338,7 +341,7 @@ def test_momentum_does_not_revive_removed_weights() -> None:
 def test_masks_hold_even_without_a_step(few: ImageData) -> None:
     model = linear()
     masks = masks_of(model, 0.5)
-    train(model, few, Recipe(1, 0.1), 0, masks=masks, last_step=0)
+    train(model, few, Recipe(1, 0.1), 0, masks=masks, course=Course(last=0))
     assert not model.get_parameter("1.weight")[~masks["1.weight"]].any()
 
 
@@ -357,7 +360,7 @@ def test_apply_masks_touches_named_weights_only() -> None:
 def test_a_loss_that_is_no_number_is_refused_in_one_line(few: ImageData, tmp_path: Path) -> None:
     model = build_model("fc5-mini", few.shape, few.classes)
     with pytest.raises(UserError, match=r"^training: the loss is (nan|inf) at step \d+; lower lr=1e\+20") as caught:
-        train(model, few, Recipe(3, 1e20, batch_size=64), 0, state=tmp_path / "state.pt")
+        train(model, few, Recipe(3, 1e20, batch_size=64), 0, course=Course(state=tmp_path / "state.pt"))
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "state.pt").exists()
 
@@ -423,14 +426,17 @@ def test_a_network_whose_training_was_stopped_continues(
 ) -> None:
     whole = trained_network(NETWORK, few, tmp_path / "whole")
     with monkeypatch.context() as patch:
-        patch.setattr(training, "train", lambda *a, **k: train(*a, **k, on_step=kill_at(5)))
+        patch.setattr(
+            training, "train", lambda *a, course: train(*a, course=dataclasses.replace(course, on_step=kill_at(5)))
+        )
         with pytest.raises(Killed):
             trained_network(NETWORK, few, tmp_path / "stopped")
     (folder,) = (tmp_path / "stopped").iterdir()
     assert (folder / "state.pt").exists()
     seen: list[int] = []
     with monkeypatch.context() as patch:
-        patch.setattr(training, "train", lambda *a, **k: train(*a, **k, on_step=lambda done, _: seen.append(done)))
+        note = Course(state=folder / "state.pt", on_step=lambda done, _: seen.append(done))
+        patch.setattr(training, "train", lambda *a, course: train(*a, course=note))
         again = trained_network(NETWORK, few, tmp_path / "stopped")
     assert seen == [4, 5, 6]
     assert same(whole.state_dict(), again.state_dict())

@@ -19,7 +19,7 @@ from estimators.errors import UserError
 from validation.data import ImageData
 from validation.masks import Masks
 from validation.models import build_model
-from validation.storage import load_tensors, run_folder, save_tensors, write_json
+from validation.tables.storage import load_tensors, run_folder, save_tensors, write_json
 
 SCHEDULES = ("constant", "cosine", "multistep")
 OPTIMIZERS = ("sgd", "adamw")
@@ -104,18 +104,36 @@ class Recipe:
         return rate * min(1.0, (step + 1) / warm_steps) if warm_steps else rate
 
 
+@dataclass(frozen=True)
+class Course:
+    """Which steps of a training are made, and what happens on the way.
+
+    Args:
+        first: Step to start from.
+        last: Step to stop before; None stands for the end of the last epoch.
+        state: File for the state after every epoch; training resumes from it.
+        on_step: Called after each step with the number of steps done and the model.
+        progress: Label of a progress bar over steps; None for none.
+    """
+
+    first: int = 0
+    last: int | None = None
+    state: Path | None = None
+    on_step: Callable[[int, nn.Module], None] | None = None
+    progress: str | None = None
+
+
+WHOLE = Course()
+
+
 def train(
     model: nn.Module,
     data: ImageData,
     recipe: Recipe,
     seed: int,
     *,
-    first_step: int = 0,
-    last_step: int | None = None,
     masks: Masks | None = None,
-    state: Path | None = None,
-    on_step: Callable[[int, nn.Module], None] | None = None,
-    progress: str | None = None,
+    course: Course = WHOLE,
 ) -> float:
     """Train a network in place on cross-entropy plus the recipe's penalty.
 
@@ -127,12 +145,8 @@ def train(
         data: Training images.
         recipe: Hyper-parameters.
         seed: Seed of data order and augmentation.
-        first_step: Step to start from.
-        last_step: Step to stop before; default the end of the last epoch.
         masks: Kept weights by parameter name; removed weights are zero after every step.
-        state: File for the state after every epoch; training resumes from it.
-        on_step: Called after each step with the number of steps done and the model.
-        progress: Label of a progress bar over epochs; None for none.
+        course: The steps to make; default all, from the first to the last.
 
     Returns:
         Seconds spent, those before an interruption included.
@@ -142,22 +156,22 @@ def train(
     """
     loader = data.batches("train", recipe.batch_size)
     per_epoch = len(loader)
-    last = recipe.epochs * per_epoch if last_step is None else last_step
+    last = recipe.epochs * per_epoch if course.last is None else course.last
     parameters = list(model.parameters())
     device = parameters[0].device
     optimizer = recipe.optimizing(parameters)
     hold_masks(model, optimizer, masks or {})
-    step, spent, started = first_step, 0.0, time.perf_counter()
-    if state is not None and state.exists():
-        saved = load_tensors(state)
+    step, spent, started = course.first, 0.0, time.perf_counter()
+    if course.state is not None and course.state.exists():
+        saved = load_tensors(course.state)
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         step, spent = int(saved["step"]), float(saved["seconds"])
     penalty = recipe.penalty
     model.train()
-    done, total = step - first_step, last - first_step
-    hide = progress is None or None
-    with tqdm(total=total, initial=done, desc=progress, unit="step", leave=False, disable=hide) as bar:
+    done, total = step - course.first, last - course.first
+    hide = course.progress is None or None
+    with tqdm(total=total, initial=done, desc=course.progress, unit="step", leave=False, disable=hide) as bar:
         while step < last:
             epoch, start = divmod(step, per_epoch)
             loss = torch.zeros(())
@@ -174,17 +188,17 @@ def train(
                 optimizer.step()
                 step += 1
                 bar.update()
-                if on_step is not None:
-                    on_step(step, model)
+                if course.on_step is not None:
+                    course.on_step(step, model)
                 if step == last:
                     break
             if not math.isfinite(loss.item()):
                 raise UserError(
                     f"training: the loss is {loss.item()} at step {step}; lower lr={recipe.lr} or add warmup"
                 )
-            if state is not None:
+            if course.state is not None:
                 save_tensors(
-                    state,
+                    course.state,
                     {
                         "model": model.state_dict(),
                         "optimizer": optimizer.state_dict(),
@@ -265,7 +279,9 @@ def trained_network(network: Network, data: ImageData, out: Path, progress: bool
     weights = folder / "weights.pt"
     if not weights.exists():
         label = f"{network.model} seed {network.seed}" if progress else None
-        seconds = train(model, data, network.recipe, network.seed, state=folder / "state.pt", progress=label)
+        seconds = train(
+            model, data, network.recipe, network.seed, course=Course(state=folder / "state.pt", progress=label)
+        )
         write_json(folder / "training.json", {"seconds": round(seconds, 1)})
         save_tensors(weights, model.state_dict())
         (folder / "state.pt").unlink(missing_ok=True)

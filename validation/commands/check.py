@@ -15,7 +15,7 @@ from estimators.files import refuse_unwritable, write_bytes
 from pruning_limits.cli import PATH, tell
 from pruning_limits.pattern_names import UNSTRUCTURED, parsed, pattern_names
 from pruning_limits.result import PruningLimit
-from validation.commands.options import allowance_options, task_options
+from validation.commands.options import allowance_options, taken, task_options
 from validation.launch import alone
 
 if TYPE_CHECKING:
@@ -44,27 +44,65 @@ ALLOWANCE = ("criterion", "metric", "max_drop", *HELD_OUT)
 @task_options
 @allowance_options
 @alone
-def check(
-    sparsity: float | None,
-    pattern: str | None,
-    limit_path: Path | None,
-    dense: Path | None,
-    pruned: Path | None,
-    as_json: bool,
-    junit_path: Path | None,
-    markdown_path: Path | None,
-    **options: Any,
-) -> None:
+def check(**options: Any) -> None:
     """Judge a sparsity, or a pruned network by its dense parent: exit code 0 achievable, 3 open, 4 infeasible."""
     started = time.perf_counter()
-    answer: Verdict | Comparison
-    for path in (junit_path, markdown_path):
-        if path is not None:
-            refuse_unwritable(path)
-    if limit_path is not None:
-        _refuse_second_allowance(options, of_pruned=pruned is not None)
+    question, told = taken(_Question, options), taken(_Told, options)
+    told.refuse_unwritable()
+    if question.limit_path is not None:
+        _refuse_second_allowance(options, of_pruned=question.pruned is not None)
+    limit, answer = _answered(question, options)
+    told.write(answer, limit, time.perf_counter() - started)
+    tell(answer, told.as_json)
+
+
+@dataclass(frozen=True)
+class _Question:
+    """What is judged, and by what."""
+
+    sparsity: float | None
+    pattern: str | None
+    limit_path: Path | None
+    dense: Path | None
+    pruned: Path | None
+
+    @property
+    def of_pruned(self) -> bool:
+        """Whether a checkpoint is named that belongs to a pruned network or its parent."""
+        return self.dense is not None or self.pruned is not None
+
+
+@dataclass(frozen=True)
+class _Told:
+    """Where the answer goes."""
+
+    as_json: bool
+    junit_path: Path | None
+    markdown_path: Path | None
+
+    def refuse_unwritable(self) -> None:
+        """Refuse files that cannot be written, before anything is computed."""
+        for path in (self.junit_path, self.markdown_path):
+            if path is not None:
+                refuse_unwritable(path)
+
+    def write(self, answer: Verdict | Comparison, limit: PruningLimit, seconds: float) -> None:
+        """Write the files that are asked for."""
+        if self.junit_path is None and self.markdown_path is None:
+            return
+        from pruning_limits.gate_files import cases_of, junit, markdown
+
+        if self.junit_path is not None:
+            write_bytes(self.junit_path, junit(cases_of(answer), seconds).encode())
+        if self.markdown_path is not None:
+            write_bytes(self.markdown_path, markdown(answer, limit).encode())
+
+
+def _answered(question: _Question, options: dict[str, Any]) -> tuple[PruningLimit, Verdict | Comparison]:
+    """Judge a sparsity, or compare two networks."""
+    sparsity, pattern, limit_path = question.sparsity, question.pattern, question.limit_path
     names = pattern_names(pattern or UNSTRUCTURED)
-    if (sparsity is not None or parsed(names[0]).fixed) and dense is None and pruned is None:
+    if (sparsity is not None or parsed(names[0]).fixed) and not question.of_pruned:
         if sparsity is not None and not 0 <= sparsity < 1:
             raise UserError(f"sparsity: expected a number in [0, 1) (the removed fraction), got {sparsity}")
         if limit_path is None and options["model_name"] is None:
@@ -74,16 +112,12 @@ def check(
         else:
             limit = PruningLimit.from_json(limit_path)
             limit = limit if pattern is None else limit.for_pattern(pattern)
-        answer = limit.check(sparsity)
-    elif sparsity is None and dense is not None and pruned is not None:
+        return limit, limit.check(sparsity)
+    if sparsity is None and question.dense is not None and question.pruned is not None:
         if options["checkpoint"] is not None:
             raise click.UsageError("--dense names the weights; leave out --checkpoint")
-        limit, answer = _comparison(limit_path, pruned, options | {"checkpoint": dense}, pattern)
-    else:
-        raise click.UsageError("give either --sparsity, or --dense and --pruned")
-    if junit_path is not None or markdown_path is not None:
-        _write(answer, limit, junit_path, markdown_path, time.perf_counter() - started)
-    tell(answer, as_json)
+        return _comparison(limit_path, question.pruned, options | {"checkpoint": question.dense}, pattern)
+    raise click.UsageError("give either --sparsity, or --dense and --pruned")
 
 
 def _refuse_second_allowance(options: dict[str, Any], of_pruned: bool) -> None:
@@ -95,12 +129,12 @@ def _refuse_second_allowance(options: dict[str, Any], of_pruned: bool) -> None:
 
 
 def _predicted(options: dict[str, Any]) -> PruningLimit:
-    from validation.commands.prediction import predicted, taken_task
+    from validation.commands.prediction import PredictionOptions, predicted, taken_task
     from validation.commands.task import note
 
     task = taken_task(options)
     note(task.text())
-    return predicted(task, **options)
+    return predicted(task, PredictionOptions(**options))
 
 
 def _comparison(
@@ -108,7 +142,7 @@ def _comparison(
 ) -> tuple[PruningLimit, Comparison]:
     from pruning_limits.gate import compare
     from pruning_limits.metric_drop import MetricDrop
-    from validation.commands.prediction import predicted, taken_task
+    from validation.commands.prediction import PredictionOptions, predicted, taken_task
     from validation.commands.task import note
 
     limit = None if limit_path is None else PruningLimit.from_json(limit_path)
@@ -117,7 +151,7 @@ def _comparison(
     note(task.text())
     if limit is None:
         wanted = () if pattern is None else (UNSTRUCTURED, *pattern_names(pattern))
-        limit = predicted(task, **options, pattern=wanted)
+        limit = predicted(task, PredictionOptions(**options, pattern=wanted))
         asked = _asked_metric(limit, task, options["metric"], limit.max_drop)
     limit = limit.for_pattern(UNSTRUCTURED)
     parameters = list(limit.settings.parameters)
@@ -206,18 +240,3 @@ def _asked_metric(
     if limit.settings.held_out and task.data.held_out is None:
         raise UserError("held-out: the limit measured its metric on held-out data; name them with --held-out")
     return _AskedMetric(metric, name, limit.max_drop if max_drop is None else checked("max_drop", max_drop))
-
-
-def _write(
-    answer: Verdict | Comparison,
-    limit: PruningLimit,
-    junit_path: Path | None,
-    markdown_path: Path | None,
-    seconds: float,
-) -> None:
-    from pruning_limits.gate_files import cases_of, junit, markdown
-
-    if junit_path is not None:
-        write_bytes(junit_path, junit(cases_of(answer), seconds).encode())
-    if markdown_path is not None:
-        write_bytes(markdown_path, markdown(answer, limit).encode())

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
@@ -13,6 +14,7 @@ from pruning_limits.cli import PATH
 from pruning_limits.settings import LARGEST_SEED
 from validation.references import parsed_arguments
 
+Kind = TypeVar("Kind")
 FUNCTION = "path.py:function or package.module:function"
 
 
@@ -40,6 +42,23 @@ def _numbers(context: click.Context, parameter: click.Parameter, text: str | Non
         return None if text is None else [float(part) for part in text.split(",")]
     except ValueError:
         raise click.BadParameter(f"expected numbers, a comma between two, got {text!r}", context, parameter) from None
+
+
+def taken(kind: type[Kind], options: dict[str, Any]) -> Kind:
+    """Take the options that are fields of a dataclass out of all options, and return them as one.
+
+    Args:
+        kind: A dataclass; a field without an option has its default.
+        options: All options by name; those of the dataclass are removed.
+
+    Example:
+        >>> from dataclasses import make_dataclass
+        >>> options = {"seed": 1, "steps": 2}
+        >>> taken(make_dataclass("Seeds", ["seed"]), options), options
+        (Seeds(seed=1), {'steps': 2})
+    """
+    names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    return kind(**{name: options.pop(name) for name in names if name in options})
 
 
 def task_options(command: Callable[..., Any]) -> Callable[..., Any]:

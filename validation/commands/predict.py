@@ -38,7 +38,13 @@ def predict(
     target: float | None, json_path: Path | None, plot_path: Path | None, report_path: Path | None, **options: Any
 ) -> None:
     """Predict the pruning limit of a trained network."""
-    from validation.commands.prediction import predicted, refuse_unwritable_outputs, taken_task, write_outputs
+    from validation.commands.prediction import (
+        PredictionOptions,
+        predicted,
+        refuse_unwritable_outputs,
+        taken_task,
+        write_outputs,
+    )
 
     for name in ("max_drop", "retune"):
         if options[name] not in (None, False) and options["no_measure"]:
@@ -50,6 +56,6 @@ def predict(
     refuse_unwritable_outputs(paths)
     task = taken_task(options)
     click.echo(f"{task.text()}\n")
-    limit = predicted(task, **options)
+    limit = predicted(task, PredictionOptions(**options))
     click.echo(limit.summary(target))
     write_outputs(limit, paths)

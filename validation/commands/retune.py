@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,22 @@ import click
 
 from estimators.errors import UserError
 from pruning_limits.cli import PATH
-from validation.commands.options import allowance_options, task_options
+from validation.commands.options import allowance_options, taken, task_options
 from validation.launch import shared
 
 SUFFIXES = (".safetensors",)
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """How far to prune, on which way, and what is written."""
+
+    sparsity: float
+    out: Path
+    force: bool
+    limit_path: Path | None
+    passes: int
+    state_path: Path | None
 
 
 @click.command()
@@ -26,15 +38,7 @@ SUFFIXES = (".safetensors",)
 @task_options
 @allowance_options
 @shared
-def retune(
-    sparsity: float,
-    out: Path,
-    force: bool,
-    limit_path: Path | None,
-    passes: int,
-    state_path: Path | None,
-    **options: Any,
-) -> None:
+def retune(**options: Any) -> None:
     """Prune a trained network to a sparsity in stages, re-tune it on few samples, and write its weights."""
     from safetensors.torch import save
 
@@ -48,15 +52,17 @@ def retune(
     from pruning_limits.tuned_points import stages_to
     from validation.commands.prediction import taken_task
 
+    wanted = taken(_Wanted, options)
+    sparsity, out, limit_path = wanted.sparsity, wanted.out, wanted.limit_path
     if not 0 <= sparsity < 1:
         raise UserError(f"sparsity: expected a number in [0, 1) (the removed fraction), got {sparsity}")
     refuse_unwritable(out, SUFFIXES)
-    if out.exists() and not force:
+    if out.exists() and not wanted.force:
         raise UserError(f"out: {out} exists; name another file, or write over it with --force")
     if any(options[name] is not None for name in ("steps", "probes")):
         raise click.UsageError("--steps and --probes are for predict")
     limit = None if limit_path is None else PruningLimit.from_json(limit_path)
-    retuning = Retuning(samples=options["samples"] or Retuning().samples, passes=passes)
+    retuning = Retuning(samples=options["samples"] or Retuning().samples, passes=wanted.passes)
     task = taken_task(options)
     click.echo(f"{task.text()}\n")
     metric = task.metric(options["metric"])
@@ -79,7 +85,7 @@ def retune(
         way = stages_to(points, sparsity, limit.lower, limit.evidence.already_removed)
     values = None if metric is None else metric_loss(metric)
     subject = Subject(task.model, task.data.training, task.loss_fn, task.penalty, None, values, held_out)
-    pruned, answer = retuned_copy(subject, settings, way, checkpoint=state_path)
+    pruned, answer = retuned_copy(subject, settings, way, checkpoint=wanted.state_path)
     click.echo(f"{answer.sparsity:.2%} removed: {answer.status}")
     if rank() == 0:
         state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in pruned.state_dict().items()}

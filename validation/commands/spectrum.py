@@ -31,26 +31,18 @@ from validation.launch import shared
     help=f"Compare with PyHessian and curvlinops, on at most {SAMPLES} samples.",
 )
 @shared
-def spectrum(
-    curvature: Literal["hessian", "ggn"],
-    samples: int | None,
-    steps: int | None,
-    probes: int | None,
-    seed: int,
-    plot_path: Path,
-    compare: bool,
-    **task_options: Any,
-) -> None:
+def spectrum(curvature: Literal["hessian", "ggn"], plot_path: Path, compare: bool, **options: Any) -> None:
     """Estimate the spectrum of the curvature: density plot, top eigenvalues, trace."""
     from pruning_limits.plotting import save, spectrum_figure
 
+    samples, steps, probes, seed = (options.pop(name) for name in ("samples", "steps", "probes", "seed"))
     for name, count in (("samples", samples), ("steps", steps), ("probes", probes)):
         if count is not None and count < 1:
             raise UserError(f"{name}: expected at least 1, got {count}")
     if compare and world() > 1:
         raise UserError("cross-check: the other libraries know one process only; leave out torchrun")
     refuse_unwritable_outputs({"plot": plot_path})
-    task = taken_task(task_options)
+    task = taken_task(options)
     click.echo(task.text())
     objective = task.objective().subset(samples or 4096, seed)
     operator = (Hessian if curvature == "hessian" else GGN)(objective)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import click
@@ -91,74 +90,116 @@ class Task:
         return f"data: {self.data.text}; dense accuracy {accuracy.share:.2%} on {accuracy.samples:,} {kind} samples"
 
 
-def load_task(
-    model_name: str | None,
-    model_arguments: dict[str, Any],
-    checkpoint: Path | None,
-    dataset: str | None,
-    data_dir: Path | None,
-    data_function: str | None,
-    data_arguments: dict[str, Any],
-    loss_function: str | None,
-    mean: list[float] | None,
-    std: list[float] | None,
-    scale: bool,
-    no_normalise: bool,
-    transforms: str | None,
-    l1: float,
-    l2: float,
-    device: str,
-    held_out_function: str | None = None,
-    held_out_arguments: Mapping[str, Any] = MappingProxyType({}),
-) -> Task:
-    """Load what the options of ``task_options`` name, and those of ``allowance_options`` that name data.
+@dataclass(frozen=True)
+class TaskOptions:
+    """What ``task_options`` give, and of ``allowance_options`` those that name data.
+
+    Attributes:
+        model_name: Name or factory of the network.
+        model_arguments: Arguments of the factory.
+        checkpoint: Trained weights.
+        dataset: Images by name or place.
+        data_dir: Where data lie.
+        data_function: Function that returns loaders.
+        data_arguments: Its arguments.
+        loss_function: Losses of a batch.
+        mean: Mean of the images in [0, 1].
+        std: Their standard deviation.
+        scale: Images are divided by 255 alone.
+        no_normalise: Images stay as they are.
+        transforms: Entry of a torchvision enum.
+        l1: Coefficient of the L1 penalty.
+        l2: Coefficient of the L2 penalty.
+        device: Where the network goes.
+        held_out_function: Function that returns the held-out loader.
+        held_out_arguments: Its arguments.
+    """
+
+    model_name: str | None
+    model_arguments: dict[str, Any]
+    checkpoint: Path | None
+    dataset: str | None
+    data_dir: Path | None
+    data_function: str | None
+    data_arguments: dict[str, Any]
+    loss_function: str | None
+    mean: list[float] | None
+    std: list[float] | None
+    scale: bool
+    no_normalise: bool
+    transforms: str | None
+    l1: float
+    l2: float
+    device: str
+    held_out_function: str | None = None
+    held_out_arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def penalty(self) -> L1 | L2 | None:
+        """The penalty that the network was trained with."""
+        return L1(self.l1) if self.l1 else L2(self.l2) if self.l2 else None
+
+
+def load_task(options: TaskOptions) -> Task:
+    """Load what options name.
 
     Raises:
         click.UsageError: Options are missing or exclude each other.
         UserError: Something cannot be loaded, or does not fit.
     """
-    sources = [name for name, value in (("--dataset", dataset), ("--data", data_function)) if value is not None]
-    missing = [*(["--model"] if model_name is None else []), *([] if sources else ["--dataset or --data"])]
-    if model_name is None or missing:
-        raise click.UsageError(f"missing {' and '.join(missing)}")
-    ways = {"--mean": mean, "--std": std, "--scale": scale, "--no-normalise": no_normalise, "--transforms": transforms}
-    chosen = [name for name, value in ways.items() if value]
-    for excluding in (sources, [name for name, value in (("--l1", l1), ("--l2", l2)) if value], chosen):
-        if len(excluding) > 1 and excluding != ["--mean", "--std"]:
-            raise click.UsageError(f"{' and '.join(excluding)} cannot be given together")
-    if bool(mean) is not bool(std):
-        raise click.UsageError("--mean and --std belong together")
-    if dataset is None and chosen:
-        raise click.UsageError(f"{chosen[0]} is for --dataset; the function of --data normalises what it returns")
-    if data_function is None and data_arguments:
-        raise click.UsageError("--data-arg is for --data")
-    if held_out_function is None and held_out_arguments:
-        raise click.UsageError("--held-out-arg is for --held-out")
-    weights = Pretrained(str(checkpoint)) if checkpoint and names_weights(str(checkpoint)) else None
-    if dataset is None:
-        data = _data_of_function(str(data_function), data_arguments)
+    name = _refuse_clashes(options)
+    weights = Pretrained(str(options.checkpoint)) if names_weights(str(options.checkpoint or "")) else None
+    if options.dataset is None:
+        data = _data_of_function(str(options.data_function), options.data_arguments)
         shape, classes = None, None
     else:
-        images = load_data(dataset, data_dir)
-        data = _data_of_images(images, _normalisation(images, mean, std, scale, no_normalise, transforms, weights))
+        images = load_data(options.dataset, options.data_dir)
+        data = _data_of_images(images, _normalisation(images, options, weights))
         shape, classes = images.shape, images.classes
-    if held_out_function is not None:
-        data = replace(data, held_out=_held_out_loader(held_out_function, held_out_arguments))
-    loss_fn = None if loss_function is None else resolve("loss", loss_function)
-    name = model_name
-    if weights is not None and ":" not in model_name:  # some names are also those of networks of this package
-        model_name = f"torchvision.models:{model_name}"
-        model_arguments = {"num_classes": weights.classes} | model_arguments
-    model = build_model(model_name, shape, classes, arguments=model_arguments)
-    if checkpoint is None:
+    if options.held_out_function is not None:
+        data = replace(data, held_out=_held_out_loader(options.held_out_function, options.held_out_arguments))
+    loss_fn = None if options.loss_function is None else resolve("loss", options.loss_function)
+    factory, arguments = name, options.model_arguments
+    if weights is not None and ":" not in name:  # some names are also those of networks of this package
+        factory, arguments = f"torchvision.models:{name}", {"num_classes": weights.classes} | arguments
+    model = build_model(factory, shape, classes, arguments=arguments)
+    if options.checkpoint is None:
         note("no --checkpoint, so the limit is that of untrained weights")
     else:
-        note(load_weights(model, checkpoint if weights is None else weights.file))
+        note(load_weights(model, options.checkpoint if weights is None else weights.file))
     try:
-        model = model.to(device)
+        model = model.to(options.device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device: cannot use {device!r}: {str(error).splitlines()[0]}") from None
-    return Task(name, model.eval(), data, loss_fn, L1(l1) if l1 else L2(l2) if l2 else None)
+        raise UserError(f"device: cannot use {options.device!r}: {str(error).splitlines()[0]}") from None
+    return Task(name, model.eval(), data, loss_fn, options.penalty)
+
+
+def _refuse_clashes(options: TaskOptions) -> str:
+    """Refuse options that are missing or exclude each other; return the name of the network."""
+    sources = _given({"--dataset": options.dataset is not None, "--data": options.data_function is not None})
+    missing = [*(["--model"] if options.model_name is None else []), *([] if sources else ["--dataset or --data"])]
+    if options.model_name is None or missing:
+        raise click.UsageError(f"missing {' and '.join(missing)}")
+    ways = _given(
+        {"--mean": options.mean, "--std": options.std, "--scale": options.scale}
+        | {"--no-normalise": options.no_normalise, "--transforms": options.transforms}
+    )
+    for excluding in (sources, _given({"--l1": options.l1, "--l2": options.l2}), ways):
+        if len(excluding) > 1 and excluding != ["--mean", "--std"]:
+            raise click.UsageError(f"{' and '.join(excluding)} cannot be given together")
+    if bool(options.mean) is not bool(options.std):
+        raise click.UsageError("--mean and --std belong together")
+    if options.dataset is None and ways:
+        raise click.UsageError(f"{ways[0]} is for --dataset; the function of --data normalises what it returns")
+    if options.data_function is None and options.data_arguments:
+        raise click.UsageError("--data-arg is for --data")
+    if options.held_out_function is None and options.held_out_arguments:
+        raise click.UsageError("--held-out-arg is for --held-out")
+    return options.model_name
+
+
+def _given(values: Mapping[str, object]) -> list[str]:
+    return [name for name, value in values.items() if value]
 
 
 def note(text: str) -> None:
@@ -167,21 +208,13 @@ def note(text: str) -> None:
         click.echo(f"note: {text}", err=True)
 
 
-def _normalisation(
-    images: ImageData,
-    mean: list[float] | None,
-    std: list[float] | None,
-    scale: bool,
-    no_normalise: bool,
-    transforms: str | None,
-    weights: Pretrained | None,
-) -> Normalisation:
-    if mean and std:
-        return Affine.standardising(mean, std)
-    if scale or no_normalise:
-        return SCALED if scale else UNCHANGED
-    if transforms:
-        return Pretrained(transforms)
+def _normalisation(images: ImageData, options: TaskOptions, weights: Pretrained | None) -> Normalisation:
+    if options.mean and options.std:
+        return Affine.standardising(options.mean, options.std)
+    if options.scale or options.no_normalise:
+        return SCALED if options.scale else UNCHANGED
+    if options.transforms:
+        return Pretrained(options.transforms)
     return images.standardised if weights is None else weights
 
 

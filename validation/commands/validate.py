@@ -5,23 +5,30 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
 from estimators.files import refuse_unwritable
 from validation.data import DATA_DIR_VARIABLE
-from validation.executors import EXECUTORS
-from validation.experiments.runner import run_table
-from validation.experiments.table import tables
 from validation.launch import alone
-from validation.suite import known_suites, load_suite
+from validation.tables.discovery import tables
+from validation.tables.executors import EXECUTORS
+from validation.tables.reading import known_suites, load_suite
+from validation.tables.runner import Run, run_table
 
 
 @click.command()
 @click.option(
     "--suite", "suite_name", default="quick", show_default=True, help=f"{', '.join(known_suites())}, or a .toml file."
 )
-@click.option("--table", "names", multiple=True, type=click.Choice(list(tables())), help="Default: every table.")
+@click.option(
+    "--table",
+    "names",
+    multiple=True,
+    type=click.Choice(list(tables())),
+    help="Default: every table that the suite asks for.",
+)
 @click.option("--data-dir", type=click.Path(path_type=Path), help=f"Where data lie (or {DATA_DIR_VARIABLE}).")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("runs"), show_default=True)
 @click.option("--only", default="", help="Only networks whose model-dataset-seed matches this pattern.")
@@ -29,21 +36,15 @@ from validation.suite import known_suites, load_suite
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Cells computed at the same time.")
 @click.option("--executor", type=click.Choice(EXECUTORS), default="process", show_default=True, help="Where jobs run.")
 @alone
-def validate(
-    suite_name: str,
-    names: tuple[str, ...],
-    data_dir: Path | None,
-    out: Path,
-    only: str,
-    resume: bool,
-    jobs: int,
-    executor: str,
-) -> None:
+def validate(suite_name: str, names: tuple[str, ...], only: str, **options: Any) -> None:
     """Train, prune and measure: tables of predicted against actual limits."""
-    suite = load_suite(suite_name)
-    refuse_unwritable(out / "table.json")
-    command = shlex.join(["pruning-limits", *sys.argv[1:]])
-    for table in names or tables():
-        folder = run_table(table, suite, data_dir, out, only, resume, jobs, executor, command)
+    run = Run(**options, command=shlex.join(["pruning-limits", *sys.argv[1:]]))
+    suite = load_suite(suite_name).only(only)
+    refuse_unwritable(run.out / "table.json")
+    for table in names or [name for name, table in tables().items() if table.cells(suite)]:
+        folder = run_table(table, suite, run)
         click.echo((folder / f"{table}.md").read_text())
-        click.echo(f"wrote {folder / table}.json, .csv, .md and .png")
+        *endings, last = (
+            ending for ending in (".json", ".csv", ".md", ".png") if (folder / f"{table}{ending}").exists()
+        )
+        click.echo(f"wrote {folder / table}{', '.join(endings)} and {last}")

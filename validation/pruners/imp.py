@@ -14,7 +14,7 @@ from pruning_limits.magnitude import removed_count
 from validation.masks import Masks, prunable, select
 from validation.pruners import Problem, Pruned, register
 from validation.pruners.budget import alive_counts, shares, stretched
-from validation.training import apply_masks, train
+from validation.training import Course, apply_masks, train
 
 RATE = 0.2
 REWIND = 0.02
@@ -80,7 +80,7 @@ def levels(
     first = stretched(problem.recipe, epochs[0])
     steps = epochs[0] * len(problem.data.batches("train", first.batch_size))
     k = min(math.ceil((rewind or 0) * steps), steps - 1)
-    train(model, problem.data, first, problem.seed, last_step=k)
+    train(model, problem.data, first, problem.seed, course=Course(last=k))
     anchor = state_of(model)
     spent = 0
     for alive, share in zip(counts, epochs, strict=True):
@@ -93,7 +93,7 @@ def levels(
         apply_masks(model, masks)
         start = state_of(model)
         recipe = stretched(problem.recipe, share)
-        train(model, problem.data, recipe, problem.seed, first_step=k, masks=masks, on_step=on_step)
+        train(model, problem.data, recipe, problem.seed, masks=masks, course=Course(first=k, on_step=on_step))
         spent += share
         yield Level(masks, start, model.eval(), spent)
 

@@ -17,7 +17,7 @@ from estimators.vectors import named
 from validation.dmd import Modes, dmd, record_snapshots, recorded_parameters
 from validation.masks import prunable, select
 from validation.pruners import Problem, Pruned, register
-from validation.training import train
+from validation.training import Course, train
 
 LR_FACTOR = 0.2
 
@@ -83,7 +83,7 @@ def trained_further(problem: Problem, path: Path | None = None) -> tuple[nn.Modu
     recipe = replace(problem.recipe, epochs=1, lr=rate, schedule="constant", milestones=(), warmup=0)
     steps = len(problem.data.batches("train", recipe.batch_size))
     snapshots, record = record_snapshots(model, steps, path)
-    train(model, problem.data, recipe, problem.seed, on_step=record)
+    train(model, problem.data, recipe, problem.seed, course=Course(on_step=record))
     return model.eval(), dmd(snapshots)
 
 

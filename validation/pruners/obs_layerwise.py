@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from pruning_limits.reconstruction import damped, layers_of, reconstructed, saliencies
-from validation.layer_inputs import input_moments
 from validation.masks import prunable, select
 from validation.pruners import Problem, Pruned, register
 from validation.pruners.calibration import calibration_images, normalised_anew
+from validation.pruners.layer_inputs import input_moments
 
 
 @torch.no_grad()

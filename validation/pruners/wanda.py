@@ -6,10 +6,10 @@ import copy
 
 from torch import Tensor, nn
 
-from validation.layer_inputs import input_moments
 from validation.masks import prunable, select
 from validation.pruners import Problem, Pruned, register
 from validation.pruners.calibration import calibration_images, normalised_anew
+from validation.pruners.layer_inputs import input_moments
 from validation.pruners.obs_layerwise import magnitude_counts
 from validation.training import apply_masks
 

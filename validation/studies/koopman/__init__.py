@@ -1,0 +1,1 @@
+"""Pruning by the dynamic modes of training."""

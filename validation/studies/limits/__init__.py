@@ -1,0 +1,1 @@
+"""Predicted limits against what pruning reaches: truths, bounds, kinematics, patterns, comparisons of pruners."""

@@ -1,0 +1,89 @@
+"""Table ``bounds``: lower bound, isotropic limit, re-trained limit and upper bound of every network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pruning_limits.plotting import BLUE, GREEN, GREY, ORANGE, new_figure, save, sparsity_axis
+from validation.studies.limits.predicted import LimitSettings, limit_notes, predicted_limit
+from validation.tables.suite import Suite
+from validation.tables.table import Bench, Cell, Table
+from validation.tables.writing import Column, Page, Row, network_row, with_means, write_table
+
+NAME = "bounds"
+COLUMNS = (
+    Column("model", "model"),
+    Column("dataset", "data"),
+    Column("seed", "seed"),
+    Column("parameters", "D", ",d"),
+    Column("epsilon", "epsilon", ".4f"),
+    Column("lower", "lower (measured one-shot)", ".2%"),
+    Column("sparsity", "isotropic (Hessian)", ".2%"),
+    Column("retrained", "isotropic (GGN)", ".2%"),
+    Column("upper", "upper", ".2%"),
+    Column("gap", "upper - lower, points", ".2f"),
+    Column("kept_ratio", "kept, lower / upper", ".2f"),
+    Column("inside", "lower <= isotropic <= upper"),
+    Column("status", "status"),
+)
+
+
+def run(cell: Cell, bench: Bench) -> Row:
+    """Read the bounds off one network's limit."""
+    limit = predicted_limit(cell.network, bench)
+    return network_row(cell.network) | {
+        "parameters": limit.parameters,
+        "epsilon": limit.epsilon,
+        "lower": limit.lower,
+        "sparsity": limit.sparsity,
+        "low": limit.interval[0],
+        "high": limit.interval[1],
+        "retrained": limit.retrained,
+        "upper": limit.upper,
+        "gap": 100 * (limit.upper - limit.lower),
+        "kept_ratio": (1 - limit.lower) / max(1 - limit.upper, 1 / limit.parameters),
+        "inside": "yes" if limit.lower <= limit.sparsity <= limit.upper else "no",
+        "status": limit.answer("formula").status.partition(":")[0],
+        "status_reason": limit.answer("formula").status,
+    }
+
+
+def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None:
+    """Write the table and draw one line per network."""
+    notes = [
+        f"Made by `{command}`.",
+        *limit_notes(suite),
+        "Lower: one-shot global magnitude pruning, measured on all training samples. Upper: the directional limit with "
+        "the GGN plus the window of the kinematic formula at 5 %, never below what was measured.",
+    ]
+    table = with_means(rows, COLUMNS)
+    write_table(folder, Page(NAME, f"Bounds on the pruning limit, suite {suite.name}", notes, COLUMNS), table)
+    figure, axes = new_figure(1, size=(8.0, 1.5 + 0.32 * len(rows)))
+    for height, row in enumerate(reversed(rows)):
+        axes.plot([1 - row["lower"], max(1 - row["upper"], 1e-4)], [height, height], color=GREY, linewidth=1)
+        axes.plot([max(1 - row["high"], 1e-4), 1 - row["low"]], [height, height], color=ORANGE, linewidth=5, alpha=0.3)
+        for key, colour, marker, label in (
+            ("lower", BLUE, "|", "measured one-shot (lower)"),
+            ("sparsity", ORANGE, "o", "isotropic, Hessian"),
+            ("retrained", GREEN, "s", "isotropic, GGN (re-trained)"),
+            ("upper", GREY, "|", "upper"),
+        ):
+            axes.plot([max(1 - row[key], 1e-4)], [height], marker, color=colour, label=None if height else label)
+    axes.set_yticks(range(len(rows)), [f"{r['model']}, {r['dataset']}, seed {r['seed']}" for r in reversed(rows)])
+    sparsity_axis(axes.xaxis, 0.5 * min(max(1 - row["upper"], 2e-4) for row in rows))
+    axes.tick_params(axis="x", labelrotation=45, labelsize=8)
+    axes.set_xlabel("sparsity (removed fraction)")
+    axes.grid(alpha=0.25)
+    figure.legend(fontsize=7, loc="outside lower center", ncols=4)
+    save(figure, folder / f"{NAME}.png")
+
+
+TABLE = Table(
+    NAME,
+    lambda suite: suite.plain(LimitSettings),
+    run,
+    write,
+    sections=(LimitSettings,),
+    prepare=predicted_limit,
+)

@@ -1,0 +1,225 @@
+"""Table ``early``: the limit predicted from checkpoints on the way through training, against that of the end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import nn
+
+from estimators import UserError
+from pruning_limits import PruningLimit, predict_limit
+from pruning_limits.plotting import BLUE, GREEN, ORANGE, new_figure, save, sparsity_axis
+from validation.models import build_model
+from validation.studies.limits.predicted import limit_notes
+from validation.tables.kinds import kind
+from validation.tables.storage import read_json, write_json
+from validation.tables.suite import Suite
+from validation.tables.table import Bench, Cell, Table
+from validation.tables.writing import Column, Page, Row, mean_and_spread, network_row, write_table
+from validation.training import Course, accuracy, train
+
+NAME = "early"
+CLOSE = 0.01
+COLUMNS = (
+    Column("model", "model"),
+    Column("dataset", "data"),
+    Column("penalty", "penalty"),
+    Column("epoch", "epoch"),
+    Column("seeds", "seeds"),
+    Column("accuracy", "test accuracy", ".2%"),
+    Column("epsilon", "epsilon", ".4f"),
+    Column("isotropic", "predicted one-shot", ".2%"),
+    Column("isotropic_spread", "deviation", ".2%"),
+    Column("retrained", "predicted re-trained", ".2%"),
+    Column("lower", "measured one-shot", ".2%"),
+    Column("isotropic_final", "predicted one-shot, final epsilon", ".2%"),
+    Column("retrained_final", "predicted re-trained, final epsilon", ".2%"),
+    Column("lower_final", "measured one-shot, final epsilon", ".2%"),
+    Column("difference", "predicted one-shot - final, points", ".2f"),
+    Column("difference_final", "the same, final epsilon", ".2f"),
+)
+
+
+@dataclass(frozen=True)
+class EarlySettings:
+    """When the limit is predicted on the way through training.
+
+    Args:
+        epochs: Epochs after which to predict, besides the last; a shorter recipe takes the same fractions.
+        samples: Data sub-sample of every prediction; None lets the engine choose.
+        steps: Lanczos steps of every prediction; None lets the engine choose.
+        probes: Probe vectors of every prediction; None lets the engine choose.
+    """
+
+    section: ClassVar[str] = "early"
+
+    epochs: tuple[int, ...] = (1, 5, 10, 20)
+    samples: int | None = None
+    steps: int | None = 32
+    probes: int | None = 1
+
+    def __post_init__(self) -> None:
+        if min(self.epochs, default=1) < 1:
+            raise UserError(f"early: epochs must be at least 1, got {min(self.epochs)}")
+
+
+def checkpoints(wanted: Sequence[int], epochs: int) -> list[int]:
+    """Return the epochs after which the limit is predicted; the last is always one of them.
+
+    Args:
+        wanted: Epochs of a recipe that is at least as long as the largest; a shorter one takes the same fractions.
+        epochs: Length of the recipe.
+
+    Returns:
+        Epochs ascending, each at least 1.
+
+    Example:
+        >>> checkpoints((1, 5, 10, 20), 40), checkpoints((1, 5, 10, 20), 10)
+        ([1, 5, 10, 20, 40], [1, 2, 5, 10])
+    """
+    shrink = min(1.0, epochs / max(wanted, default=epochs))
+    return sorted({*(max(1, round(epoch * shrink)) for epoch in wanted), epochs})
+
+
+def run(cell: Cell, bench: Bench) -> Row:
+    """Train one network once more and predict its limit at every checkpoint of this one run."""
+    network, folder = cell.network, bench.folder
+    model = build_model(network.model, bench.data.shape, bench.data.classes, network.seed)
+    epochs = checkpoints(bench.suite.settings(EarlySettings).epochs, network.recipe.epochs)
+    per_epoch = len(bench.data.batches("train", network.recipe.batch_size))
+    for epoch in epochs:
+        if not (folder / f"limit-{epoch}.json").exists():
+            train(
+                model,
+                bench.data,
+                network.recipe,
+                network.seed,
+                course=Course(
+                    last=epoch * per_epoch,
+                    state=folder / "state.pt",
+                    progress=f"{network.model} seed {network.seed}" if bench.progress else None,
+                ),
+            )
+            write_json(folder / f"accuracy-{epoch}.json", accuracy(model, bench.data))
+            _limit(cell, bench, model).to_json(folder / f"limit-{epoch}.json")
+    limits = [PruningLimit.from_json(folder / f"limit-{epoch}.json") for epoch in epochs]
+    points = [
+        _point(epoch, read_json(folder / f"accuracy-{epoch}.json"), limit, limits[-1])
+        for epoch, limit in zip(epochs, limits, strict=True)
+    ]
+    (folder / "state.pt").unlink(missing_ok=True)
+    return network_row(network) | {"points": points}
+
+
+def _limit(cell: Cell, bench: Bench, model: nn.Module) -> PruningLimit:
+    settings = bench.suite.settings(EarlySettings)
+    return predict_limit(
+        model,
+        bench.data.batches("train", 1000),
+        penalty=cell.network.recipe.penalty,
+        criterion="objective",
+        samples=settings.samples,
+        steps=settings.steps,
+        probes=settings.probes,
+        seed=cell.network.seed,
+        progress=None if bench.progress else False,
+    )
+
+
+def _point(epoch: int, correct: float, limit: PruningLimit, final: PruningLimit) -> Row:
+    same = limit.what_if(epsilon=final.epsilon)
+    return {
+        "epoch": epoch,
+        "accuracy": correct,
+        "epsilon": limit.epsilon,
+        "isotropic": limit.sparsity,
+        "retrained": limit.retrained,
+        "lower": limit.lower,
+        "isotropic_final": same.sparsity,
+        "retrained_final": same.retrained,
+        "lower_final": same.lower,
+        "difference": 100 * (limit.sparsity - final.sparsity),
+        "difference_final": 100 * (same.sparsity - final.sparsity),
+    }
+
+
+def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None:
+    """Write the table and draw the limits against the epoch."""
+    table: list[Row] = []
+    groups = dict.fromkeys((kind(row), tuple(point["epoch"] for point in row["points"])) for row in rows)
+    for group in groups:
+        own = [row for row in rows if (kind(row), tuple(point["epoch"] for point in row["points"])) == group]
+        for number in range(len(group[1])):
+            points = [row["points"][number] for row in own]
+            means = {key: mean_and_spread(points, key)[0] for key in points[0]}
+            first = {key: own[0][key] for key in ("model", "dataset", "penalty")}
+            spread = mean_and_spread(points, "isotropic")[1]
+            table.append(first | means | {"epoch": group[1][number], "seeds": len(own), "isotropic_spread": spread})
+    said = ", ".join(
+        f"{name} {'chosen by the engine' if value is None else value}"
+        for name, value in asdict(suite.settings(EarlySettings)).items()
+        if name != "epochs"
+    )
+    notes = [
+        f"Made by `{command}`.",
+        *limit_notes(suite)[:1],
+        f"Limits: {said}, at checkpoints of one training run per network. Epsilon is that of the checkpoint, "
+        "or that of the trained network where the heading says so. Measured one-shot at the final epsilon is read off "
+        "the sparsities measured at the checkpoint's own, so it is a lower bound.",
+        *_words(table),
+    ]
+    write_table(folder, Page(NAME, f"Limit early in training, suite {suite.name}", notes, COLUMNS), table)
+    kinds = list(dict.fromkeys(kind(row) for row in table))
+    figure, axes = new_figure(len(kinds), 1, size=(7.0, 3.2 * len(kinds)), squeeze=False)
+    for panel, which in zip(axes[:, 0], kinds, strict=True):
+        own = [row for row in table if kind(row) == which]
+        for key, colour, label in (
+            ("isotropic", ORANGE, "predicted one-shot"),
+            ("retrained", GREEN, "predicted re-trained"),
+            ("lower", BLUE, "measured one-shot"),
+        ):
+            for suffix, line, said in (("", ".-", "own epsilon"), ("_final", ".:", "final epsilon")):
+                panel.plot(
+                    [row["epoch"] for row in own],
+                    [1 - row[key + suffix] for row in own],
+                    line,
+                    color=colour,
+                    label=f"{label}, {said}",
+                )
+        limits = [row[key] for row in own for key in ("isotropic", "retrained", "retrained_final", "lower")]
+        least = min((1 - value for value in limits if value < 1), default=1.0)
+        sparsity_axis(panel.yaxis, max(0.7 * least, 1e-4))
+        panel.set(xlabel="epoch", ylabel="limit (sparsity)")
+        panel.set_title(", ".join(which), loc="left", fontsize=10)
+        panel.grid(alpha=0.25)
+        panel.legend(fontsize=6, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    save(figure, folder / f"{NAME}.png")
+
+
+def _words(table: Sequence[Row]) -> list[str]:
+    lines = []
+    for which in dict.fromkeys(kind(row) for row in table):
+        own = [row for row in table if kind(row) == which]
+        since = own[-1]["epoch"]
+        for row in reversed(own):
+            if abs(row["difference"]) > 100 * CLOSE:
+                break
+            since = row["epoch"]
+        lines.append(
+            f"{', '.join(which)}: of {own[-1]['epoch']} epochs, the predicted one-shot limit stays within "
+            f"{100 * CLOSE:.0f} point of the final {own[-1]['isotropic']:.2%} from epoch {since} on; at epoch "
+            f"{own[0]['epoch']} it is off by {own[0]['difference']:+.2f} points, with the final epsilon by "
+            f"{own[0]['difference_final']:+.2f}."
+        )
+    return lines
+
+
+def settings(suite: Suite) -> dict[str, Any]:
+    """Return the suite's settings that a row depends on."""
+    return suite.plain(EarlySettings)
+
+
+TABLE = Table(NAME, settings, run, write, sections=(EarlySettings,))

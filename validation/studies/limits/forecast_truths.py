@@ -1,0 +1,160 @@
+"""What pruned networks reach: alone, after their whole recipe, iteratively, re-tuned, and optimised on the mask."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from estimators import Objective
+from estimators.vectors import named
+from pruning_limits import MagnitudeProfile
+from pruning_limits.fine_tuning import FineTuning
+from pruning_limits.fine_tuning import Network as Tuned
+from pruning_limits.magnitude import removed_count
+from pruning_limits.settings import Retuning
+from validation.data import ImageData
+from validation.masks import prunable, select
+from validation.studies.limits.forecast_curves import (
+    COARSE,
+    QUARTERS,
+    Curve,
+    Level,
+    Measured,
+    kept_fraction,
+    last_place,
+)
+from validation.studies.limits.masked_optimum import masked_optimum
+from validation.tables.writing import Row
+from validation.training import Network, apply_masks, train
+
+SEEDS = 1000  # added to the network's seed for every training with its masks
+ITERATIONS = 100
+
+
+@dataclass(frozen=True)
+class Truths:
+    """A trained network whose pruned offspring are measured.
+
+    Attributes:
+        network: What it is and how it is trained.
+        model: The trained network.
+        data: Its data.
+        levels: What may be lost.
+        dense: What it reaches.
+        folder: Where curves are kept.
+    """
+
+    network: Network
+    model: nn.Module
+    data: ImageData
+    levels: Sequence[Level]
+    dense: Measured
+    folder: Path
+
+    @property
+    def dimension(self) -> int:
+        """Number D of prunable weights."""
+        return sum(weight.numel() for weight in prunable(self.model).values())
+
+    def sparsity(self, place: int) -> float:
+        """Removed fraction of a place of the grid."""
+        return removed_count(1 - kept_fraction(place), self.dimension) / self.dimension
+
+    def alone(self) -> list[Row]:
+        """Prune by magnitude and do nothing else."""
+
+        def measure(place: int) -> Row:
+            return self._point(self._pruned(self.model, place), place)
+
+        return self._curve("alone", measure).downwards(1, 1)
+
+    def again(self, run: int) -> list[Row]:
+        """Prune by magnitude and train with the whole recipe once more, from its full learning rate."""
+
+        def measure(place: int) -> Row:
+            model = self._pruned(self.model, place)
+            return self._point(self._trained(model, place, SEEDS * (1 + run)), place)
+
+        return self._curve(f"again-{run}", measure).searched()
+
+    def iterative(self) -> list[Row]:
+        """Prune by a factor sqrt(2) again and again, each time with the whole recipe (rate rewinding)."""
+        rounds: dict[int, nn.Module] = {0: self.model}
+
+        def round_of(place: int) -> nn.Module:
+            if place not in rounds:
+                model = self._pruned(round_of(place - COARSE), place)
+                rounds[place] = self._trained(model, place, SEEDS)
+                rounds.pop(place - COARSE)
+            return rounds[place]
+
+        def measure(place: int) -> Row:
+            return self._point(round_of(place), place)
+
+        return self._curve("iterative", measure).downwards(COARSE, COARSE)
+
+    def retuned(self, samples: int) -> list[Row]:
+        """Prune in stages that halve the kept weights, each with brief fine-tuning, as the rung of that name."""
+        objective = Objective(self.model, self.data.batches("train", 1000))
+        tuning = FineTuning(objective, samples, Retuning().passes, self.network.seed)
+        states: dict[int, Tuned] = {}
+
+        def stage(place: int) -> Tuned:
+            if place not in states:
+                base = tuning.dense if place - QUARTERS <= 0 else stage(place - QUARTERS)
+                states[place] = tuning.stage(base, removed_count(1 - kept_fraction(place), self.dimension))
+            return states[place]
+
+        def measure(place: int) -> Row:
+            network, model = stage(place), copy.deepcopy(self.model)
+            weights = named(network.vector, tuning.objective.chosen)
+            model.load_state_dict({**model.state_dict(), **weights, **network.buffers})
+            return self._point(model, place)
+
+        curve = self._curve(f"retuned-{samples}", measure)
+        points = curve.downwards(QUARTERS, QUARTERS) + curve.downwards(QUARTERS + COARSE, QUARTERS)
+        return sorted(points, key=lambda point: -point["kept"])
+
+    def optimised(self) -> list[Row]:
+        """Minimise the mean training loss over the kept weights of magnitude masks, by L-BFGS on all data."""
+        objective = Objective(copy.deepcopy(self.model).double(), _double(self.data))
+        profile = MagnitudeProfile(objective.chosen)
+
+        def measure(place: int) -> Row:
+            kept = torch.zeros(profile.dimension, dtype=torch.bool)
+            kept[profile.order[removed_count(self.sparsity(place), profile.dimension) :]] = True
+            optimum = masked_optimum(objective, profile.vector, kept, ITERATIONS)
+            model = copy.deepcopy(self.model)
+            weights = named(optimum.weights.float(), objective.chosen)
+            model.load_state_dict({**model.state_dict(), **weights})
+            return self._point(model, place)
+
+        return self._curve("optimised", measure).searched()
+
+    def _curve(self, name: str, measure: object) -> Curve:
+        return Curve(measure, self.levels, last_place(self.dimension), self.folder / f"{name}.json")  # type: ignore[arg-type]
+
+    def _pruned(self, model: nn.Module, place: int) -> nn.Module:
+        pruned = copy.deepcopy(model)
+        scores = {name: weight.abs() for name, weight in prunable(pruned).items()}
+        apply_masks(pruned, select(scores, self.sparsity(place)))
+        return pruned
+
+    def _trained(self, model: nn.Module, place: int, seed: int) -> nn.Module:
+        kept = {name: weight.abs() for name, weight in prunable(model).items()}
+        masks = select(kept, self.sparsity(place))
+        recipe = replace(self.network.recipe)
+        train(model, self.data, recipe, self.network.seed + seed, masks=masks)
+        return model.eval()
+
+    def _point(self, model: nn.Module, place: int) -> Row:
+        return self.dense.lost(Measured.of(model, self.data), 1 - self.sparsity(place))
+
+
+def _double(data: ImageData) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    return [(x.double(), y) for x, y in data.batches("train", 1000)]

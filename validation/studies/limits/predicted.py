@@ -1,0 +1,80 @@
+"""Limits that tables share: predicted once per network with the section ``[limit]`` of a suite."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from estimators import UserError
+from pruning_limits import PruningLimit, predict_limit
+from validation.tables.storage import run_folder
+from validation.tables.suite import Suite
+from validation.tables.table import Bench
+from validation.tables.writing import recipes
+from validation.training import Network
+
+
+@dataclass(frozen=True)
+class LimitSettings:
+    """Arguments of ``predict_limit``, the same for every row of a suite.
+
+    Args:
+        samples: Data sub-sample for curvature products; None lets the engine choose.
+        steps: Lanczos steps; None lets the engine choose.
+        probes: Probe vectors; None lets the engine choose.
+        tolerance: Wanted half-width of the limit.
+    """
+
+    section: ClassVar[str] = "limit"
+
+    samples: int | None = None
+    steps: int | None = None
+    probes: int | None = None
+    tolerance: float = 0.005
+
+
+def predicted_limit(network: Network, bench: Bench) -> PruningLimit:
+    """Return a network's limit with the suite's settings, predicted once for all tables.
+
+    Args:
+        network: A network, trained where it is not yet.
+        bench: Its data and the suite's settings.
+
+    Raises:
+        UserError: The stored limit is damaged or of another version of this package.
+    """
+    settings = bench.suite.plain(LimitSettings)
+    folder = run_folder(bench.out, "limit", {"network": network.settings(), **settings})
+    if not (folder / "limit.json").exists():
+        limit = predict_limit(
+            bench.model(network),
+            bench.data.batches("train", 1000),
+            penalty=network.recipe.penalty,
+            criterion="objective",
+            seed=network.seed,
+            progress=None if bench.progress else False,
+            checkpoint=folder / "spectra.pt",
+            **settings["limit"],
+        )
+        limit.to_json(folder / "limit.json")
+        (folder / "spectra.pt").unlink(missing_ok=True)
+    try:
+        return PruningLimit.from_json(folder / "limit.json")
+    except UserError as error:
+        raise UserError(f"{error}; results are not mixed: delete {folder}, or start afresh with --out") from None
+
+
+def limit_notes(suite: Suite) -> list[str]:
+    """Return the paragraphs that say how a suite's limits were predicted and its networks trained."""
+    limit = suite.settings(LimitSettings)
+    samples, steps, probes = (
+        "chosen by the engine" if value is None else str(value) for value in (limit.samples, limit.steps, limit.probes)
+    )
+    return [
+        "Sparsity is the removed fraction of convolution and linear weights; kept = 1 - sparsity. Epsilon is the "
+        "standard deviation of the mean loss of 128 training samples, the same rule for every row. The objective "
+        "includes the penalty and runs over all training samples without augmentation.",
+        f"Prediction: isotropic limit; samples {samples}, Lanczos steps {steps}, probes {probes}. The numerical "
+        "interval adds the errors from probes, steps and sub-sample.",
+        recipes(suite),
+    ]

@@ -1,0 +1,1 @@
+"""Which claims about winning tickets and learning from few neurons hold."""

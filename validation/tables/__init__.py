@@ -1,0 +1,1 @@
+"""What every table of the validation shares: suites, cells, the runner, files; no study is known here."""
