@@ -204,8 +204,7 @@ def _forecast(
         for answer in reached
         if answer.basis == "measured" and answer.sparsity is not None
     }
-    if settings.curvature == "hessian":
-        features |= hessian_features(evidence, allowed.epsilon)
+    features |= spectral_features(evidence, settings, allowed.epsilon)
     strange = () if settings.loss == CROSS_ENTROPY else (f"the loss is {settings.loss}, the bench has {CROSS_ENTROPY}",)
     ahead = forecast.of(features, strange)
     if ahead is None:
@@ -222,15 +221,26 @@ def _forecast(
     return Answer("re-trained", sparsity, low, high, "forecast", None, status)
 
 
-def hessian_features(evidence: Evidence, epsilon: float) -> dict[str, float]:
-    """Return what a forecast takes from the Hessian: the kept fraction by the formula, and its half-width.
+def spectral_features(evidence: Evidence, settings: Settings, epsilon: float) -> dict[str, float]:
+    """Return what a forecast takes from spectra: kept fractions by the formula, and their half-widths.
 
     Args:
-        evidence: What was computed, with the Hessian.
+        evidence: What was computed.
+        settings: What was asked for.
         epsilon: Allowed rise of the criterion, > 0.
+
+    Returns:
+        ``"ggn"`` and ``"hessian"`` where they are known, each with its error.
     """
-    (sparsity, low, high), _ = _isotropic(evidence.hessian, evidence, epsilon, "abs")
-    return {"hessian": 1 - sparsity, "hessian error": max(high - sparsity, sparsity - low)}
+    features: dict[str, float] = {}
+    spectra: list[tuple[str, Estimate | None, Negative]] = [("ggn", evidence.ggn, "clip")]
+    if settings.curvature == "hessian":
+        spectra.append(("hessian", evidence.hessian, "abs"))
+    for name, estimate, negative in spectra:
+        if estimate is not None:
+            (sparsity, low, high), _ = _isotropic(estimate, evidence, epsilon, negative)
+            features |= {name: 1 - sparsity, f"{name} error": max(high - sparsity, sparsity - low)}
+    return features
 
 
 def ggn_formula(evidence: Evidence, allowed: Allowed) -> Answer:

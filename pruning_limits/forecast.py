@@ -15,8 +15,8 @@ from estimators.errors import UserError
 
 FORMAT = "pruning-forecast/1"
 FILE = "forecast.json"
-FEATURES = ("one-shot", "re-tuned", "hessian")
-RANGED = (*FEATURES, "weights", "hessian error")
+FEATURES = ("one-shot", "re-tuned", "ggn", "hessian")
+RANGED = (*FEATURES, "weights", "ggn error", "hessian error")
 OUTSIDE = 2.0  # times as wide, in logarithms, outside the bench
 MOST_BYTES = 16 << 20
 
@@ -163,7 +163,8 @@ class Forecast:
 
         Args:
             features: What is known of the network: kept fractions in (0, 1] by the names of ``FEATURES``, and
-                ``"weights"``, the number of its weights, and ``"hessian error"``, the half-width of the formula.
+                ``"weights"``, the number of its weights, and ``"ggn error"`` and ``"hessian error"``, half-widths of
+                the formulas.
             strange: What else of the network was not seen, in words.
 
         Returns:
@@ -175,14 +176,17 @@ class Forecast:
         outside = strange + tuple(
             f"{name} {features[name]:.3g}, the bench has {low:.3g} to {high:.3g}"
             for name, low, high in self.ranges
-            if name in features
-            and (name in rule.features or name not in FEATURES)
-            and not low <= features[name] <= high
+            if name in features and _counts(name, rule) and not low <= features[name] <= high
         )
         centre = rule.logarithm(features)
         times = OUTSIDE if outside else 1.0
         kept, low, high = (math.exp(min(0.0, centre + end)) for end in (0.0, times * rule.low, times * rule.high))
         return Forecasted(kept, low, high, outside)
+
+
+def _counts(name: str, rule: Rule) -> bool:
+    """Tell whether a rule cares for a feature; an error belongs to the formula of the same name."""
+    return name == "weights" or name.removesuffix(" error") in rule.features
 
 
 @functools.cache

@@ -11,9 +11,9 @@ from pruning_limits.answers import (
     bound,
     crossed,
     ggn_formula,
-    hessian_features,
     one_shot,
     settled_text,
+    spectral_features,
     with_window,
 )
 from pruning_limits.epsilon import Allowed
@@ -99,7 +99,7 @@ def test_a_bound_is_unknown_where_it_says_nothing(by_loss):
 
 def test_re_training_is_forecast_by_the_loss(by_loss):
     answer, features = by_loss.answer("re-trained"), {"weights": by_loss.parameters, "one-shot": 1 - by_loss.lower}
-    features |= hessian_features(by_loss.evidence, by_loss.epsilon)
+    features |= spectral_features(by_loss.evidence, by_loss.settings, by_loss.epsilon)
     forecast = Forecast.shipped().of(features)
     assert answer.basis == "forecast"
     assert 1 - answer.sparsity == pytest.approx(forecast.kept)

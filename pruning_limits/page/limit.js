@@ -1,7 +1,6 @@
 // The numbers of PruningLimit.what_if, from the JSON form of a limit.
 
 const ETA = 0.05;
-const FEATURES = ["one-shot", "re-tuned", "hessian"];
 const OUTSIDE_BENCH = "outside the bench";
 const WIDER = 2;
 const CROSS_ENTROPY = "cross-entropy";
@@ -313,20 +312,19 @@ function retunedOf({ retuned, dense, already_removed: start }, { max_drop: maxDr
 }
 
 /** Where re-training ends by the calibration, see answers.retrained; null where it says nothing. */
-function forecastOf({ forecast, pattern, parameters }, settings, hessian, reached) {
+function forecastOf({ forecast, pattern, parameters }, settings, spectra, reached) {
   if (forecast === null || pattern !== "unstructured" || settings.criterion !== "loss") return null;
   const features = { weights: parameters };
   const measured = reached.filter(({ basis }) => basis === "measured");
   for (const { rung, sparsity } of measured) features[rung] = 1 - sparsity;
-  if (settings.curvature === "hessian") {
-    const { sparsity, low, high } = hessian();
-    features.hessian = 1 - sparsity;
-    features["hessian error"] = Math.max(high - sparsity, sparsity - low);
+  for (const { rung, sparsity, low, high } of spectra) {
+    features[rung] = 1 - sparsity;
+    features[`${rung} error`] = Math.max(high - sparsity, sparsity - low);
   }
   const rule = forecast.rules.find(({ features: names }) => names.every((name) => features[name] > 0));
   if (rule === undefined) return null;
   const isBeyond = ([name, low, high]) => {
-    const counts = name in features && (rule.features.includes(name) || !FEATURES.includes(name));
+    const counts = name in features && (name === "weights" || rule.features.includes(name.replace(/ error$/, "")));
     return counts && !(low <= features[name] && features[name] <= high);
   };
   const isOutside = settings.loss !== CROSS_ENTROPY || forecast.ranges.some(isBeyond);
@@ -378,8 +376,10 @@ function solve(evidence, settings, allowed) {
   const paper = rung("formula", known.hessian, settings.negative);
   const lower = alone.sparsity;
   const tuned = retunedOf(known, settings, allowed, alone);
+  const spectra = ggn ? [rung("ggn", ggn, "clip")] : [];
+  if (settings.curvature === "hessian") spectra.push(rung("hessian", known.hessian, "abs"));
   const again =
-    forecastOf(known, settings, () => rung("formula", known.hessian, "abs"), [alone, ...tuned]) ??
+    forecastOf(known, settings, spectra, [alone, ...tuned]) ??
     (ggn ? rung("re-trained", ggn, "clip") : unknownAnswer("re-trained", evidence.unknown));
   const further = tuned.length > 0 && tuned[0].sparsity >= lower;
   const bound = boundOf(

@@ -10,7 +10,7 @@ import numpy as np
 
 from estimators import GGN, Objective, SpectralMeasure
 from pruning_limits import MagnitudeProfile, PruningLimit
-from pruning_limits.answers import bound, directional, hessian_features
+from pruning_limits.answers import bound, directional, spectral_features
 from pruning_limits.epsilon import Allowed
 from pruning_limits.evidence import Evidence
 from pruning_limits.isotropic import carried_limit
@@ -63,9 +63,8 @@ def spectral(limit: PruningLimit, epsilon: float, loss: float, shift: float) -> 
         shift: Coefficient of an L2 penalty, which the objective's curvature has more.
     """
     evidence = limit.evidence
-    row: Row = {
-        "hessian_error": hessian_features(evidence, epsilon)["hessian error"],
-        "hessian": 1 - carried_limit(evidence.hessian, evidence.curve, epsilon, "abs"),
+    features = spectral_features(evidence, limit.settings, epsilon)
+    row: Row = {name.replace(" ", "_"): value for name, value in features.items()} | {
         "hessian_clipped": 1 - carried_limit(evidence.hessian, evidence.curve, epsilon, "clip"),
         "hessian_objective": 1 - carried_limit(shifted(evidence.hessian, shift), evidence.curve, epsilon, "abs"),
     }
@@ -74,7 +73,6 @@ def spectral(limit: PruningLimit, epsilon: float, loss: float, shift: float) -> 
         fitted = fitted_epsilon(epsilon, loss)
         along = directional(evidence, Allowed.exactly(epsilon))
         row |= {
-            "ggn": 1 - carried_limit(ggn, evidence.curve, epsilon, "clip"),
             "ggn_fitted": 1 - carried_limit(ggn, evidence.curve, fitted, "clip"),
             "ggn_objective": 1 - carried_limit(shifted(ggn, shift), evidence.curve, epsilon, "clip"),
             "directional": None if along is None else 1 - along,

@@ -123,6 +123,7 @@ def cases_of(rows: Sequence[Row]) -> list[Case]:
                 "weights": row["parameters"],
                 "loss": row["dense"]["loss"],
                 "hessian error": level.get("hessian_error"),
+                "ggn error": level.get("ggn_error"),
             }
             known = {name: float(value) for name, value in features.items() if value is not None}
             kept = math.exp(float(np.mean(np.log(ends))))
