@@ -1,8 +1,8 @@
 """What a prediction costs, in epochs of the training that made the network, and how well its rungs are known.
 
 ``python benchmarks/epoch.py --out docs/results/benchmarks``, with the data in ``PRUNING_LIMITS_DATA``. An hour once
-the networks are trained, which are looked for in ``runs``; every measurement runs in a process of its own. Rows of
-networks that are not measured are kept from the table that lies there.
+the networks are trained, which are looked for in ``runs``; every measurement runs in a process of its own. Rows that
+are not measured again are kept from the table that lies there.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from validation.storage import read_json
 from validation.tables import Column, Row, write_table
 
 SMALL_BUDGET = 0.25
+CODES = ("default", f"budget {SMALL_BUDGET}", "default, before")
 RUNGS = ("one-shot", "re-trained", "bound", "formula")
 
 
@@ -93,10 +94,10 @@ def main() -> None:
         child(arguments.child[0], arguments.runs, arguments.child[1])
         return
     kept = (read_json(arguments.out / "epoch.json") or {"rows": []})["rows"]
-    rows = [row for row in kept if row["network"] not in arguments.networks]
+    rows = list[Row]()
     for name in arguments.networks:
-        tasks = [("default", "default", None), (f"budget {SMALL_BUDGET}", str(SMALL_BUDGET), None)]
-        tasks += [("default, before", "default", arguments.against)] if arguments.against else []
+        tasks = [(CODES[0], "default", None), (CODES[1], str(SMALL_BUDGET), None)]
+        tasks += [(CODES[2], "default", arguments.against)] if arguments.against else []
         epochs, runs = list[float](), dict[str, Row]()
         for _ in range(arguments.repeats):
             epochs.append(measured(name, arguments.runs, "epoch")["seconds"])
@@ -106,7 +107,9 @@ def main() -> None:
         for label, row in runs.items():
             ratio = row["seconds"] / min(epochs)
             rows.append({"network": name, "code": label, "epoch": min(epochs), "ratio": ratio, **row})
-    rows.sort(key=lambda row: list(CASES).index(row["network"]))
+    measured_again = {(row["network"], row["code"]) for row in rows}
+    rows += [row for row in kept if (row["network"], row["code"]) not in measured_again]
+    rows.sort(key=lambda row: (list(CASES).index(row["network"]), CODES.index(row["code"])))
     notes = [
         f"Made by `python benchmarks/epoch.py {shlex.join(sys.argv[1:])}`. {environment_note()}",
         "`predict_limit(model, batches, penalty=...)` with measuring, batches of 1,000 images or 250 windows; an epoch"
