@@ -1,7 +1,8 @@
 """What a prediction costs, in epochs of the training that made the network, and how well its rungs are known.
 
 ``python benchmarks/epoch.py --out docs/results/benchmarks``, with the data in ``PRUNING_LIMITS_DATA``. An hour once
-the networks are trained, which are looked for in ``runs``; every measurement runs in a process of its own.
+the networks are trained, which are looked for in ``runs``; every measurement runs in a process of its own. Rows that
+are not measured again are kept from the table that lies there.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ import torch
 from networks import CASES
 from timing import environment, environment_note, in_own_process, options, seconds_of
 
+from validation.tables.storage import read_json
 from validation.tables.writing import Column, Page, Row, write_table
 
 SMALL_BUDGET = 0.25
+CODES = ("default", f"budget {SMALL_BUDGET}", "default, before")
 RUNGS = ("one-shot", "re-trained", "bound", "formula")
 
 
@@ -90,10 +93,11 @@ def main() -> None:
     if arguments.child:
         child(arguments.child[0], arguments.runs, arguments.child[1])
         return
-    rows = []
+    kept = (read_json(arguments.out / "epoch.json") or {"rows": []})["rows"]
+    rows = list[Row]()
     for name in arguments.networks:
-        tasks = [("default", "default", None), (f"budget {SMALL_BUDGET}", str(SMALL_BUDGET), None)]
-        tasks += [("default, before", "default", arguments.against)] if arguments.against else []
+        tasks = [(CODES[0], "default", None), (CODES[1], str(SMALL_BUDGET), None)]
+        tasks += [(CODES[2], "default", arguments.against)] if arguments.against else []
         epochs, runs = list[float](), dict[str, Row]()
         for _ in range(arguments.repeats):
             epochs.append(measured(name, arguments.runs, "epoch")["seconds"])
@@ -103,6 +107,9 @@ def main() -> None:
         for label, row in runs.items():
             ratio = row["seconds"] / min(epochs)
             rows.append({"network": name, "code": label, "epoch": min(epochs), "ratio": ratio, **row})
+    measured_again = {(row["network"], row["code"]) for row in rows}
+    rows += [row for row in kept if (row["network"], row["code"]) not in measured_again]
+    rows.sort(key=lambda row: (list(CASES).index(row["network"]), CODES.index(row["code"])))
     notes = [
         f"Made by `python benchmarks/epoch.py {shlex.join(sys.argv[1:])}`. {environment_note()}",
         "`predict_limit(model, batches, penalty=...)` with measuring, batches of 1,000 images or 250 windows; an epoch"

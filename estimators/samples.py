@@ -24,7 +24,7 @@ from estimators.user_code import Draws, next_batches
 
 LOGGER = logging.getLogger("estimators")
 UNENDING_SAMPLES = 1 << 20
-PART_SAMPLES = 256  # that a processor passes at once: more of them leave its caches (``benchmarks/parts.py``)
+PART_SAMPLES = 256  # that a processor passes at once: convolutions of more take longer (``benchmarks/parts.py``)
 P = ParamSpec("P")
 T = TypeVar("T")
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pruning_limits.stopping import Kind
 
 EPOCH = 3  # forward passes: a training step goes forward once and backward, which takes twice as long
-PRODUCT = 4  # forward passes of a product with kept graphs (``benchmarks/parts.py``)
+PRODUCT = 4  # forward passes of a product with kept graphs, 2.5 to 4.4 measured (``benchmarks/parts.py``)
 FREE_OPERATIONS = 1e12  # floating point operations, some ten seconds of one core, that are spent on small problems, too
 SHARES = {"ggn": 0.25, "directions": 0.05, "hessian": 0.3, "diagnostics": 0.1}
 FEWEST = 256  # samples of a spectrum: with fewer of them it says nothing about all data

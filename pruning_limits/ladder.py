@@ -199,10 +199,8 @@ def ladder(limit: PruningLimit, target: float | None = None) -> str:
         lines += [target_line(limit, target), ""]
     lines += [f"note: {note}" for note in limit.notes]
     lines.append(f"{limit.status}")
-    cost = limit.cost
-    lines.append(
-        f"took {cost.seconds:.1f} s, {cost.epochs:.2g} epochs of training; more: limit.details(), limit.report(path)"
-    )
+    seconds, epochs = limit.cost.seconds, _count(limit.cost.epochs)
+    lines.append(f"took {seconds:.1f} s, {epochs} epochs of training; more: limit.details(), limit.report(path)")
     return "\n".join(lines)
 
 
@@ -271,9 +269,14 @@ def details(limit: PruningLimit) -> str:
         ("formula with the GGN", "unknown" if along.sparsity is None else percent(along.sparsity)),
         ("calibration", NONE if evidence.forecast is None else evidence.forecast.version),
         ("products", f"{cost.products:,} on {cost.samples:,} samples together"),
-        ("epochs of training", f"{cost.epochs:.3g}, counted in passes"),
+        ("epochs of training", f"{_count(cost.epochs)}, counted in passes"),
         ("forward passes", f"{cost.forward_samples:,} samples"),
         *((f"setting {name}", "-" if value is None else str(value)) for name, value in settings_of(limit).items()),
     ]
     width = max(len(name) for name, _ in lines)
     return "\n".join(f"{name:<{width}}  {text}" for name, text in lines)
+
+
+def _count(epochs: float) -> str:
+    """Write a number of epochs with two digits, or whole where it has more."""
+    return f"{epochs:,.0f}" if epochs >= 10 else f"{epochs:.2g}"

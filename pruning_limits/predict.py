@@ -98,17 +98,15 @@ def predict_limit(
         negative: What a negative eigenvalue counts as, ``"abs"`` or ``"clip"`` (to zero).
         parameters: Name patterns of the prunable weights; default the weights of convolution and linear layers, the
             input projections of attention among them.
-        samples: Size of the random data sub-sample for curvature products; None takes all of at most 2,048 samples, and
-            else doubles it from 1,024 until its error is within ``tolerance`` or below that of the steps, or 16,384
-            samples are reached. With the default loss badly fitted samples, which have most of the curvature, are drawn
-            more often and weighted less.
+        samples: Size of the random data sub-sample for curvature products; None takes what ``budget`` allows, at least
+            256 and at most 16,384 samples, or all where these are at most 1.5 times as many. With the default loss
+            badly fitted samples, which have most of the curvature, are drawn more often and weighted less.
         probes: Random vectors; None takes 1, and more where their error is beyond ``tolerance`` and that of the steps,
             as in small models, up to 8 and to 256 products.
-        steps: Lanczos steps; None advances from 16 on until their error is within ``tolerance`` or twice the steps
-            narrow it by less than a third, at most to 96; for small models, whose steps are cheap, for as long as it
-            takes up to 256. The part of the sub-sample that the Hessian is compared with takes twice as many. With D
-            steps or more, and for models of at most 512 weights, the whole matrix is built and its eigenvalues are
-            exact.
+        steps: Lanczos steps; None takes 24 of the GGN and 48 of the Hessian, and more while their error counts beside
+            ``tolerance`` and twice the steps narrow it by more than a third, at most 96, and on a sub-sample 40 and 48;
+            for small models, whose steps are cheap, for as long as it takes up to 256. With D steps or more, and for
+            models of at most 512 weights, the whole matrix is built and its eigenvalues are exact.
         tolerance: Wanted numerical half-width of the limit, in sparsity.
         max_batches: Batches of the loader that are read, the first ones; None reads all. A loader without end needs it.
         measure: Measure what one-shot magnitude pruning reaches, with forward passes over the data: on a grid of

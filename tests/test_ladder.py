@@ -141,6 +141,14 @@ def test_the_notebook_shows_the_same_and_escapes_it(limit):
     assert limit._repr_html_() == html(limit)
 
 
+@pytest.mark.parametrize(("epochs", "text"), [(0.0123, "0.012"), (1.25, "1.2"), (361.7, "362"), (12345.6, "12,346")])
+def test_epochs_are_written_in_digits(limit, epochs, text):
+    evidence = dataclasses.replace(limit.evidence, cost=dataclasses.replace(limit.cost, epochs=epochs))
+    costly = dataclasses.replace(limit, evidence=evidence)
+    assert f" s, {text} epochs of training; " in ladder(costly)
+    assert f" {text}, counted in passes" in details(costly)
+
+
 def test_details_name_every_setting_and_rung(limit):
     text = details(limit)
     for answer in limit.answers:
