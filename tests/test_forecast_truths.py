@@ -20,7 +20,7 @@ from validation.data import ImageData, drawn
 from validation.masks import prunable
 from validation.models import build_model
 from validation.studies.limits import forecast_truths
-from validation.studies.limits.forecast_curves import COARSE, QUARTERS, Level, Measured
+from validation.studies.limits.forecast_curves import COARSE, QUARTERS, Level, Measured, kept_fraction
 from validation.studies.limits.forecast_truths import SEEDS, Truths
 from validation.training import Network, Recipe, apply_masks, train
 
@@ -231,16 +231,20 @@ def test_the_optimum_on_a_mask_is_never_above_the_pruned_network(
         assert point["rise"] < Measured.of(pruned, truths.data).loss - truths.dense.loss
 
 
-def test_the_optimum_of_a_convex_problem_is_that_of_another_minimiser(few: ImageData, tmp_path: Path) -> None:
+def test_the_optimum_of_a_convex_problem_is_that_of_another_minimiser(
+    few: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A single layer, whose loss over the kept weights has one minimum; its biases stay as they are."""
+    monkeypatch.setattr(forecast_truths, "ITERATIONS", 400)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     torch.nn.init.normal_(model[1].weight, generator=torch.Generator().manual_seed(0))
     torch.nn.init.normal_(model[1].bias, generator=torch.Generator().manual_seed(1))
     dense = Measured.of(model, few)
-    levels = [Level("nothing", "rise", -dense.loss)]  # lost from the first place on
-    truths = Truths(NETWORK, model, few, levels, dense, tmp_path)
-    point = truths.optimised()[-1]
-    assert counted(point, 640) == kept_count(10, 640)
+    known = {place: {"kept": kept_fraction(place), "rise": -dense.loss} for place in (8, 10, 12, 14, 15)}
+    known[18] = {"kept": kept_fraction(18), "rise": 0.0}  # so that nothing but place 16 is left to search
+    (tmp_path / "optimised.json").write_text(json.dumps(known))
+    point = Truths(NETWORK, model, few, [Level("all", "rise", -dense.loss)], dense, tmp_path).optimised()[-2]
+    assert counted(point, 640) == kept_count(16, 640)
     mask = MagnitudeProfile(prunable(model)).masks(1 - point["kept"])["1.weight"]
     x, y = (torch.cat(parts) for parts in zip(*few.batches("train"), strict=True))
     weights = torch.zeros(10, 64, dtype=torch.float64, requires_grad=True)
@@ -253,4 +257,4 @@ def test_the_optimum_of_a_convex_problem_is_that_of_another_minimiser(few: Image
         return value
 
     minimiser.step(loss)
-    assert point["rise"] == pytest.approx(float(loss()) - dense.loss, abs=1e-5)
+    assert point["rise"] == pytest.approx(loss().item() - dense.loss, abs=1e-5)
