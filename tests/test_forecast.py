@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from estimators import UserError
-from pruning_limits.forecast import FEATURES, FORMAT, Forecast, Rule
+from pruning_limits.forecast import FORMAT, Forecast, Rule
 from pruning_limits.serial import to_plain
 
 FULL = Rule(("one-shot", "re-tuned", "hessian"), -0.3, (0.2, 0.5, 0.3), -0.4, 0.3)
@@ -73,7 +73,7 @@ def test_where_no_rule_knows_its_features_nothing_is_told(features: dict[str, fl
 
 @pytest.mark.parametrize(
     ("known", "feature"),
-    [(known, feature) for known in (FEATURES, ("one-shot", "hessian"), ("hessian",)) for feature in known],
+    [(known, feature) for known in (FULL.features, ("one-shot", "hessian"), ("hessian",)) for feature in known],
 )
 def test_more_of_a_feature_never_keeps_less(known: tuple[str, ...], feature: str) -> None:
     base = {name: KNOWN[name] for name in known}
@@ -161,7 +161,7 @@ def test_a_feature_that_the_rule_does_not_take_may_lie_anywhere() -> None:
         ({"slopes": (0.1, 0.2)}, "one slope for each"),
         (
             {"features": ("one-shot", "re-tuned", "epsilon")},
-            "each of some of one-shot, re-tuned, hessian",
+            "each of some of one-shot, re-tuned, ggn, hessian",
         ),
         ({"features": (), "slopes": ()}, "one slope for each"),
         ({"slopes": (0.1, -0.1, 0.2)}, "negative"),

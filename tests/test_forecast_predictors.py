@@ -212,7 +212,7 @@ def test_spectra_give_the_isotropic_limits_of_dense_matrices(limit: PruningLimit
         "ggn_fitted": kept(ggn, "clip", loss * math.acosh(1 + epsilon / loss) ** 2 / 2),
     }
     assert {key: row[key] for key in wanted} == pytest.approx(wanted, rel=1e-6)
-    assert row.keys() - wanted.keys() == {"hessian_error", "directional"}
+    assert row.keys() - wanted.keys() == {"hessian_error", "ggn_error", "directional", "bound"}
     assert 0 <= row["hessian_error"] < 1e-6  # all eigenvalues of all data
     along = limit.what_if(epsilon=epsilon).directional
     assert along is not None

@@ -16,6 +16,7 @@ from validation.tables.writing import Row
 
 FAMILIES = {
     "fc": "fully connected",
+    "gelu-mlp": "fully connected",
     "lenet-300-100": "fully connected",
     "lenet": "LeNet",
     "small-cnn": "LeNet",
@@ -27,6 +28,7 @@ FAMILIES = {
     "characters": "character transformer",
     "vit": "vision transformer",
     "recurrent": "recurrent",
+    "conv-gru": "recurrent",
 }
 ASIDE = ("vision transformer", "recurrent")  # looked at after the rules were fixed
 RULES = (("one-shot", "re-tuned", "hessian"), ("one-shot", "hessian"), ("one-shot",), ("hessian",))
