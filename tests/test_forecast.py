@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from estimators import UserError
-from pruning_limits.forecast import FORMAT, Forecast, Rule
+from pruning_limits.forecast import FEATURES, FORMAT, Forecast, Rule
 from pruning_limits.serial import to_plain
 
 FULL = Rule(("one-shot", "re-tuned", "hessian"), -0.3, (0.2, 0.5, 0.3), -0.4, 0.3)
