@@ -15,8 +15,8 @@ from estimators.errors import UserError
 
 FORMAT = "pruning-forecast/1"
 FILE = "forecast.json"
-FEATURES = ("one-shot", "re-tuned", "ggn", "hessian")
-RANGED = (*FEATURES, "weights", "ggn error", "hessian error")
+FEATURES = ("one-shot", "re-tuned", "hessian", "ggn")
+RANGED = (*FEATURES, "weights", "hessian error", "ggn error")
 OUTSIDE = 2.0  # times as wide, in logarithms, outside the bench
 MOST_BYTES = 16 << 20
 

@@ -161,7 +161,7 @@ def test_a_feature_that_the_rule_does_not_take_may_lie_anywhere() -> None:
         ({"slopes": (0.1, 0.2)}, "one slope for each"),
         (
             {"features": ("one-shot", "re-tuned", "epsilon")},
-            "each of some of one-shot, re-tuned, ggn, hessian",
+            "each of some of one-shot, re-tuned, hessian, ggn",
         ),
         ({"features": (), "slopes": ()}, "one slope for each"),
         ({"slopes": (0.1, -0.1, 0.2)}, "negative"),

@@ -40,7 +40,7 @@ LADDER_COLUMNS = (
     Column("bound", "no hope beyond", ".1%"),
     Column("formula", "the paper's formula", ".1%"),
 )
-SHOWN = (("epsilon",), ("one-shot",), ("one-shot", "hessian"), RULES[0])
+SHOWN = (("epsilon",), ("hessian",), ("one-shot",), RULES[0])
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ FAMILIES = {
     "conv-gru": "recurrent",
 }
 ASIDE = ("vision transformer", "recurrent")  # looked at after the rules were fixed
-RULES = (("one-shot", "re-tuned", "hessian"), ("one-shot", "hessian"), ("one-shot",), ("hessian",))
+RULES = (("one-shot", "re-tuned"), ("one-shot",), ("hessian",), ("ggn",))
 FALLING = ("epsilon", "loss", "weights")
 DRAWS = 400
 AGAIN = "again-"
