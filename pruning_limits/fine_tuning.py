@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -198,7 +198,7 @@ class FineTuning:
         sample = self.sample(count)
         self.size = sample.size
         passes = max(1, round(self.passes * self.samples / sample.size))
-        best = start = self._start(base, count, sample)
+        best = start = self._best([self.pruned(base, count), self.reconstructed(count, sample)], sample)
         yield best
         generator = torch.Generator().manual_seed(self._seed(count))
         by_batch = start.buffers is not base.buffers and start.buffers is not self.dense.buffers
@@ -214,7 +214,7 @@ class FineTuning:
                 best = start
                 yield best
         if base is not self.dense:
-            alone = self._start(self.dense, count, sample)
+            alone = self._best([self.pruned(self.dense, count)], sample)
             if alone.loss < best.loss:
                 yield alone
 
@@ -250,17 +250,12 @@ class FineTuning:
         loss = total / count + at.penalty_value(weights)
         return replace(network, loss=loss if math.isfinite(loss) else math.inf)
 
-    def _start(self, base: Network, count: int, sample: StageSample) -> Network:
-        """Return the pruned network that serves best: as it is, with statistics anew, or with layers reconstructed."""
-        best = self.evaluated(self.pruned(base, count), sample)
-        networks = [best, self.reconstructed(count, sample)]
+    def _best(self, pruned: Sequence[Network | None], sample: StageSample) -> Network:
+        """Return the best of pruned networks, each as it is and with statistics of batch normalisation anew."""
+        networks = [network for network in pruned if network is not None]
         if self._by_batch is not None:
-            networks += [None if network is None else self.normalised(network, sample) for network in networks]
-        for network in networks[1:]:
-            if network is not None:
-                tried = self.evaluated(network, sample)
-                best = tried if tried.loss < best.loss else best
-        return best
+            networks += [self.normalised(network, sample) for network in networks]
+        return min((self.evaluated(network, sample) for network in networks), key=lambda network: network.loss)
 
     @plain_modes()
     @torch.no_grad()
