@@ -85,10 +85,10 @@ def gather(subject: Subject, asked: Settings, progress: Progress, checkpoint: st
     LOGGER.info("%s weights, %s %.6g, epsilon %.4g", weights, asked.criterion, network.objective, allowed.epsilon)
     patterns = gather_patterns(dense, drop, bar_of(asked, allowed.epsilon), asked)
     curved = _Curved(dense, asked, allowed.epsilon, progress, checkpoint)
+    forward_samples = dense.samples + rise.samples + (0 if drop is None else drop.samples) + patterns.samples
     retuned = None
     if asked.retune is not None:
         retuned = _retuned(asked.retune, dense, rise, drop, points, allowed, progress, checkpoint)
-    forward_samples = dense.samples + rise.samples + (0 if drop is None else drop.samples) + patterns.samples
     evidence = Evidence(
         parameters=dense.profile.dimension,
         already_removed=dense.profile.zeros / dense.profile.dimension,
@@ -104,7 +104,7 @@ def gather(subject: Subject, asked: Settings, progress: Progress, checkpoint: st
         layers=curved.layers(),
         trace_error=curved.traces.whole.standard_error,
         remarks=(*curved.remarks, *dense.remarks),
-        cost=_cost(curved.subsamples, forward_samples, started, dense.budget),
+        cost=_cost(curved.subsamples, forward_samples, retuned, started, dense.budget),
         origin=Origin(
             type(subject.model).__name__, f"{network.samples:,} samples", _version(), date.today().isoformat()
         ),
@@ -153,10 +153,13 @@ def _retuned(
     bar = bar_of(asked, allowed.epsilon)
     alone = round(crossing(points, bar, profile.zeros / profile.dimension).low * profile.dimension)
     width = max(1, round(asked.tolerance * profile.dimension))
+    allowance = dense.budget.retuning if retuning.epochs is None else retuning.epochs * dense.budget.total
     states = States(checkpoint, fingerprint(losses.objective, losses.values, asked))
     with metric_errors("held_out" if asked.held_out else "loader") if drop else nullcontext():
         compared = Compared(rise, drop, bar)
-        return staged_retuning(losses.objective, retuning, compared, alone, width, asked.seed, progress, states)
+        return staged_retuning(
+            losses.objective, retuning, compared, alone, width, allowance, asked.seed, progress, states
+        )
 
 
 class _Curved:
@@ -231,7 +234,7 @@ class _Curved:
         )
 
 
-def _cost(subsamples: Subsamples, forward_samples: int, started: float, budget: Budget) -> Cost:
+def _cost(subsamples: Subsamples, forward_samples: int, retuned: Tuning | None, started: float, budget: Budget) -> Cost:
     spent = gathered((time.perf_counter() - started, _peak_memory(subsamples.objective.device)))
     return Cost(
         products=subsamples.products,
@@ -239,7 +242,7 @@ def _cost(subsamples: Subsamples, forward_samples: int, started: float, budget: 
         forward_samples=forward_samples,
         seconds=max(seconds for seconds, _ in spent),
         peak_memory=max(memory for _, memory in spent),
-        epochs=budget.epochs(subsamples.samples_seen, forward_samples),
+        epochs=budget.epochs(subsamples.samples_seen, forward_samples, 0.0 if retuned is None else retuned.passed),
     )
 
 

@@ -20,9 +20,6 @@ from pruning_limits.states import States
 from pruning_limits.tuned_points import STRIDE, TunedPoint, Tuning
 
 NARROW = 1.05  # ratio of kept numbers at which a bracket is left as it is
-FEWEST_STAGES = 2  # that are done whatever they cost
-SMALL = 1 << 15  # samples up to which stages may cost more than a share of an epoch
-LEAST_BUDGET = 60_000  # of small data, in samples
 MOST_COMPARED = 1 << 14  # samples that a re-tuned network is compared on before it is the last
 RUN_SEEDS = 1_000_003
 
@@ -79,6 +76,7 @@ def staged_retuning(
     compared: Compared,
     alone: int,
     width: int,
+    allowance: float,
     seed: int,
     progress: Progress = False,
     states: States | None = None,
@@ -87,8 +85,9 @@ def staged_retuning(
 
     The first stage keeps half of what pruning alone may keep, every other half of what the last one kept, until a
     network loses more than is allowed. Then the bracket is halved again and again, in the logarithm of the kept number,
-    each stage going on from the last network that passed: nothing is trained twice. The search ends with the budget, or
-    with a bracket of 5 % of what is kept.
+    each stage going on from the last network that passed: nothing is trained twice. A run ends with a bracket of 5 %
+    of what is kept, or where its even share of what is left of the allowance does not pay for a stage that costs as
+    much as its last one.
 
     Args:
         objective: The criterion on all training data.
@@ -96,6 +95,7 @@ def staged_retuning(
         compared: What the networks are measured by.
         alone: Number of weights that pruning alone may remove.
         width: Bracket, in weights, that is narrow enough.
+        allowance: What all runs may cost together, in samples that an epoch of training passes.
         seed: Seed of the prediction.
         progress: See ``progress.told``.
         states: Where the state after every stage is kept; None keeps none.
@@ -109,7 +109,8 @@ def staged_retuning(
     started = time.perf_counter()
     points, passed, samples = list[TunedPoint](), 0.0, 0
     for run in range(retuning.seeds):
-        search = _Search(objective, retuning, compared, alone, width, run, seed, states)
+        share = (allowance - passed) / (retuning.seeds - run)
+        search = _Search(objective, retuning, compared, alone, width, share, run, seed, states)
         with told(progress, "re-tuned networks", search.expected, "network") as tell:
             search.complete(tell)
         points += sorted(search.points, key=lambda point: point.sparsity)
@@ -128,6 +129,7 @@ class _Search:
         compared: Compared,
         alone: int,
         width: int,
+        allowance: float,
         run: int,
         seed: int,
         states: States | None,
@@ -135,10 +137,7 @@ class _Search:
         self.tuning = FineTuning(objective, retuning.samples, retuning.passes, run_seed(seed, run))
         self.compared, self.width, self.run, self.states = compared, width, run, states
         self.dimension, self.zeros = compared.rise.profile.dimension, compared.rise.profile.zeros
-        self.budget = retuning.epochs * objective.samples
-        if objective.samples <= SMALL:
-            self.budget = max(self.budget, LEAST_BUDGET)
-        self.budget /= retuning.seeds
+        self.allowance = allowance
         self.points: list[TunedPoint] = []
         self.base, self.base_count = self.tuning.dense, self.zeros
         self.low, self.high = alone, self.dimension
@@ -151,10 +150,10 @@ class _Search:
         return max(3, len(self.points))
 
     def complete(self, tell: Callable[[int], None]) -> None:
-        """Go on until the bracket is narrow or the budget is spent."""
+        """Go on until the bracket is narrow or the allowance is spent."""
         while not self.finished:
             count = self._next()
-            spent = len(self.points) >= FEWEST_STAGES and self.cost + self._last > self.budget
+            spent = bool(self.points) and self.cost + self._last > self.allowance
             if count is None or spent:
                 self._confirm()
                 self.finished = True

@@ -1,6 +1,7 @@
 """How far pruning gets with re-tuning in stages."""
 
 import dataclasses
+import functools
 import os
 import signal
 
@@ -12,10 +13,11 @@ from torch import nn
 
 from estimators import Objective, UserError
 from estimators.files import load_tensors, save_tensors
-from pruning_limits import PruningLimit, Retuning, predict_limit
+from pruning_limits import PruningLimit, Retuning, gathering, predict_limit
+from pruning_limits.budget import FREE_OPERATIONS
 from pruning_limits.fine_tuning import FineTuning
 from pruning_limits.magnitude import removed_count
-from pruning_limits.retuning import LEAST_BUDGET, NARROW, run_seed
+from pruning_limits.retuning import NARROW, run_seed
 
 QUICK = {"steps": 4, "probes": 1, "samples": 100, "progress": False}
 SMALL = Retuning(samples=256, passes=2)
@@ -96,11 +98,61 @@ def test_the_search_halves_what_is_kept_and_then_the_bracket(limit, by_loss):
         assert starts <= {point.sparsity for point in points}
 
 
-def test_the_budget_ends_the_search(problem):
-    few = predict_limit(*problem, **QUICK, **DROP, retune=Retuning(samples=256, passes=200, epochs=1e-3))
-    tuning = few.evidence.retuned
-    assert len(tuning.points) == 2  # they are done in any case
-    assert tuning.passed > LEAST_BUDGET
+@pytest.fixture(scope="module")
+def tuned(problem):
+    """Predictions that say nothing but how far re-tuning gets, by what it may cost."""
+
+    @functools.cache
+    def predicted(epochs, seeds=1, budget=None):
+        retuning = Retuning(samples=256, passes=2, epochs=epochs, seeds=seeds)
+        return predict_limit(*problem, **QUICK, **DROP, retune=retuning, budget=budget).evidence.retuned
+
+    return predicted
+
+
+def test_one_stage_is_done_in_any_case(tuned):
+    assert len(tuned(1e-3).points) == 1
+    assert tuned(1e-3).passed > 1e-3 * 400
+
+
+def test_further_stages_are_done_while_the_allowance_pays_for_one_like_the_last(tuned):
+    whole = tuned(100.0).points
+    first = tuned(1e-3).passed
+    assert len(whole) > 3
+    for stages in (2, 3):
+        few = tuned((stages * 1.2 * first) / 400)
+        assert first < few.passed <= stages * 1.2 * first
+        assert set(few.points) < set(whole)
+    assert len(tuned(1.99 * first / 400).points) == 1
+
+
+def test_runs_share_what_is_allowed_evenly_and_later_ones_have_what_was_left(tuned):
+    first = tuned(1e-3).passed
+    both = tuned(4.8 * first / 400, seeds=2)
+    assert both.passed <= 4.8 * first
+    assert [len(both.run(run)) for run in both.runs] == [2, 2]
+    assert [len(tuned(1e-3, seeds=2).run(run)) for run in (0, 1)] == [1, 1]
+
+
+def test_without_epochs_half_of_the_budget_is_allowed(problem, monkeypatch):
+    allowances = []
+
+    def taken(objective, retuning, compared, alone, width, allowance, *others):
+        allowances.append(allowance)
+        raise KeyError
+
+    monkeypatch.setattr(gathering, "staged_retuning", taken)
+    for budget, epochs in ((4.0, None), (None, None), (4.0, 7.0)):
+        with pytest.raises(KeyError):
+            predict_limit(*problem, **QUICK, **DROP, retune=dataclasses.replace(SMALL, epochs=epochs), budget=budget)
+    free = FREE_OPERATIONS / (2 * 12 * 16 + 2 * 16 * 3)  # forward passes of a small network
+    assert allowances == pytest.approx([2.0 * 400, free / 6, 7.0 * 400])
+
+
+def test_the_cost_of_the_prediction_holds_that_of_re_tuning(problem, limit):
+    alone = predict_limit(*problem, **QUICK, **DROP).cost
+    assert limit.cost.forward_samples == alone.forward_samples
+    assert limit.cost.epochs == pytest.approx(alone.epochs + limit.evidence.retuned.passed / 400)
 
 
 def test_a_narrow_bracket_ends_the_search(limit):
