@@ -35,7 +35,7 @@ from pruning_limits.pattern_gathering import gather_patterns
 from pruning_limits.progress import Progress
 from pruning_limits.quadratic import QuadraticRise, quadratic_limit
 from pruning_limits.removed_directions import removed_directions
-from pruning_limits.retuning import Compared, staged_retuning
+from pruning_limits.retuning import Compared, Reached, staged_retuning
 from pruning_limits.settings import Retuning, Settings
 from pruning_limits.source import Source
 from pruning_limits.states import DIFFERENT_RANKS, States, fingerprint
@@ -47,6 +47,7 @@ from pruning_limits.tuned_points import Tuning
 # Width of the last bracket of measured one-shot pruning in units of the tolerance, of few samples and where draws help.
 RESOLUTION, DRAWN_RESOLUTION = 0.05, 1.0
 MODEL_KEPT = (1 / 2, 1 / 4, 1 / 16, 1 / 64, 1 / 256)  # of what is there: where the quadratic model is evaluated
+INTERRUPTED = "re-tuning was interrupted, and what was measured before counts; checkpoint= serves to continue"
 LOGGER = logging.getLogger("pruning_limits")
 
 
@@ -86,9 +87,9 @@ def gather(subject: Subject, asked: Settings, progress: Progress, checkpoint: st
     patterns = gather_patterns(dense, drop, bar_of(asked, allowed.epsilon), asked)
     curved = _Curved(dense, asked, allowed.epsilon, progress, checkpoint)
     forward_samples = dense.samples + rise.samples + (0 if drop is None else drop.samples) + patterns.samples
-    retuned = None
+    reached = Reached(None, False)
     if asked.retune is not None:
-        retuned = _retuned(asked.retune, dense, rise, drop, points, allowed, progress, checkpoint)
+        reached = _retuned(asked.retune, dense, rise, drop, points, allowed, progress, checkpoint)
     evidence = Evidence(
         parameters=dense.profile.dimension,
         already_removed=dense.profile.zeros / dense.profile.dimension,
@@ -103,12 +104,12 @@ def gather(subject: Subject, asked: Settings, progress: Progress, checkpoint: st
         model_points=curved.model_points(),
         layers=curved.layers(),
         trace_error=curved.traces.whole.standard_error,
-        remarks=(*curved.remarks, *dense.remarks),
-        cost=_cost(curved.subsamples, forward_samples, retuned, started, dense.budget),
+        remarks=(*curved.remarks, *dense.remarks, *([INTERRUPTED] if reached.interrupted else [])),
+        cost=_cost(curved.subsamples, forward_samples, reached.tuning, started, dense.budget),
         origin=Origin(
             type(subject.model).__name__, f"{network.samples:,} samples", _version(), date.today().isoformat()
         ),
-        retuned=retuned,
+        retuned=reached.tuning,
     )
     return Gathered(patterns.beside(evidence), allowed, dense.settings, patterns.profile)
 
@@ -147,7 +148,7 @@ def _retuned(
     allowed: Allowed,
     progress: Progress,
     checkpoint: str | Path | None,
-) -> Tuning:
+) -> Reached:
     """Measure what staged re-tuning reaches."""
     profile, losses, asked = dense.profile, dense.losses, dense.settings
     bar = bar_of(asked, allowed.epsilon)

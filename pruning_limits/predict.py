@@ -140,7 +140,8 @@ def predict_limit(
 
     Raises:
         UserError: Bad input, told in one line; nothing is changed.
-        KeyboardInterrupt: Ctrl-C; the model is left as it was, and ``checkpoint`` serves to continue.
+        KeyboardInterrupt: Ctrl-C; the model is left as it was, and ``checkpoint`` serves to continue. While networks
+            are re-tuned it ends that instead: the limit comes back with what was measured before, and a note.
 
     Source: Zhang, Zhang, Sun and Liu, How sparse can we prune a deep network: a fundamental limit perspective,
     NeurIPS 2024.

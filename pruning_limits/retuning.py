@@ -11,6 +11,8 @@ from typing import Any
 import torch
 
 from estimators import Objective, UserError
+from estimators.distributed import world
+from estimators.substitution import intact
 from pruning_limits.fine_tuning import FORWARD, FineTuning, Network
 from pruning_limits.measured import Bar
 from pruning_limits.one_shot import Difference, Evaluated, PairedDifferences
@@ -80,7 +82,7 @@ def staged_retuning(
     seed: int,
     progress: Progress = False,
     states: States | None = None,
-) -> Tuning:
+) -> Reached:
     r"""Measure how far magnitude pruning gets where the kept weights are re-tuned in stages.
 
     The first stage keeps half of what pruning alone may keep, every other half of what the last one kept, until a
@@ -101,22 +103,44 @@ def staged_retuning(
         states: Where the state after every stage is kept; None keeps none.
 
     Returns:
-        All networks that were measured, and what they took.
+        All networks that were measured, and what they took. Ctrl-C ends the search, and what was measured counts; of
+        several ranks, which it reaches at different stages, it ends the program.
 
     Raises:
         UserError: See ``FineTuning``.
     """
     started = time.perf_counter()
-    points, passed, samples = list[TunedPoint](), 0.0, 0
+    points, passed, samples, interrupted = list[TunedPoint](), 0.0, 0, False
     for run in range(retuning.seeds):
         share = (allowance - passed) / (retuning.seeds - run)
         search = _Search(objective, retuning, compared, alone, width, share, run, seed, states)
-        with told(progress, "re-tuned networks", search.expected, "network") as tell:
-            search.complete(tell)
+        try:
+            with intact(objective.model), told(progress, "re-tuned networks", search.expected, "network") as tell:
+                search.complete(tell)
+        except KeyboardInterrupt:
+            if world() > 1:
+                raise
+            interrupted = True
         points += sorted(search.points, key=lambda point: point.sparsity)
         passed += search.cost
         samples = max(samples, search.size)
-    return Tuning(tuple(points), samples, passed, time.perf_counter() - started)
+        if interrupted:
+            break
+    tuning = Tuning(tuple(points), samples, passed, time.perf_counter() - started) if points else None
+    return Reached(tuning, interrupted)
+
+
+@dataclass(frozen=True)
+class Reached:
+    """What staged re-tuning reached.
+
+    Attributes:
+        tuning: Networks that were measured; None where there are none.
+        interrupted: Whether Ctrl-C ended it.
+    """
+
+    tuning: Tuning | None
+    interrupted: bool
 
 
 class _Search:
@@ -151,6 +175,7 @@ class _Search:
 
     def complete(self, tell: Callable[[int], None]) -> None:
         """Go on until the bracket is narrow or the allowance is spent."""
+        tell(len(self.points))
         while not self.finished:
             count = self._next()
             spent = bool(self.points) and self.cost + self._last > self.allowance
@@ -212,7 +237,7 @@ class _Search:
         }
         if self.base is not self.tuning.dense and not self.finished:
             state |= network_state(self.base)
-        self.states.keep(f"re-tuned {self.run}", state, self.finished)
+        self.states.keep(f"re-tuned {self.run}", state, at_once=True)
 
     def _restore(self) -> None:
         state = None if self.states is None else self.states.kept(f"re-tuned {self.run}")

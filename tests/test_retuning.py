@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import os
 import signal
 
@@ -280,6 +281,71 @@ def test_killed_it_resumes_to_the_same_bits(forking, tmp_path):
         process.join(300)
         assert process.exitcode == -signal.SIGKILL
         assert predicted(checkpoint) == whole
+
+
+class CtrlC:
+    """Interrupts a prediction some calls of the loss after so many networks were re-tuned."""
+
+    def __init__(self, networks, calls):
+        self.networks, self.calls = networks, calls
+
+    def told(self, stage, done, total):
+        if stage == "re-tuned networks" and done >= self.networks and self.calls is not None:
+            self.networks = -1
+
+    def loss(self, model, batch):
+        if self.networks == -1:
+            self.calls -= 1
+            if self.calls == 0:
+                self.networks = self.calls = None
+                raise KeyboardInterrupt
+        return nn.functional.cross_entropy(model(batch[0]), batch[1], reduction="none")
+
+
+def by(interrupting, checkpoint=None):
+    model, data = classes(normalised=True)
+    before = snapshot(model)
+    limit = predict_limit(
+        model,
+        data,
+        interrupting.loss,
+        **QUICK | {"progress": interrupting.told},
+        **DROP,
+        retune=dataclasses.replace(SMALL, seeds=2),
+        checkpoint=checkpoint,
+    )
+    assert same(snapshot(model), before)
+    return limit
+
+
+@pytest.fixture(scope="module")
+def uninterrupted():
+    torch.set_num_threads(1)
+    return by(CtrlC(math.inf, None))
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize(("networks", "calls"), [(1, 1), (1, 20), (2, 45), (3, 7)])
+def test_ctrl_c_keeps_what_was_measured_and_a_checkpoint_continues_to_the_same_bits(
+    uninterrupted, tmp_path, networks, calls
+):
+    limit = by(CtrlC(networks, calls), tmp_path / "run.pt")
+    tuning, whole = limit.evidence.retuned, uninterrupted.evidence.retuned
+    assert networks <= len(tuning.points) < len(whole.points)
+    assert set(tuning.points) < set(whole.points)
+    passing = [point.sparsity for point in tuning.points if point.drop <= DROP["max_drop"]]
+    assert limit.answer("re-tuned").sparsity == max([limit.lower, *passing])
+    assert [note for note in limit.notes if note.startswith("re-tuning was interrupted")]
+    assert not [note for note in uninterrupted.notes if "interrupted" in note]
+    assert _timeless(by(CtrlC(math.inf, None), tmp_path / "run.pt")) == _timeless(uninterrupted)
+
+
+def test_ctrl_c_before_the_first_network_leaves_the_rung_unknown(uninterrupted):
+    limit = by(CtrlC(0, 10))
+    assert limit.evidence.retuned is None
+    assert limit.answer("re-tuned").basis == "unknown"
+    for rung in ("one-shot", "re-trained", "formula"):
+        assert limit.answer(rung) == uninterrupted.answer(rung)
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path):
