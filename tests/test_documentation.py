@@ -4,6 +4,7 @@ import ast
 import doctest
 import importlib
 import importlib.util
+import json
 import pkgutil
 import re
 from fnmatch import fnmatch
@@ -135,6 +136,30 @@ def test_every_page_is_in_the_contents():
     pages = {str(page.relative_to(docs).with_suffix("")) for page in docs.rglob("*.md") if "_build" not in page.parts}
     tables = {page for pattern in contents(docs / "tables.md") for page in pages if fnmatch(page, pattern)}
     assert pages - tables - {"index"} <= set(contents(docs / "index.md"))
+
+
+# ------------------------------------------------------------------------------------------ committed results
+
+RESULTS = ROOT / "docs" / "results"
+
+
+def test_results_are_small():
+    files = [path for path in RESULTS.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 6e6
+    assert not [path for path in files if path.suffix == ".csv"]
+    assert not [path for path in files if path.suffix == ".json" and path.stat().st_size > 100_000]
+
+
+def test_a_thinned_table_names_what_is_left_out_and_the_command_that_makes_it_whole():
+    thinned = {}
+    for path in RESULTS.rglob("*.json"):
+        content = json.loads(path.read_text())
+        if "thinned" in content:
+            thinned[path] = content
+    assert thinned
+    for path, content in thinned.items():
+        assert content["thinned"]["left out"], path
+        assert f"`{content['thinned']['command']}`" in path.with_suffix(".md").read_text()
 
 
 # ----------------------------------------------------------------------------- blocks of the pages on models
