@@ -138,6 +138,22 @@ def test_every_page_is_in_the_contents():
     assert pages - tables - {"index"} <= set(contents(docs / "index.md"))
 
 
+def test_the_home_page_shows_what_the_demo_printed():
+    page = (ROOT / "docs" / "index.md").read_text()
+    shown = re.search(r"```text\n(.*?)```", page, re.DOTALL)[1].splitlines()
+    printed = (ROOT / "docs" / "results" / "demo.txt").read_text().splitlines()
+    assert len(shown) > 5
+    assert [line for line in shown if line not in printed] == []
+
+
+def test_the_reference_by_topic_names_what_exists():
+    listed = "".join(page.read_text() for page in (ROOT / "docs" / "api").glob("*.md"))
+    rows = [line.split("|") for line in (ROOT / "docs" / "api.md").read_text().splitlines() if line.startswith("| ")]
+    names = {name for row in rows[1:] for name in re.findall(r"`(\w+)`", row[2])}
+    assert len(names) > 50
+    assert {name for name in names if not re.search(rf"\b{name}\b", listed)} == set()
+
+
 # ------------------------------------------------------------------------------------------ committed results
 
 RESULTS = ROOT / "docs" / "results"
