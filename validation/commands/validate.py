@@ -38,7 +38,5 @@ def validate(suite_name: str, names: tuple[str, ...], only: str, **options: Any)
     for table in names or tables():
         folder = run_table(table, suite, run)
         click.echo((folder / f"{table}.md").read_text())
-        *endings, last = (
-            ending for ending in (".json", ".csv", ".md", ".png") if (folder / f"{table}{ending}").exists()
-        )
+        *endings, last = (ending for ending in (".json", ".md", ".png") if (folder / f"{table}{ending}").exists())
         click.echo(f"wrote {folder / table}{', '.join(endings)} and {last}")
