@@ -4,6 +4,7 @@ import ast
 import doctest
 import importlib
 import importlib.util
+import json
 import pkgutil
 import re
 from fnmatch import fnmatch
@@ -135,6 +136,46 @@ def test_every_page_is_in_the_contents():
     pages = {str(page.relative_to(docs).with_suffix("")) for page in docs.rglob("*.md") if "_build" not in page.parts}
     tables = {page for pattern in contents(docs / "tables.md") for page in pages if fnmatch(page, pattern)}
     assert pages - tables - {"index"} <= set(contents(docs / "index.md"))
+
+
+def test_the_home_page_shows_what_the_demo_printed():
+    page = (ROOT / "docs" / "index.md").read_text()
+    shown = re.search(r"```text\n(.*?)```", page, re.DOTALL)[1].splitlines()
+    printed = (ROOT / "docs" / "results" / "demo.txt").read_text().splitlines()
+    assert len(shown) > 5
+    assert [line for line in shown if line not in printed] == []
+
+
+def test_the_reference_by_topic_names_what_exists():
+    listed = "".join(page.read_text() for page in (ROOT / "docs" / "api").glob("*.md"))
+    rows = [line.split("|") for line in (ROOT / "docs" / "api.md").read_text().splitlines() if line.startswith("| ")]
+    names = {name for row in rows[1:] for name in re.findall(r"`(\w+)`", row[2])}
+    assert len(names) > 50
+    assert {name for name in names if not re.search(rf"\b{name}\b", listed)} == set()
+
+
+# ------------------------------------------------------------------------------------------ committed results
+
+RESULTS = ROOT / "docs" / "results"
+
+
+def test_results_are_small():
+    files = [path for path in RESULTS.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 6e6
+    assert not [path for path in files if path.suffix == ".csv"]
+    assert not [path for path in files if path.suffix == ".json" and path.stat().st_size > 100_000]
+
+
+def test_a_thinned_table_names_what_is_left_out_and_the_command_that_makes_it_whole():
+    thinned = {}
+    for path in RESULTS.rglob("*.json"):
+        content = json.loads(path.read_text())
+        if "thinned" in content:
+            thinned[path] = content
+    assert thinned
+    for path, content in thinned.items():
+        assert content["thinned"]["left out"], path
+        assert f"`{content['thinned']['command']}`" in path.with_suffix(".md").read_text()
 
 
 # ----------------------------------------------------------------------------- blocks of the pages on models

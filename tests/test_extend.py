@@ -91,7 +91,7 @@ def test_the_table_is_found_with_its_section_and_written_from_the_command_line(
     monkeypatch.delitem(sys.modules, "validation.commands.validate")
     result = CliRunner().invoke(cli.main, arguments)
     assert result.exit_code == 0, result.output
-    assert result.output.splitlines()[-1] == f"wrote {tmp_path / 'out' / 'mine' / 'small-weights'}.json, .csv and .md"
+    assert result.output.splitlines()[-1] == f"wrote {tmp_path / 'out' / 'mine' / 'small-weights'}.json and .md"
     rows = json.loads((tmp_path / "out" / "mine" / "small-weights.json").read_text())["rows"]
     for row, network in zip(rows, suite.networks, strict=True):
         vector = np.concatenate(

@@ -44,7 +44,5 @@ def validate(suite_name: str, names: tuple[str, ...], only: str, **options: Any)
     for table in names or [name for name, table in tables().items() if table.cells(suite)]:
         folder = run_table(table, suite, run)
         click.echo((folder / f"{table}.md").read_text())
-        *endings, last = (
-            ending for ending in (".json", ".csv", ".md", ".png") if (folder / f"{table}{ending}").exists()
-        )
+        *endings, last = (ending for ending in (".json", ".md", ".png") if (folder / f"{table}{ending}").exists())
         click.echo(f"wrote {folder / table}{', '.join(endings)} and {last}")

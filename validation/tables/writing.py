@@ -1,9 +1,7 @@
-"""Tables written as JSON, CSV and Markdown from the same rows."""
+"""Tables written as JSON and Markdown from the same rows."""
 
 from __future__ import annotations
 
-import csv
-import io
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -73,10 +71,10 @@ class Page:
 
 
 def write_table(folder: Path, page: Page, rows: Sequence[Row], **extra: Any) -> None:
-    """Write a table as JSON, CSV and Markdown.
+    """Write a table as JSON and Markdown.
 
     Args:
-        folder: Where to; the files are called ``page.name`` with the endings ``.json``, ``.csv`` and ``.md``.
+        folder: Where to; the files are called ``page.name`` with the endings ``.json`` and ``.md``.
         page: Name, title, notes and columns.
         rows: One dictionary per row.
         extra: Further entries of the JSON file.
@@ -84,11 +82,6 @@ def write_table(folder: Path, page: Page, rows: Sequence[Row], **extra: Any) -> 
     name, columns = page.name, page.columns
     plain = {"title": page.title, "rows": list(rows), "environment": environment(), **extra}
     write_json(folder / f"{name}.json", plain)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([column.key for column in columns])
-    writer.writerows([[row.get(column.key) for column in columns] for row in rows])
-    write_bytes(folder / f"{name}.csv", text.getvalue().encode())
     lines = [f"# {page.title}", "", *[line for note in page.notes for line in (note, "")]]
     lines += ["| " + " | ".join(_escaped(column.heading) for column in columns) + " |"]
     lines += ["|" + "|".join("---:" if column.form else "---" for column in columns) + "|"]

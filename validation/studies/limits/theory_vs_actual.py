@@ -131,7 +131,7 @@ def kept_factor(predicted: float, actual: float) -> float | None:
 
 
 def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None:
-    """Write the table as JSON, CSV and Markdown and draw its figure.
+    """Write the table as JSON and Markdown and draw its figure.
 
     Args:
         rows: One row per network.

@@ -1,0 +1,73 @@
+"""Draw the figure of the home page from committed results: ``python docs/home_figure.py``.
+
+Accuracy against sparsity after one-shot and after brief re-trained pruning, with the two predictions, for a network
+where the formula holds and for one where it does not.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from thin import thin_figure
+
+RESULTS = Path(__file__).parent / "results"
+BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"
+PANELS = (
+    (
+        "cpu",
+        "fc5",
+        "With L1 the formula finds the limit\n(FC5 on CIFAR-10, 3,883,000 weights)",
+        (0, 0.5, 0.9, 0.97, 0.99),
+    ),
+    (
+        "quick",
+        "small-cnn",
+        "Without L1 it promises too much\n(small-cnn on digits, 3,660 weights)",
+        (0, 0.5, 0.8, 0.95),
+    ),
+)
+
+
+def rows_of(suite, model):
+    """Return the rows of all seeds of one network."""
+    rows = json.loads((RESULTS / suite / "theory-vs-actual.json").read_text())["rows"]
+    return [row for row in rows if row["model"] == model]
+
+
+def draw(axes, rows):
+    """Draw mean accuracies of one-shot and re-trained networks, and the predictions, over the kept fraction."""
+    curves = [np.array(row["accuracies"]) for row in rows]
+    kept = 1 - curves[0][:, 0]
+    axes.plot(kept, 100 * np.mean([curve[:, 1] for curve in curves], axis=0), color=BLUE, label="pruned, nothing else")
+    trials = [trial for row in rows for trial in row["trials"]]
+    points = [(1 - trial["sparsity"], 100 * trial["accuracy"]) for trial in trials]
+    axes.plot(*zip(*points, strict=True), "s", color=GREEN, markersize=5, label="re-trained for 5 epochs")
+    for key, colour, text in (("isotropic", ORANGE, "one-shot"), ("retrained", GREEN, "re-trained")):
+        mean = np.mean([row[key] for row in rows])
+        axes.axvline(1 - mean, color=colour, linestyle="--", label=f"predicted, {text}: {mean:.1%}")
+    axes.set(xscale="log", xlim=(1, 0.005), ylim=(0, None), ylabel="test accuracy, %")
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize=10, loc="best")
+
+
+def main():
+    """Write ``docs/home.png``."""
+    figure = Figure(figsize=(6.6, 7.6), layout="constrained")
+    for axes, (suite, model, title, marks) in zip(figure.subplots(2), PANELS, strict=True):
+        draw(axes, rows_of(suite, model))
+        axes.set_title(title, fontsize=12, loc="left")
+        axes.xaxis.set_major_locator(FixedLocator([1 - mark for mark in marks]))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda kept, _: f"{100 * (1 - kept):g} %"))
+        axes.tick_params(labelsize=11)
+        axes.yaxis.label.set_size(11)
+    axes.set_xlabel("sparsity (removed fraction of the weights)", fontsize=11)
+    path = Path(__file__).parent / "home.png"
+    figure.savefig(path, dpi=120)
+    thin_figure(path)
+
+
+if __name__ == "__main__":
+    main()
