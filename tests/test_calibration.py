@@ -207,8 +207,8 @@ def test_a_large_group_weighs_no_more_than_a_small_one() -> None:
 def test_ends_mirror_each_other() -> None:
     values, names = hierarchical(np.random.default_rng(1), 40)
     low, high = interval(values, names)
-    assert interval([-value for value in values], names) == (-high, -low)
-    assert low < high
+    assert interval([-value for value in values], names) == (low, high)
+    assert low == -high < 0
 
 
 # ------------------------------------------------------------------------------------------------- calibrations
@@ -235,7 +235,7 @@ def test_an_interval_lies_around_what_is_told() -> None:
     assert exact.low <= 0 <= exact.high
 
 
-@pytest.mark.parametrize(("coverage", "fewest"), [(0.9, 19), (0.8, 9), (0.5, 3)])
+@pytest.mark.parametrize(("coverage", "fewest"), [(0.9, 9), (0.8, 4), (0.75, 3)])
 def test_too_few_networks_are_refused_with_the_number_that_is_needed(coverage: float, fewest: int) -> None:
     assert calibrated(cases(networks=fewest, families=2), ("one-shot",), coverage).high >= 0
     with pytest.raises(UserError) as caught:

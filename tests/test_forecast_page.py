@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
 
@@ -72,8 +71,6 @@ def test_numbers_beside_the_page_are_complete(folder: Path) -> None:
     assert {row["family"] for row in plain["families"]} == set(MODELS)
     assert set(plain["aside"]) == {", ".join(features) for features in RULES}
     assert all(row["rms"] > 1 for row in plain["aside"].values())
-    with (folder / "forecast-skill.csv").open() as file:
-        assert len(list(csv.DictReader(file))) == len(PREDICTORS)
 
 
 def test_the_figure_shows_every_family_in_four_panels(folder: Path) -> None:
@@ -93,7 +90,7 @@ def test_the_figure_shows_every_family_in_four_panels(folder: Path) -> None:
 
 def test_the_same_cases_give_the_same_bytes(folder: Path, skill: Skill, tmp_path: Path) -> None:
     write_skill(tmp_path, "the command", skill)
-    for kind in ("json", "csv", "md", "png"):
+    for kind in ("json", "md", "png"):
         name = f"forecast-skill.{kind}"
         assert (folder / name).read_bytes() == (tmp_path / name).read_bytes()
 

@@ -138,10 +138,9 @@ def grouped_quantile(values: Sequence[float], groups: Sequence[str], share: floa
 
 
 def interval(residuals: Sequence[float], groups: Sequence[str], coverage: float = COVERAGE) -> tuple[float, float]:
-    """Lower and upper end of residuals of a new group, each missed with half of what the coverage leaves."""
-    share = (1 + coverage) / 2
-    low = -grouped_quantile([-value for value in residuals], list(groups), share)
-    return low, grouped_quantile(residuals, list(groups), share)
+    """Ends of residuals of a new group, as far to either side: with few groups the tails of one side are too few."""
+    half = grouped_quantile([abs(value) for value in residuals], list(groups), coverage)
+    return -half, half
 
 
 def calibrated(cases: Sequence[Case], features: tuple[str, ...], coverage: float = COVERAGE) -> Rule:
@@ -163,7 +162,7 @@ def calibrated(cases: Sequence[Case], features: tuple[str, ...], coverage: float
     residuals = left_out(known, lambda part: fitted(part, features))
     low, high = interval(residuals, [case.network for case in known], coverage)
     if math.isinf(low) or math.isinf(high):
-        fewest = math.ceil(2 / (1 - coverage) - 1e-9) - 1
+        fewest = math.ceil(1 / (1 - coverage) - 1e-9) - 1
         raise UserError(
             f"forecast: {len({case.network for case in known})} networks are too few for an interval of "
             f"{coverage:.0%}; at least {fewest} are needed"
