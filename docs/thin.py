@@ -19,6 +19,7 @@ LARGEST, COLOURS = 100_000, 96
 # Which arrays of a table may go, by its name; "rows.runs" is the key "runs" of every row.
 ARRAYS = {
     "algorithms": ("cells",),
+    "forecast": ("levels",),
     "kinematics": ("rows.counts",),
     "koopman-spectrum": ("spectra",),
     "lottery-tickets": ("cells.points",),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -28,7 +29,7 @@ from validation.studies.limits.forecast_skill import (
     spread_of_runs,
 )
 from validation.studies.limits.forecast_truths import Truths
-from validation.tables.storage import settings_hash, write_json
+from validation.tables.storage import settings_hash, write_bytes
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
 from validation.tables.writing import Column, Page, Row, network_row, recipe_text, write_table
@@ -150,7 +151,7 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
         notes = [f"Made by `{command}`.", f"No calibration: {error}."]
         write_table(folder, Page(SKILL, "Skill of forecasts", notes, ()), [])
         return
-    write_json(folder / CALIBRATION, _calibration(rows, cases, rules))
+    write_bytes(folder / CALIBRATION, _text(_calibration(cases, rules)).encode())
     write_skill(folder, command, Skill(cases, skill, rules, coverage))
     write_ladder(folder, command, ladder_rows(rows, LEVEL))
 
@@ -203,7 +204,14 @@ def _listed(rows: Sequence[Row]) -> list[Row]:
     return lines
 
 
-def _calibration(rows: Sequence[Row], cases: Sequence[Case], rules: Sequence[Rule]) -> Row:
+def _text(calibration: Row) -> str:
+    """Write a calibration as JSON, with a line for every case."""
+    head = json.dumps({key: value for key, value in calibration.items() if key != "rows"}, indent=1)
+    lines = ",\n  ".join(json.dumps(row) for row in calibration["rows"])
+    return f'{head.removesuffix("}").rstrip()},\n "rows": [\n  {lines}\n ]\n}}\n'
+
+
+def _calibration(cases: Sequence[Case], rules: Sequence[Rule]) -> Row:
     """Return what ``pruning_limits.forecast`` reads, with the cases and their residuals beside it."""
     known = usable(cases, RULES[0])
     residuals = left_out(known, lambda part: fitted(part, RULES[0]))

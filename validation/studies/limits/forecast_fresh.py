@@ -1,4 +1,4 @@
-"""Table ``forecast-fresh``: the forecast of this package on networks that its calibration has not seen."""
+"""Table ``fresh``: the forecast of this package on networks that its calibration has not seen."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from validation.tables.suite import Suite
 from validation.tables.table import Table
 from validation.tables.writing import COLOURS, Column, Page, Row, recipes, write_table
 
-NAME = "forecast-fresh"
+NAME = "fresh"
 COLUMNS = (
     Column("network", "network"),
     Column("level", "level"),
@@ -32,12 +32,18 @@ COLUMNS = (
 )
 
 
+def _name(case: Case) -> str:
+    """Return model, data and seed; the recipe stands above the table."""
+    first, *_, last = case.network.split(", ")
+    return f"{first}, {last}"
+
+
 def told(case: Case, calibration: Forecast) -> Row:
     """Return what a calibration tells of a network that was trained again, and where it ended."""
     ahead = calibration.of(case.features)
     assert ahead is not None
     return {
-        "network": case.network,
+        "network": _name(case),
         "level": case.level,
         "one_shot": 1 - case.features["one-shot"],
         "sparsity": 1 - ahead.kept,
@@ -60,7 +66,7 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
     ]
     notes = [
         f"Made by `{command}`, calibration {calibration.version} of {calibration.networks} networks.",
-        "The rule takes measured one-shot pruning, re-tuning and the Hessian's formula; truth is the whole recipe once "
+        f"The rule takes {' and '.join(calibration.rules[0].features)}, both measured; truth is the whole recipe once "
         "more on the magnitude mask, the geometric mean of two runs. Nominal: 9 of 10 within.",
         *_counts(lines),
         recipes(suite),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pruning_limits.forecast import Rule
 from pruning_limits.plotting import new_figure, save, sparsity_axis
-from validation.studies.limits.calibration import Case, fitted, left_out, usable
+from validation.studies.limits.calibration import Case, fitted, left_out, usable, within
 from validation.studies.limits.forecast_skill import ASIDE, FALLING, RULES, Coverage, aside, by_family, told_with
 from validation.tables.writing import COLOURS, Column, Page, Row, write_table
 
@@ -40,6 +40,7 @@ LADDER_COLUMNS = (
     Column("bound", "no hope beyond", ".1%"),
     Column("formula", "the paper's formula", ".1%"),
 )
+FIGURE_NAMES = {"one-shot": "one-shot pruning", "re-tuned": "re-tuning", "hessian": "the Hessian's formula"}
 SHOWN = (("epsilon",), ("hessian",), ("one-shot",), RULES[0])
 
 
@@ -157,19 +158,20 @@ def _figure(cases: Sequence[Case], path: Path) -> None:
         panel.plot([1, least], [1, least], color="#666666", linewidth=1)
         for factor in (1 / 1.5, 1.5):
             panel.plot([1, least], [factor, least * factor], color="#999999", linewidth=0.8, linestyle=":")
+        panel.plot([], [], color="#999999", linewidth=0.8, linestyle=":", label="a factor 1.5")
         for colour, marker, family in zip(COLOURS * 2, MARKERS, families, strict=False):
             own = [(c, r) for c, r in zip(known, residuals, strict=True) if c.family == family]
             told = [min(1.0, max(least, case.kept * math.exp(-residual))) for case, residual in own]
             panel.plot([case.kept for case, _ in own], told, marker, color=colour, markersize=3.5, label=family)
         sparsity_axis(panel.xaxis, least)
         sparsity_axis(panel.yaxis, least)
-        name = " and ".join((", ".join(features[:-1]), features[-1])) if len(features) > 1 else f"{features[0]} alone"
-        panel.set_title(f"told by {name}", loc="left", fontsize=10)
+        name = " and ".join(FIGURE_NAMES.get(feature, feature) for feature in features)
+        panel.set_title(f"told by {name}: 90 % within a factor {within(residuals):.2f}", loc="left", fontsize=10)
         panel.grid(alpha=0.25)
     for panel in panels[-1]:
         panel.set_xlabel("true (sparsity after the whole recipe)")
     for panel in panels[:, 0]:
         panel.set_ylabel("told, family left out")
     panels[0, 0].legend(fontsize=7)
-    figure.suptitle("Where re-training ends: told before, and true (dotted: a factor 1.5)", fontsize=11)
+    figure.suptitle("Where re-training ends: what was told, its family left out, and what is true", fontsize=11)
     save(figure, path)
