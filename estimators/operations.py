@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -43,11 +43,12 @@ class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
 
-def operations_per_sample(objective: Objective) -> float:
+def operations_per_sample(objective: Objective, batches: Iterable[tuple[Any, int]] | None = None) -> float:
     """Count the floating point operations of one sample in a forward pass, on a batch of every rank.
 
     Args:
         objective: Network and data.
+        batches: Batches on the device with their sizes, of which the first is passed; None takes those of the data.
 
     Returns:
         Operations of matrix products, convolutions and attention, at least two per weight: torch knows none of
@@ -60,7 +61,7 @@ def operations_per_sample(objective: Objective) -> float:
     """
     counting = _Counting()
     with plain_modes(), torch.no_grad(), counting:
-        batch, size = next(iter(objective.batches()), (None, 0))  # a rank may have none
+        batch, size = next(iter(objective.batches() if batches is None else batches), (None, 0))  # a rank may have none
         if size:
             objective.losses(objective.chosen, batch)
     counts = gathered((counting.operations, size))

@@ -10,6 +10,7 @@ EPOCH = 3  # forward passes: a training step goes forward once and backward, whi
 PRODUCT = 4  # forward passes of a product with kept graphs, 2.5 to 4.4 measured (``benchmarks/parts.py``)
 FREE_OPERATIONS = 1e12  # floating point operations, some ten seconds of one core, that are spent on small problems, too
 SHARES = {"ggn": 0.25, "directions": 0.05, "hessian": 0.3, "diagnostics": 0.1}
+RETUNING_SHARE = 0.5  # beside those: what re-tuning may take at most
 FEWEST = 256  # samples of a spectrum: with fewer of them it says nothing about all data
 FEWEST_DIAGNOSTIC, DIAGNOSTIC_PRODUCTS = 64, 40
 
@@ -68,11 +69,22 @@ class Budget:
         most = int(SHARES["diagnostics"] * self.passes / (PRODUCT * DIAGNOSTIC_PRODUCTS))
         return min(self.total, max(FEWEST_DIAGNOSTIC, most))
 
-    def epochs(self, samples: int, forward_samples: int) -> float:
+    @property
+    def retuning(self) -> float:
+        """What re-tuning may cost, in samples that an epoch of training passes: half of the budget.
+
+        Example:
+            >>> Budget.of(1.0, 60_000, 1e6).retuning
+            30000.0
+        """
+        return RETUNING_SHARE * self.passes / EPOCH
+
+    def epochs(self, samples: int, forward_samples: int, trained: float = 0.0) -> float:
         """Return passes in epochs.
 
         Args:
             samples: Samples seen by products, counted once per product.
             forward_samples: Samples that were passed forward.
+            trained: Cost of re-tuning, see ``retuning``.
         """
-        return (forward_samples + PRODUCT * samples) / (EPOCH * self.total)
+        return (forward_samples + PRODUCT * samples + EPOCH * trained) / (EPOCH * self.total)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -15,14 +15,17 @@ from torch import Tensor, nn
 from estimators import Objective, UserError
 from estimators.default_loss import cross_entropy
 from estimators.objective import LossFunction
+from estimators.operations import operations_per_sample
 from estimators.user_code import plain_modes
 from estimators.vectors import flatten, named
 from pruning_limits.batch_statistics import ByBatch, Statistics, measured_statistics, normalising
+from pruning_limits.budget import EPOCH
 from pruning_limits.descent import Descent
 from pruning_limits.matching import DenseScores, matching
 from pruning_limits.one_shot import Evaluated
 from pruning_limits.reconstruction import (
     MOST_FEATURES,
+    Moments,
     damped,
     layers_of,
     moments_of,
@@ -35,7 +38,10 @@ from pruning_limits.stage_sample import StageSample
 WIDTH = 64  # samples of a mini-batch
 # Processor time in samples of an epoch of training, whose mini-batches are larger; measured on a small convolutional
 # network: of a sample that is trained on, that is only passed forward, and that is only read.
-TRAINED, FORWARD, READ = 1.5, 0.45, 0.03
+TRAINED, FORWARD, READ = 1.5, 0.45, 0.005
+# An operation of a solve in double precision takes about so many times as long as one of training, from 2 to 5 on
+# LeNet-300-100, MnistNet and ResNet-8 at sparsities from 30 to 98 %.
+SOLVING = 4.0
 HALF = (torch.float16, torch.bfloat16)
 
 
@@ -160,7 +166,7 @@ class FineTuning:
         vector = self.objective.vector()
         vector = vector.float() if dtype in HALF else vector
         self.dense = Network(vector, ~self.prunable | (vector != 0), {})
-        self.cost, self.size = 0.0, 0
+        self.cost, self.size, self._operations = 0.0, 0, 0.0
 
     @property
     def dimension(self) -> int:
@@ -198,11 +204,12 @@ class FineTuning:
         sample = self.sample(count)
         self.size = sample.size
         passes = max(1, round(self.passes * self.samples / sample.size))
-        best = start = self._start(base, count, sample)
+        alone = self.pruned(self.dense, count)
+        scores, moments = self.of_dense(alone, sample)
+        best = start = self._best([self.pruned(base, count), self.reconstructed(alone, moments)], sample)
         yield best
         generator = torch.Generator().manual_seed(self._seed(count))
         by_batch = start.buffers is not base.buffers and start.buffers is not self.dense.buffers
-        scores = self._dense_scores(sample)
         steps = self.steps(start.kept & self.prunable & self.trained)
         for number in range(passes):
             tuned = self._passed(start, sample, scores, steps, generator, Turn(number, passes, by_batch))
@@ -214,7 +221,7 @@ class FineTuning:
                 best = start
                 yield best
         if base is not self.dense:
-            alone = self._start(self.dense, count, sample)
+            alone = self._best([alone], sample)
             if alone.loss < best.loss:
                 yield alone
 
@@ -250,49 +257,72 @@ class FineTuning:
         loss = total / count + at.penalty_value(weights)
         return replace(network, loss=loss if math.isfinite(loss) else math.inf)
 
-    def _start(self, base: Network, count: int, sample: StageSample) -> Network:
-        """Return the pruned network that serves best: as it is, with statistics anew, or with layers reconstructed."""
-        best = self.evaluated(self.pruned(base, count), sample)
-        networks = [best, self.reconstructed(count, sample)]
+    def _best(self, pruned: Sequence[Network | None], sample: StageSample) -> Network:
+        """Return the best of pruned networks, each as it is and with statistics of batch normalisation anew."""
+        networks = [network for network in pruned if network is not None]
         if self._by_batch is not None:
-            networks += [None if network is None else self.normalised(network, sample) for network in networks]
-        for network in networks[1:]:
-            if network is not None:
-                tried = self.evaluated(network, sample)
-                best = tried if tried.loss < best.loss else best
-        return best
+            networks += [self.normalised(network, sample) for network in networks]
+        return min((self.evaluated(network, sample) for network in networks), key=lambda network: network.loss)
+
+    @plain_modes()
+    def of_dense(self, pruned: Network, sample: StageSample) -> tuple[DenseScores | None, Moments]:
+        """Pass the training samples through the dense network once.
+
+        Args:
+            pruned: The dense network without the weights that go.
+            sample: The samples of the stage.
+
+        Returns:
+            The scores that the pruned network shall keep, None where the loss is the user's own; and the moments of
+            what reaches the layers that are worth it, see ``reconstructed``.
+        """
+        kept = self._named(pruned.kept)
+        layers = {name: layer for name, layer in self._layers.items() if self._worth(kept[name].flatten(1))}
+        scores = list[DenseScores]()
+
+        def passes() -> None:
+            if self._matches:
+                scores.append(DenseScores(self.objective, sample))
+            elif layers:
+                at, vector = self.dense.on(self.objective)
+                for batch, _ in sample.training:
+                    at.losses(self._named(vector), batch)
+
+        moments = moments_of(layers, passes)
+        if layers and not self._operations:
+            self._operations = operations_per_sample(self.objective, sample.stopping)
+        if layers or scores:
+            self.cost += FORWARD * sample.size
+        if layers:
+            self.cost += self._samples(moments.operations)
+        return scores[0] if scores else None, moments
 
     @plain_modes()
     @torch.no_grad()
-    def reconstructed(self, count: int, sample: StageSample) -> Network | None:
-        """Prune the dense network layer by layer, and let the weights that are kept make up for the others.
+    def reconstructed(self, pruned: Network, moments: Moments) -> Network | None:
+        """Let the kept weights of layers, and their biases, make up for the others in the layers' outputs.
 
-        Every layer loses as many weights as by ``pruned``. The saliencies of the optimal brain surgeon say which ones,
+        Every layer keeps as many weights as ``pruned``. The saliencies of the optimal brain surgeon say which ones,
         and the kept weights and the bias reproduce the layer's outputs on the training samples. Layers that are too
         wide, or whose inputs cannot be seen, stay as ``pruned`` leaves them.
 
         Args:
-            count: Number of prunable weights that are removed afterwards.
-            sample: The samples of the stage.
+            pruned: The dense network without the weights that go.
+            moments: Second moments of what reaches its layers.
 
         Returns:
             The network; None where no layer can be reconstructed.
         """
-        base, pruned = self.dense, self.pruned(self.dense, count)
-        before, alive, kept = (self._named(part) for part in (base.vector, base.kept, pruned.kept.clone()))
-        layers = {name: layer for name, layer in self._layers.items() if self._worth(kept[name].flatten(1))}
-        if not layers:
+        if not moments.of:
             return None
-        at, vector = base.on(self.objective)
-        with torch.enable_grad():  # with gradients attention calls its layers one by one
-            moments = moments_of(at, self._named(vector), layers, (batch for batch, _ in sample.training))
-        self.cost += FORWARD * sample.size
+        before, alive, kept = (self._named(part) for part in (self.dense.vector, self.dense.kept, pruned.kept.clone()))
         weights = self._named(pruned.vector.clone())
-        for name, moment in moments.items():
+        for name, moment in moments.of.items():
             weight, stays = before[name].flatten(1), kept[name].flatten(1)
             scores = torch.where(alive[name].flatten(1), saliencies(weight, damped(moment[:-1, :-1])), -1.0)
             order = torch.sort(scores.flatten(), descending=True, stable=True).indices
             mask = torch.zeros_like(stays).flatten().index_fill_(0, order[: int(stays.sum())], True).view_as(stays)
+            self.cost += self._samples(SOLVING * solving_cost(mask))
             bias = self._bias(name)
             if bias is None:
                 solved = reconstructed(weight, mask, damped(moment[:-1, :-1]))
@@ -303,7 +333,11 @@ class FineTuning:
                 solved = solved[:, :-1]
             weights[name].copy_(solved.reshape(weights[name].shape))
             kept[name].copy_(mask.view_as(kept[name]))
-        return Network(flatten(list(weights.values())), flatten(list(kept.values())), base.buffers)
+        return Network(flatten(list(weights.values())), flatten(list(kept.values())), self.dense.buffers)
+
+    def _samples(self, operations: float) -> float:
+        """Return the number of samples that an epoch of training passes with so many operations."""
+        return operations / (EPOCH * self._operations)
 
     def _worth(self, kept: Tensor) -> bool:
         """Tell whether a layer's reconstruction costs no more than the passes over the samples."""
@@ -352,13 +386,6 @@ class FineTuning:
         self.cost += TRAINED * sample.size
         tuned = replace(network, vector=vector)
         return self.evaluated(self.normalised(tuned, sample) if turn.by_batch else tuned, sample)
-
-    def _dense_scores(self, sample: StageSample) -> DenseScores | None:
-        """Return the scores that the pruned network shall keep; None where the loss is the user's own."""
-        if not self._matches:
-            return None
-        self.cost += FORWARD * sample.size
-        return DenseScores(self.objective, sample)
 
     def _named(self, vector: Tensor) -> dict[str, Tensor]:
         return named(vector, self.objective.chosen)

@@ -35,7 +35,7 @@ from pruning_limits.pattern_gathering import gather_patterns
 from pruning_limits.progress import Progress
 from pruning_limits.quadratic import QuadraticRise, quadratic_limit
 from pruning_limits.removed_directions import removed_directions
-from pruning_limits.retuning import Compared, staged_retuning
+from pruning_limits.retuning import Compared, Reached, staged_retuning
 from pruning_limits.settings import Retuning, Settings
 from pruning_limits.source import Source
 from pruning_limits.states import DIFFERENT_RANKS, States, fingerprint
@@ -47,6 +47,7 @@ from pruning_limits.tuned_points import Tuning
 # Width of the last bracket of measured one-shot pruning in units of the tolerance, of few samples and where draws help.
 RESOLUTION, DRAWN_RESOLUTION = 0.05, 1.0
 MODEL_KEPT = (1 / 2, 1 / 4, 1 / 16, 1 / 64, 1 / 256)  # of what is there: where the quadratic model is evaluated
+INTERRUPTED = "re-tuning was interrupted, and what was measured before counts; checkpoint= serves to continue"
 LOGGER = logging.getLogger("pruning_limits")
 
 
@@ -85,10 +86,10 @@ def gather(subject: Subject, asked: Settings, progress: Progress, checkpoint: st
     LOGGER.info("%s weights, %s %.6g, epsilon %.4g", weights, asked.criterion, network.objective, allowed.epsilon)
     patterns = gather_patterns(dense, drop, bar_of(asked, allowed.epsilon), asked)
     curved = _Curved(dense, asked, allowed.epsilon, progress, checkpoint)
-    retuned = None
-    if asked.retune is not None:
-        retuned = _retuned(asked.retune, dense, rise, drop, points, allowed, progress, checkpoint)
     forward_samples = dense.samples + rise.samples + (0 if drop is None else drop.samples) + patterns.samples
+    reached = Reached(None, False)
+    if asked.retune is not None:
+        reached = _retuned(asked.retune, dense, rise, drop, points, allowed, progress, checkpoint)
     evidence = Evidence(
         parameters=dense.profile.dimension,
         already_removed=dense.profile.zeros / dense.profile.dimension,
@@ -103,12 +104,12 @@ def gather(subject: Subject, asked: Settings, progress: Progress, checkpoint: st
         model_points=curved.model_points(),
         layers=curved.layers(),
         trace_error=curved.traces.whole.standard_error,
-        remarks=(*curved.remarks, *dense.remarks),
-        cost=_cost(curved.subsamples, forward_samples, started, dense.budget),
+        remarks=(*curved.remarks, *dense.remarks, *([INTERRUPTED] if reached.interrupted else [])),
+        cost=_cost(curved.subsamples, forward_samples, reached.tuning, started, dense.budget),
         origin=Origin(
             type(subject.model).__name__, f"{network.samples:,} samples", _version(), date.today().isoformat()
         ),
-        retuned=retuned,
+        retuned=reached.tuning,
     )
     return Gathered(patterns.beside(evidence), allowed, dense.settings, patterns.profile)
 
@@ -147,16 +148,19 @@ def _retuned(
     allowed: Allowed,
     progress: Progress,
     checkpoint: str | Path | None,
-) -> Tuning:
+) -> Reached:
     """Measure what staged re-tuning reaches."""
     profile, losses, asked = dense.profile, dense.losses, dense.settings
     bar = bar_of(asked, allowed.epsilon)
     alone = round(crossing(points, bar, profile.zeros / profile.dimension).low * profile.dimension)
     width = max(1, round(asked.tolerance * profile.dimension))
+    allowance = dense.budget.retuning if retuning.epochs is None else retuning.epochs * dense.budget.total
     states = States(checkpoint, fingerprint(losses.objective, losses.values, asked))
     with metric_errors("held_out" if asked.held_out else "loader") if drop else nullcontext():
         compared = Compared(rise, drop, bar)
-        return staged_retuning(losses.objective, retuning, compared, alone, width, asked.seed, progress, states)
+        return staged_retuning(
+            losses.objective, retuning, compared, alone, width, allowance, asked.seed, progress, states
+        )
 
 
 class _Curved:
@@ -231,7 +235,7 @@ class _Curved:
         )
 
 
-def _cost(subsamples: Subsamples, forward_samples: int, started: float, budget: Budget) -> Cost:
+def _cost(subsamples: Subsamples, forward_samples: int, retuned: Tuning | None, started: float, budget: Budget) -> Cost:
     spent = gathered((time.perf_counter() - started, _peak_memory(subsamples.objective.device)))
     return Cost(
         products=subsamples.products,
@@ -239,7 +243,7 @@ def _cost(subsamples: Subsamples, forward_samples: int, started: float, budget: 
         forward_samples=forward_samples,
         seconds=max(seconds for seconds, _ in spent),
         peak_memory=max(memory for _, memory in spent),
-        epochs=budget.epochs(subsamples.samples_seen, forward_samples),
+        epochs=budget.epochs(subsamples.samples_seen, forward_samples, 0.0 if retuned is None else retuned.passed),
     )
 
 

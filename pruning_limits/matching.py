@@ -54,6 +54,8 @@ def matching(model: nn.Module, matched: Matched) -> Tensor:
 class DenseScores:
     """Scores of the dense network for the training samples of a stage, kept where they fit into 1 GiB.
 
+    All samples are passed once, in their order.
+
     Args:
         objective: The objective at the dense network's weights.
         sample: The samples of the stage.
@@ -61,11 +63,16 @@ class DenseScores:
 
     def __init__(self, objective: Objective, sample: StageSample) -> None:
         self.objective = objective
-        self._kept: list[Tensor] | None = None
-        first = next(iter(sample.training))
-        scores = self._scores(first[0])
-        if scores.nbytes // first[1] * sample.size <= KEPT_BYTES:
-            self._kept = [torch.cat([self._scores(batch) for batch, _ in parts]) for parts in sample.groups()]
+        self._weights = {name: weight.detach() for name, weight in objective.chosen.items()}
+        kept, fits = list[Tensor](), True
+        for group in sample.groups():
+            parts = list[Tensor]()
+            for batch, size in group:
+                scores = self._scores(batch)
+                fits = fits and scores.nbytes // size * sample.size <= KEPT_BYTES
+                parts = [*parts, scores] if fits else []
+            kept = [*kept, torch.cat(parts)] if fits else []
+        self._kept = kept if fits else None
 
     def of(self, place: Place, batch: Any) -> Matched:
         """Return a mini-batch with the scores of the dense network."""
@@ -74,7 +81,6 @@ class DenseScores:
         return Matched(batch, self._kept[place.number][place.rows.to(self.objective.device)])
 
     @plain_modes()
-    @torch.no_grad()
     def _scores(self, batch: Any) -> Tensor:
-        outputs, _ = self.objective.outputs_and_losses(self.objective.chosen, batch)
+        outputs, _ = self.objective.outputs_and_losses(self._weights, batch)
         return logits_of(outputs[0]).detach()

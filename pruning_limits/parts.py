@@ -141,10 +141,11 @@ class Cost:
     Attributes:
         products: Curvature-vector products.
         samples: Samples seen by them, counted once per product.
-        forward_samples: Samples seen by plain forward passes.
+        forward_samples: Samples seen by plain forward passes, without those of re-tuning.
         seconds: Wall time.
         peak_memory: Largest memory of a process in bytes, the caller's share included.
-        epochs: Passes in epochs of training, one epoch counted as three forward passes over all data; 0 where unknown.
+        epochs: Passes in epochs of training, one epoch counted as three forward passes over all data, and re-tuning; 0
+            where unknown.
     """
 
     products: int

@@ -150,6 +150,10 @@ def _draw_metric(limit: PruningLimit, ax: Axes) -> float:
         markersize=4,
         label=label,
     )
+    tuned = limit.evidence.retuned
+    if tuned is not None:
+        values = [(row, limit.dense_metric - row.drop, row.drop_error) for row in tuned.points if row.drop is not None]
+        _draw_tuned(ax, [(1 - row.sparsity, scale * at, 2 * scale * (error or 0.0)) for row, at, error in values])
     ax.set_ylabel(f"{limit.metric}{' in %' if scale == 100 else ''} of the pruned network")
     if limit.max_drop is None:
         ax.axhline(metrics[0], color=GREY, linestyle=":", label=f"dense, {metric_text(limit, limit.dense_metric)}")
@@ -173,9 +177,19 @@ def _draw_rises(limit: PruningLimit, ax: Axes) -> float:
             *zip(*rows, strict=True), "o-" if limit.evidence.measured else "o--", color=BLUE, markersize=4, label=label
         )
         ax.set_ylim(min(limit.epsilon / 30, 1.0), None)
+    if limit.evidence.retuned is not None:
+        tuned = [row for row in limit.evidence.retuned.points if 0 < row.rise < math.inf]
+        _draw_tuned(ax, [(1 - row.sparsity, row.rise, 2 * row.rise_error) for row in tuned])
     ax.axhline(limit.epsilon, color=GREY, linestyle=":", label=f"allowed, {limit.epsilon:.3g}")
     ax.set(ylabel=f"rise of the {limit.criterion}", yscale="log")
     return limit.epsilon
+
+
+def _draw_tuned(ax: Axes, rows: Sequence[tuple[float, float, float]]) -> None:
+    """Draw re-tuned networks: what is kept, how they do, and two standard errors."""
+    if rows:
+        kept, values, errors = zip(*rows, strict=True)
+        ax.errorbar(kept, values, errors, fmt="s", color=PURPLE, markersize=4, alpha=0.6, label="re-tuned networks")
 
 
 def _draw_rung(limit: PruningLimit, answer: Answer, ax: Axes, level: float) -> None:
@@ -210,7 +224,9 @@ def _in_words(limit: PruningLimit) -> str:
     how = "" if limit.achieved is not None else ", by the quadratic model"
     bound = limit.answer("bound").high
     beyond = "no bound is established" if bound is None else f"no hope beyond {percent(bound)}"
-    return f"Pruning alone removes {percent(limit.lower)} of {limit.parameters:,} weights{how}; {beyond}"
+    tuned = next((answer.sparsity for answer in limit.answers if answer.rung == "re-tuned"), None)
+    further = "" if tuned is None else f", re-tuning {percent(tuned)}"
+    return f"Pruning alone removes {percent(limit.lower)} of {limit.parameters:,} weights{how}{further}; {beyond}"
 
 
 def plot_crossing(limit: PruningLimit, ax: Axes | None = None) -> Axes:

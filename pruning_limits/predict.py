@@ -90,8 +90,8 @@ def predict_limit(
         penalty: ``L1(...)``, ``L2(...)`` or None: the penalty that the network was trained with. With the criterion
             ``"loss"`` it tells only whether the weights are stationary.
         retune: Also measure how far pruning gets when the kept weights are re-tuned: masks raised in stages, brief
-            fine-tuning on 2,048 samples a stage, at a cost of about half an epoch. The model itself is not trained.
-            ``Retuning(...)`` takes other numbers of samples, passes and runs.
+            fine-tuning on 2,048 samples a stage, for at most half of the ``budget``, or for one stage. The model itself
+            is not trained. ``Retuning(...)`` takes other numbers of samples, passes, runs and epochs.
         curvature: ``"hessian"`` or ``"ggn"``: which matrix ``sparsity`` is computed with.
         negative: What a negative eigenvalue counts as, ``"abs"`` or ``"clip"`` (to zero).
         parameters: Name patterns of the prunable weights; default the weights of convolution and linear layers, the
@@ -128,8 +128,9 @@ def predict_limit(
 
         budget: What the prediction may cost, in epochs of training; one epoch counts as three forward passes over the
             loader. None means one epoch, or some ten seconds of one core where an epoch is less. Parts come in the
-            order one-shot, re-trained, bound, formula. Below one epoch the losses, too, are those of a draw. Small
-            budgets are exceeded, because every part takes a least number of samples; ``limit.cost.epochs`` tells.
+            order one-shot, re-trained, bound, formula; re-tuning comes on top. Below one epoch the losses, too, are
+            those of a draw. Small budgets are exceeded, because every part takes a least number of samples;
+            ``limit.cost.epochs`` tells.
 
     Returns:
         One answer per rung, and everything needed for further questions. Where the GGN says nothing of the loss, what
@@ -137,7 +138,8 @@ def predict_limit(
 
     Raises:
         UserError: Bad input, told in one line; nothing is changed.
-        KeyboardInterrupt: Ctrl-C; the model is left as it was, and ``checkpoint`` serves to continue.
+        KeyboardInterrupt: Ctrl-C; the model is left as it was, and ``checkpoint`` serves to continue. While networks
+            are re-tuned it ends that instead: the limit comes back with what was measured before, and a note.
 
     Source: Zhang, Zhang, Sun and Liu, How sparse can we prune a deep network: a fundamental limit perspective,
     NeurIPS 2024.

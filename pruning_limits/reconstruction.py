@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-from estimators import Objective
 
 DAMPING = 0.01  # of the mean diagonal of the moments, as in SparseGPT
 MOST_FEATURES = 4096  # whose moments fit into 128 MiB
@@ -148,29 +147,46 @@ def _thinned(module: nn.Module, inputs: Tensor) -> Tensor | None:
     return seen if seen is None or step <= 1 else seen[:, :: step | 1]
 
 
-def moments_of(
-    objective: Objective, weights: Mapping[str, Tensor], layers: Mapping[str, nn.Module], batches: Iterable[Any]
-) -> dict[str, Tensor]:
-    r"""Second moments :math:`\frac1p \sum z z^\top` of what reaches layers of an objective's model.
+@dataclass(frozen=True)
+class Moments:
+    r"""Second moments of what reaches layers.
+
+    Attributes:
+        of: :math:`\frac1p \sum z z^\top`, float64 ``[features + 1, features + 1]``, the last row that of the constant
+            one, by the name of the layer's weight. Layers that are of another kind, or not called as modules, are
+            missing.
+        operations: Floating point operations that they took.
+    """
+
+    of: Mapping[str, Tensor]
+    operations: float
+
+
+def moments_of(layers: Mapping[str, nn.Module], passes: Callable[[], object]) -> Moments:
+    """Return the second moments of what reaches layers while their model is called.
 
     Args:
-        objective: The objective.
-        weights: The weights that the model is called with.
-        layers: Layers of the objective's model by the name of their weights.
-        batches: Batches on the device.
-
-    Returns:
-        Moments, float64 ``[features + 1, features + 1]``, the last row that of the constant one, by name. Layers that
-        are of another kind, or not called as modules, are missing.
+        layers: Layers by the name of their weights.
+        passes: Passes batches through the model.
     """
     sums: dict[str, tuple[Tensor, int]] = {}
-    with watched(layers, sums):
-        for batch in batches:
-            objective.losses(weights, batch)
-    return {name: total / count for name, (total, count) in sums.items()}
+    with watched(layers, sums), torch.enable_grad():  # with gradients attention calls its layers one by one
+        passes()
+    operations = sum(2.0 * len(total) ** 2 * count for total, count in sums.values())
+    return Moments({name: total / count for name, (total, count) in sums.items()}, operations)
 
 
 def solving_cost(kept: Tensor) -> float:
-    """Return about how many operations it takes to select and to reconstruct a layer's weights ``[rows, features]``."""
+    r"""Return about how many operations it takes to select and to reconstruct a layer's weights.
+
+    :math:`2 f^3` to invert the moments of f features, :math:`k^3/3 + k^2` to solve for a row's k kept weights.
+
+    Args:
+        kept: Which of them are kept, bool ``[rows, features]``.
+
+    Example:
+        >>> round(solving_cost(torch.tensor([[True, True, True], [False, True, False]])), 2)
+        73.33
+    """
     each = kept.sum(1).double()
     return 2.0 * kept.shape[1] ** 3 + float((each**3 / 3 + each**2).sum())

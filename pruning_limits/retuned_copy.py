@@ -132,7 +132,7 @@ def _reached(tuning: FineTuning, counts: Sequence[int], states: States, progress
                 for improved in tuning.improvements(base, counts[stage]):
                     best, at, size = improved, counts[stage], tuning.size
                 done = stage + 1
-                states.keep(KEY, {"steps": done, "size": size, **network_state(best)}, finished=True)
+                states.keep(KEY, {"steps": done, "size": size, **network_state(best)}, at_once=True)
             tell(len(counts))
     except KeyboardInterrupt:
         interrupted = True

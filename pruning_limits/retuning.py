@@ -11,6 +11,8 @@ from typing import Any
 import torch
 
 from estimators import Objective, UserError
+from estimators.distributed import world
+from estimators.substitution import intact
 from pruning_limits.fine_tuning import FORWARD, FineTuning, Network
 from pruning_limits.measured import Bar
 from pruning_limits.one_shot import Difference, Evaluated, PairedDifferences
@@ -20,9 +22,6 @@ from pruning_limits.states import States
 from pruning_limits.tuned_points import STRIDE, TunedPoint, Tuning
 
 NARROW = 1.05  # ratio of kept numbers at which a bracket is left as it is
-FEWEST_STAGES = 2  # that are done whatever they cost
-SMALL = 1 << 15  # samples up to which stages may cost more than a share of an epoch
-LEAST_BUDGET = 60_000  # of small data, in samples
 MOST_COMPARED = 1 << 14  # samples that a re-tuned network is compared on before it is the last
 RUN_SEEDS = 1_000_003
 
@@ -79,16 +78,18 @@ def staged_retuning(
     compared: Compared,
     alone: int,
     width: int,
+    allowance: float,
     seed: int,
     progress: Progress = False,
     states: States | None = None,
-) -> Tuning:
+) -> Reached:
     r"""Measure how far magnitude pruning gets where the kept weights are re-tuned in stages.
 
     The first stage keeps half of what pruning alone may keep, every other half of what the last one kept, until a
     network loses more than is allowed. Then the bracket is halved again and again, in the logarithm of the kept number,
-    each stage going on from the last network that passed: nothing is trained twice. The search ends with the budget, or
-    with a bracket of 5 % of what is kept.
+    each stage going on from the last network that passed: nothing is trained twice. A run ends with a bracket of 5 %
+    of what is kept, or where its even share of what is left of the allowance does not pay for a stage that costs as
+    much as its last one.
 
     Args:
         objective: The criterion on all training data.
@@ -96,26 +97,50 @@ def staged_retuning(
         compared: What the networks are measured by.
         alone: Number of weights that pruning alone may remove.
         width: Bracket, in weights, that is narrow enough.
+        allowance: What all runs may cost together, in samples that an epoch of training passes.
         seed: Seed of the prediction.
         progress: See ``progress.told``.
         states: Where the state after every stage is kept; None keeps none.
 
     Returns:
-        All networks that were measured, and what they took.
+        All networks that were measured, and what they took. Ctrl-C ends the search, and what was measured counts; of
+        several ranks, which it reaches at different stages, it ends the program.
 
     Raises:
         UserError: See ``FineTuning``.
     """
     started = time.perf_counter()
-    points, passed, samples = list[TunedPoint](), 0.0, 0
+    points, passed, samples, interrupted = list[TunedPoint](), 0.0, 0, False
     for run in range(retuning.seeds):
-        search = _Search(objective, retuning, compared, alone, width, run, seed, states)
-        with told(progress, "re-tuned networks", search.expected, "network") as tell:
-            search.complete(tell)
+        share = (allowance - passed) / (retuning.seeds - run)
+        search = _Search(objective, retuning, compared, alone, width, share, run, seed, states)
+        try:
+            with intact(objective.model), told(progress, "re-tuned networks", search.expected, "network") as tell:
+                search.complete(tell)
+        except KeyboardInterrupt:
+            if world() > 1:
+                raise
+            interrupted = True
         points += sorted(search.points, key=lambda point: point.sparsity)
         passed += search.cost
         samples = max(samples, search.size)
-    return Tuning(tuple(points), samples, passed, time.perf_counter() - started)
+        if interrupted:
+            break
+    tuning = Tuning(tuple(points), samples, passed, time.perf_counter() - started) if points else None
+    return Reached(tuning, interrupted)
+
+
+@dataclass(frozen=True)
+class Reached:
+    """What staged re-tuning reached.
+
+    Attributes:
+        tuning: Networks that were measured; None where there are none.
+        interrupted: Whether Ctrl-C ended it.
+    """
+
+    tuning: Tuning | None
+    interrupted: bool
 
 
 class _Search:
@@ -128,6 +153,7 @@ class _Search:
         compared: Compared,
         alone: int,
         width: int,
+        allowance: float,
         run: int,
         seed: int,
         states: States | None,
@@ -135,10 +161,7 @@ class _Search:
         self.tuning = FineTuning(objective, retuning.samples, retuning.passes, run_seed(seed, run))
         self.compared, self.width, self.run, self.states = compared, width, run, states
         self.dimension, self.zeros = compared.rise.profile.dimension, compared.rise.profile.zeros
-        self.budget = retuning.epochs * objective.samples
-        if objective.samples <= SMALL:
-            self.budget = max(self.budget, LEAST_BUDGET)
-        self.budget /= retuning.seeds
+        self.allowance = allowance
         self.points: list[TunedPoint] = []
         self.base, self.base_count = self.tuning.dense, self.zeros
         self.low, self.high = alone, self.dimension
@@ -151,10 +174,11 @@ class _Search:
         return max(3, len(self.points))
 
     def complete(self, tell: Callable[[int], None]) -> None:
-        """Go on until the bracket is narrow or the budget is spent."""
+        """Go on until the bracket is narrow or the allowance is spent."""
+        tell(len(self.points))
         while not self.finished:
             count = self._next()
-            spent = len(self.points) >= FEWEST_STAGES and self.cost + self._last > self.budget
+            spent = bool(self.points) and self.cost + self._last > self.allowance
             if count is None or spent:
                 self._confirm()
                 self.finished = True
@@ -213,7 +237,7 @@ class _Search:
         }
         if self.base is not self.tuning.dense and not self.finished:
             state |= network_state(self.base)
-        self.states.keep(f"re-tuned {self.run}", state, self.finished)
+        self.states.keep(f"re-tuned {self.run}", state, at_once=True)
 
     def _restore(self) -> None:
         state = None if self.states is None else self.states.kept(f"re-tuned {self.run}")

@@ -83,7 +83,7 @@ CONSTRAINTS: Mapping[str, Constraint] = {
 
 RETUNING: Mapping[str, Constraint] = {
     **dict.fromkeys(("samples", "passes", "seeds"), whole("a whole number, at least 1")),
-    "epochs": positive("a positive number (of epochs of training)"),
+    "epochs": positive("a positive number (of epochs of training) or None", None),
 }
 
 
@@ -116,8 +116,8 @@ class Retuning:
             as many tell when to stop.
         passes: Passes over them; as many more where there are fewer samples.
         seeds: Runs with samples of their own; two or more give an interval of their spread.
-        epochs: What all stages may cost together, in epochs of training; of data of at most 32,768 samples at least
-            60,000 samples. Two stages are done in any case.
+        epochs: What all stages may cost together, in epochs of training; None means half of the prediction's budget.
+            Each run does one stage in any case, and goes on while what is left of its share pays for one more.
 
     Raises:
         UserError: A value is not what it may be.
@@ -130,7 +130,7 @@ class Retuning:
     samples: int = 2048
     passes: int = 2
     seeds: int = 1
-    epochs: float = 0.5
+    epochs: float | None = None
 
     def __post_init__(self) -> None:
         for name, constraint in RETUNING.items():
@@ -139,7 +139,8 @@ class Retuning:
 
     def __str__(self) -> str:
         runs = "" if self.seeds == 1 else f", {self.seeds} runs"
-        return f"{self.samples:,} samples a stage, {self.passes} passes{runs}, at most {self.epochs:g} epochs"
+        most = "half of the budget" if self.epochs is None else f"{self.epochs:g} epochs"
+        return f"{self.samples:,} samples a stage, {self.passes} passes{runs}, at most {most}"
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,8 @@ class StageSample:
                 "loader: re-tuning needs samples to train on and others to stop by, got a single sample or batch"
             )
         if objective.loss_fn is cross_entropy:
-            _refuse_few_classes(objective, [batch for batch, _ in training], self.size)
+            few, _ = next(self._cut(training, 1))
+            _refuse_few_classes(objective, [batch for batch, _ in training], few, self.size)
 
     def shuffled(self, width: int, generator: torch.Generator) -> Iterator[tuple[Place, Any, int]]:
         """Yield the training samples once, in mini-batches of about equal size and in random order, and their places.
@@ -159,8 +160,8 @@ def _split_batches(batches: Sequence[Batch], generator: torch.Generator) -> tupl
     return [batches[place] for place in order[few:]], [batches[place] for place in order[:few]]
 
 
-def _refuse_few_classes(objective: Objective, batches: Sequence[Any], size: int) -> None:
-    """Refuse samples of one class, and fewer samples than the network tells classes apart."""
+def _refuse_few_classes(objective: Objective, batches: Sequence[Any], few: Any, size: int) -> None:
+    """Refuse samples of one class, and fewer samples than the network tells classes apart, as it puts out for few."""
     labels = torch.cat([batch[1].reshape(-1).cpu() for batch in batches])
     values = torch.unique(labels)
     if len(values) == 1:
@@ -169,8 +170,7 @@ def _refuse_few_classes(objective: Objective, batches: Sequence[Any], size: int)
         )
     if len(labels) > size:  # several labels in a sample
         return
-    first = move(batches[0], objective.device)
-    outputs, _ = objective.outputs_and_losses(objective.chosen, first)
+    outputs, _ = objective.outputs_and_losses(objective.chosen, few)
     classes = logits_of(outputs[0]).shape[1]
     if size < classes:
         raise UserError(

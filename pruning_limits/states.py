@@ -82,19 +82,19 @@ class States:
         """Return a state that was kept, or None."""
         return self.states.get(key)
 
-    def keep(self, key: str, state: dict[str, Any], finished: bool = False) -> None:
+    def keep(self, key: str, state: dict[str, Any], at_once: bool = False) -> None:
         """Write a state, an entry ``"steps"`` among what it holds, on one rank.
 
-        Large states are written less often, as in ``save``; that of what is finished at once.
+        Large states are written less often, as in ``save``, but for those that are written at once.
         """
         if self.path is None:
             return
         with together():
-            self._write(key, lambda: state, finished)
+            self._write(key, lambda: state, at_once)
 
-    def _write(self, key: str, state: Callable[[], dict[str, Any]], finished: bool) -> None:
+    def _write(self, key: str, state: Callable[[], dict[str, Any]], at_once: bool) -> None:
         started = time.monotonic()
-        if rank() == 0 and self.path is not None and (finished or started >= self._rest):
+        if rank() == 0 and self.path is not None and (at_once or started >= self._rest):
             self.states[key] = state()
             save_tensors(self.path, {"fingerprint": self.fingerprint, "states": self.states})
             ended = time.monotonic()

@@ -90,8 +90,14 @@ def test_a_larger_budget_never_takes_fewer_samples(kind, passes, factor, total, 
     assert small.diagnostics <= large.diagnostics
 
 
+@given(epochs_, totals)
+def test_re_tuning_may_take_half_of_the_budget(epochs, total):
+    assert Budget.of(epochs, total, 1.0).retuning == pytest.approx(0.5 * epochs * total)
+
+
 def test_epochs_count_products_and_forward_passes():
     budget = Budget(0.0, 1000)
     assert budget.epochs(samples=0, forward_samples=3000) == 1.0
     assert budget.epochs(samples=750, forward_samples=1500) == pytest.approx(1.5)
+    assert budget.epochs(samples=0, forward_samples=300, trained=400) == pytest.approx(0.1 + 0.4)
     assert (EPOCH, PRODUCT) == (3, 4)

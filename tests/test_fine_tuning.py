@@ -12,7 +12,7 @@ from torch import nn
 
 from estimators import L1, L2, Objective, UserError
 from pruning_limits.descent import Descent
-from pruning_limits.fine_tuning import FORWARD, READ, TRAINED, WIDTH, FineTuning, Turn
+from pruning_limits.fine_tuning import FORWARD, READ, SOLVING, TRAINED, WIDTH, FineTuning, Turn
 from pruning_limits.magnitude import MagnitudeProfile
 
 HALF = FEATURES * 2
@@ -21,6 +21,11 @@ HALF = FEATURES * 2
 def tuned(model, data, count, loss_fn=None, passes=3, seed=0, **options):
     tuning = FineTuning(Objective(model, data, loss_fn, **options), 300, passes, seed)
     return tuning, tuning.stage(tuning.dense, count)
+
+
+def reconstructed(tuning, count, sample):
+    alone = tuning.pruned(tuning.dense, count)
+    return tuning.reconstructed(alone, tuning.of_dense(alone, sample)[1])
 
 
 def loss_of(tuning, network, data):
@@ -237,9 +242,8 @@ def test_half_precision_keeps_small_steps():
         start = tuning.pruned(tuning.dense, 50)
         steps = Creeping(start.kept)
         sample = tuning.sample(50)
-        moved = tuning._passed(
-            start, sample, tuning._dense_scores(sample), steps, torch.Generator().manual_seed(0), Turn(0, 1, False)
-        )
+        scores, _ = tuning.of_dense(start, sample)
+        moved = tuning._passed(start, sample, scores, steps, torch.Generator().manual_seed(0), Turn(0, 1, False))
     count = -(-sample.size // WIDTH)
     assert_close(moved.vector, start.vector * (1 + 1e-4) ** count, torch.float32, scale=float(start.vector.abs().max()))
 
@@ -259,8 +263,21 @@ def test_the_cost_counts_what_is_passed():
     sample = tuning.sample(150)
     stopping = sum(size for _, size in sample.stopping)
     read = 2 * READ * tuning.objective.samples  # once for the stage, once here
-    # scores and moments of the training samples; losses as pruned, as reconstructed, and after two passes
-    assert tuning.cost == pytest.approx((2 * TRAINED + 2 * FORWARD) * sample.size + 4 * FORWARD * stopping + read)
+    passed = (2 * TRAINED + FORWARD) * sample.size  # trained twice, and seen by the dense network
+    passed += 4 * FORWARD * stopping  # losses as pruned, as reconstructed, and after two passes
+    assert tuning.cost == pytest.approx(passed + _solved(tuning, sample) + read)
+
+
+def _solved(tuning, sample):
+    """What the reconstruction costs, in samples that are trained on."""
+    alone = tuning.pruned(tuning.dense, 150)
+    moments = 2 * (13**2 + 17**2) * sample.size  # of the inputs of both layers, and of the constant one
+    _, seen = tuning.of_dense(alone, sample)
+    network = tuning.reconstructed(alone, seen)
+    kept = [network.kept[: 16 * 12].view(16, 12), network.kept[16 * 12 + 16 :][: 3 * 16].view(3, 16)]
+    solves = sum(2 * mask.shape[1] ** 3 + sum(k**3 / 3 + k**2 for k in mask.sum(1).tolist()) for mask in kept)
+    forward = 2 * (16 * 13 + 3 * 17)  # operations of a sample, three times as many where it is trained on
+    return (moments + SOLVING * solves) / (3 * forward)
 
 
 def test_fewer_samples_are_passed_more_often():
@@ -293,7 +310,7 @@ def test_layers_are_reconstructed_as_the_dense_solution_says():
     model, data = doubled()
     tuning = FineTuning(Objective(model, data, squares), 320, 1, 0)
     sample = tuning.sample(HALF)
-    network = tuning.reconstructed(HALF, sample)
+    network = reconstructed(tuning, HALF, sample)
     kept = network.vector.view(2, -1) != 0
     assert int(kept.sum()) == HALF
     assert torch.equal(kept.flatten(), network.kept)
@@ -310,8 +327,8 @@ def test_frozen_and_too_dear_layers_are_not_reconstructed():
     model, data = classes()
     model[0].requires_grad_(False)
     tuning = FineTuning(Objective(model, data), 300, 1, 0)
-    network = tuning.reconstructed(150, tuning.sample(150))
+    network = reconstructed(tuning, 150, tuning.sample(150))
     expected = tuning.pruned(tuning.dense, 150).vector
     assert torch.equal(network.vector[~tuning.trained], expected[~tuning.trained])
     few = FineTuning(Objective(model.requires_grad_(True), data), 3, 1, 0)
-    assert few.reconstructed(150, tuning.sample(150)) is None
+    assert reconstructed(few, 150, tuning.sample(150)) is None

@@ -50,6 +50,15 @@ def test_convolutions_take_every_weight_at_every_place(groups, stride, places):
     assert operations(model, (4, 4, 4)) == 2 * 6 * (4 // groups) * 9 * places + 2 * 6 * places * 3
 
 
+def test_of_batches_of_ones_own_the_first_is_counted():
+    def loss(model, batch):
+        return model(batch).flatten(1).square().sum(1)
+
+    objective = Objective(nn.Linear(6, 3).double(), [random(2, 6)], loss)
+    assert operations_per_sample(objective) == 2 * 6 * 3
+    assert operations_per_sample(objective, iter([(random(4, 5, 6), 4), None])) == 5 * 2 * 6 * 3
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_attention_compares_all_places_in_every_head(training):
     places, width, hidden = 5, 8, 16

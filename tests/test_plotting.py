@@ -9,8 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from estimators import UserError
+from pruning_limits import Retuning
 from pruning_limits.ladder import NAMES, percent
 from pruning_limits.plotting import plot_crossing, plot_layers, plot_rungs, plot_spectrum
+from pruning_limits.tuned_points import TunedPoint, Tuning
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +70,27 @@ def test_titles_say_the_answer(limit, unmeasured):
     unknown = plot_rungs(unknown_limit())
     assert unknown.get_title(loc="left").endswith("; no bound is established")
     assert "re-trained: unknown, see the notes" in labels_of(unknown)
+
+
+@pytest.mark.parametrize("of_metric", [False, True])
+def test_re_tuned_networks_stand_where_they_were_measured(of_metric):
+    options = {"metric": "accuracy", "epsilon": "batch-std", "max_drop": 0.05} if of_metric else {}
+    limit = small_limit(**options)
+    values = (0.01, 0.06) if of_metric else (limit.epsilon / 2, 2 * limit.epsilon)
+    drops = values if of_metric else (None, None)
+    points = tuple(
+        TunedPoint(0.6 + 0.2 * n, value, 0.1 * value, drop, None if drop is None else 0.1 * drop)
+        for n, (value, drop) in enumerate(zip(values, drops, strict=True))
+    )
+    evidence = dataclasses.replace(limit.evidence, retuned=Tuning(points, 64, 100.0, 1.0))
+    settings = dataclasses.replace(limit.settings, retune=Retuning())
+    axes = plot_rungs(dataclasses.replace(limit, evidence=evidence, settings=settings).what_if())
+    (tuned,) = [container for container in axes.containers if container.get_label() == "re-tuned networks"]
+    heights = [100 * (limit.dense_metric - value) for value in values] if of_metric else values
+    np.testing.assert_allclose(tuned.lines[0].get_xydata(), np.column_stack([[0.4, 0.2], heights]))
+    bars = [abs(end - start) for (_, start), (_, end) in tuned.lines[2][0].get_segments()]
+    np.testing.assert_allclose(bars, [(100 if of_metric else 1) * 4 * 0.1 * value for value in values])
+    assert ", re-tuning 60.0 %" in axes.get_title(loc="left")
 
 
 def whiskers(axes):

@@ -91,10 +91,12 @@ def test_moments_are_those_of_what_reaches_the_layers():
     x, y = random(40, 6), torch.arange(40) % 3
     objective = Objective(model, [(x, y)])
     layers = layers_of(model, objective.names)
-    found = moments_of(objective, objective.chosen, layers, [(x[:25], y[:25]), (x[25:], y[25:])])
+    parts = [(x[:25], y[:25]), (x[25:], y[25:])]
+    found = moments_of(layers, lambda: [objective.losses(objective.chosen, part) for part in parts])
     for name, inputs in (("0.weight", x), ("2.weight", model[1](model[0](x)))):
         joined = torch.cat([inputs, torch.ones(40, 1, dtype=torch.float64)], 1)
-        assert_close(found[name], joined.T @ joined / 40)
+        assert_close(found.of[name], joined.T @ joined / 40)
+    assert found.operations == 2 * 40 * (7**2 + 6**2)  # a product and a sum per entry and sample
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 

@@ -1,6 +1,8 @@
 """How far pruning gets with re-tuning in stages."""
 
 import dataclasses
+import functools
+import math
 import os
 import signal
 
@@ -12,10 +14,11 @@ from torch import nn
 
 from estimators import Objective, UserError
 from estimators.files import load_tensors, save_tensors
-from pruning_limits import PruningLimit, Retuning, predict_limit
+from pruning_limits import PruningLimit, Retuning, gathering, predict_limit
+from pruning_limits.budget import FREE_OPERATIONS
 from pruning_limits.fine_tuning import FineTuning
 from pruning_limits.magnitude import removed_count
-from pruning_limits.retuning import LEAST_BUDGET, NARROW, run_seed
+from pruning_limits.retuning import NARROW, run_seed
 
 QUICK = {"steps": 4, "probes": 1, "samples": 100, "progress": False}
 SMALL = Retuning(samples=256, passes=2)
@@ -96,11 +99,61 @@ def test_the_search_halves_what_is_kept_and_then_the_bracket(limit, by_loss):
         assert starts <= {point.sparsity for point in points}
 
 
-def test_the_budget_ends_the_search(problem):
-    few = predict_limit(*problem, **QUICK, **DROP, retune=Retuning(samples=256, passes=200, epochs=1e-3))
-    tuning = few.evidence.retuned
-    assert len(tuning.points) == 2  # they are done in any case
-    assert tuning.passed > LEAST_BUDGET
+@pytest.fixture(scope="module")
+def tuned(problem):
+    """Predictions that say nothing but how far re-tuning gets, by what it may cost."""
+
+    @functools.cache
+    def predicted(epochs, seeds=1, budget=None):
+        retuning = Retuning(samples=256, passes=2, epochs=epochs, seeds=seeds)
+        return predict_limit(*problem, **QUICK, **DROP, retune=retuning, budget=budget).evidence.retuned
+
+    return predicted
+
+
+def test_one_stage_is_done_in_any_case(tuned):
+    assert len(tuned(1e-3).points) == 1
+    assert tuned(1e-3).passed > 1e-3 * 400
+
+
+def test_further_stages_are_done_while_the_allowance_pays_for_one_like_the_last(tuned):
+    whole = tuned(100.0).points
+    first = tuned(1e-3).passed
+    assert len(whole) > 3
+    for stages in (2, 3):
+        few = tuned((stages * 1.2 * first) / 400)
+        assert first < few.passed <= stages * 1.2 * first
+        assert set(few.points) < set(whole)
+    assert len(tuned(1.99 * first / 400).points) == 1
+
+
+def test_runs_share_what_is_allowed_evenly_and_later_ones_have_what_was_left(tuned):
+    first = tuned(1e-3).passed
+    both = tuned(4.8 * first / 400, seeds=2)
+    assert both.passed <= 4.8 * first
+    assert [len(both.run(run)) for run in both.runs] == [2, 2]
+    assert [len(tuned(1e-3, seeds=2).run(run)) for run in (0, 1)] == [1, 1]
+
+
+def test_without_epochs_half_of_the_budget_is_allowed(problem, monkeypatch):
+    allowances = []
+
+    def taken(objective, retuning, compared, alone, width, allowance, *others):
+        allowances.append(allowance)
+        raise KeyError
+
+    monkeypatch.setattr(gathering, "staged_retuning", taken)
+    for budget, epochs in ((4.0, None), (None, None), (4.0, 7.0)):
+        with pytest.raises(KeyError):
+            predict_limit(*problem, **QUICK, **DROP, retune=dataclasses.replace(SMALL, epochs=epochs), budget=budget)
+    free = FREE_OPERATIONS / (2 * 12 * 16 + 2 * 16 * 3)  # forward passes of a small network
+    assert allowances == pytest.approx([2.0 * 400, free / 6, 7.0 * 400])
+
+
+def test_the_cost_of_the_prediction_holds_that_of_re_tuning(problem, limit):
+    alone = predict_limit(*problem, **QUICK, **DROP).cost
+    assert limit.cost.forward_samples == alone.forward_samples
+    assert limit.cost.epochs == pytest.approx(alone.epochs + limit.evidence.retuned.passed / 400)
 
 
 def test_a_narrow_bracket_ends_the_search(limit):
@@ -228,6 +281,71 @@ def test_killed_it_resumes_to_the_same_bits(forking, tmp_path):
         process.join(300)
         assert process.exitcode == -signal.SIGKILL
         assert predicted(checkpoint) == whole
+
+
+class CtrlC:
+    """Interrupts a prediction some calls of the loss after so many networks were re-tuned."""
+
+    def __init__(self, networks, calls):
+        self.networks, self.calls = networks, calls
+
+    def told(self, stage, done, total):
+        if stage == "re-tuned networks" and done >= self.networks and self.calls is not None:
+            self.networks = -1
+
+    def loss(self, model, batch):
+        if self.networks == -1:
+            self.calls -= 1
+            if self.calls == 0:
+                self.networks = self.calls = None
+                raise KeyboardInterrupt
+        return nn.functional.cross_entropy(model(batch[0]), batch[1], reduction="none")
+
+
+def by(interrupting, checkpoint=None):
+    model, data = classes(normalised=True)
+    before = snapshot(model)
+    limit = predict_limit(
+        model,
+        data,
+        interrupting.loss,
+        **QUICK | {"progress": interrupting.told},
+        **DROP,
+        retune=dataclasses.replace(SMALL, seeds=2),
+        checkpoint=checkpoint,
+    )
+    assert same(snapshot(model), before)
+    return limit
+
+
+@pytest.fixture(scope="module")
+def uninterrupted():
+    torch.set_num_threads(1)
+    return by(CtrlC(math.inf, None))
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize(("networks", "calls"), [(1, 1), (1, 20), (2, 45), (3, 7)])
+def test_ctrl_c_keeps_what_was_measured_and_a_checkpoint_continues_to_the_same_bits(
+    uninterrupted, tmp_path, networks, calls
+):
+    limit = by(CtrlC(networks, calls), tmp_path / "run.pt")
+    tuning, whole = limit.evidence.retuned, uninterrupted.evidence.retuned
+    assert networks <= len(tuning.points) < len(whole.points)
+    assert set(tuning.points) < set(whole.points)
+    passing = [point.sparsity for point in tuning.points if point.drop <= DROP["max_drop"]]
+    assert limit.answer("re-tuned").sparsity == max([limit.lower, *passing])
+    assert [note for note in limit.notes if note.startswith("re-tuning was interrupted")]
+    assert not [note for note in uninterrupted.notes if "interrupted" in note]
+    assert _timeless(by(CtrlC(math.inf, None), tmp_path / "run.pt")) == _timeless(uninterrupted)
+
+
+def test_ctrl_c_before_the_first_network_leaves_the_rung_unknown(uninterrupted):
+    limit = by(CtrlC(0, 10))
+    assert limit.evidence.retuned is None
+    assert limit.answer("re-tuned").basis == "unknown"
+    for rung in ("one-shot", "re-trained", "formula"):
+        assert limit.answer(rung) == uninterrupted.answer(rung)
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path):
