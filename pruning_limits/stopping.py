@@ -44,7 +44,7 @@ class Stopping:
             processor time narrow the limit of a few thousand weights by a few of them.
         most_numbers: Numbers D times steps up to which a model counts as small. A choice, not measured.
         slow: Steps are slow where twice as many leave more than this share of the error. A choice, not measured; FC5
-            on all of CIFAR-10 stops by it (``theory/trust.md``).
+            on all of CIFAR-10 stops by it (``numbers.md``).
         dense: Weights up to which the whole matrix is built. A choice, not measured.
         most_probes: Largest number of probes. A choice, not measured.
         most_products: Largest number of probes times steps on a sub-sample. A choice, not measured.
