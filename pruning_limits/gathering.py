@@ -23,7 +23,6 @@ from pruning_limits.dense_network import DenseNetwork, Subject
 from pruning_limits.epsilon import Allowed, from_max_drop
 from pruning_limits.estimates import Estimates
 from pruning_limits.evidence import Evidence
-from pruning_limits.forecast import Forecast
 from pruning_limits.isotropic import carried_limit
 from pruning_limits.losses import Losses
 from pruning_limits.magnitude import MagnitudeProfile
@@ -62,15 +61,12 @@ class Gathered:
     profile: MagnitudeProfile
 
 
-def gather(
-    subject: Subject, asked: Settings, forecast: Forecast, progress: Progress, checkpoint: str | Path | None
-) -> Gathered:
+def gather(subject: Subject, asked: Settings, progress: Progress, checkpoint: str | Path | None) -> Gathered:
     """Compute everything that a prediction needs; the model is evaluated by substitution of weights.
 
     Args:
         subject: Network and data.
         asked: What is asked for, without the names of the parameters.
-        forecast: The calibration that tells where re-training ends.
         progress: See ``predict_limit``.
         checkpoint: See ``predict_limit``.
     """
@@ -114,7 +110,6 @@ def gather(
             type(subject.model).__name__, f"{network.samples:,} samples", _version(), date.today().isoformat()
         ),
         retuned=reached.tuning,
-        forecast=forecast,
     )
     return Gathered(patterns.beside(evidence), allowed, dense.settings, patterns.profile)
 

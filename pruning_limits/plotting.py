@@ -201,7 +201,7 @@ def _draw_rung(limit: PruningLimit, answer: Answer, ax: Axes, level: float) -> N
     colour, marker = MARKS[answer.rung]
     least = _least(limit) / 2
     low, kept, high = (max(1 - end, least) for end in (answer.low, answer.sparsity, answer.high))
-    meaning = "measured" if answer.basis == "measured" else "numerical error"
+    meaning = answer.basis if answer.basis in ("measured", "forecast") else "numerical error"
     interval = f"{percent(answer.low).removesuffix(' %')} to {percent(answer.high)}"
     label = f"{name} {percent(answer.sparsity)} ({meaning} {interval})"
     ax.errorbar(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -182,8 +183,9 @@ def predict_limit(
     values = None if metric is None else metric_loss(metric)
     subject = Subject(model, loader, loss_fn, penalty, parameters, values, held_out)
     with plain_modes(), intact(model):
-        gathered = gather(subject, asked, calibration, progress, checkpoint)
-    limit = solve(gathered.evidence, gathered.settings, gathered.allowed, gathered.profile)
+        gathered = gather(subject, asked, progress, checkpoint)
+    evidence = replace(gathered.evidence, forecast=calibration)
+    limit = solve(evidence, gathered.settings, gathered.allowed, gathered.profile)
     limit = limit.for_pattern(gathered.settings.pattern[0])
     for note in limit.notes:
         LOGGER.warning(note)

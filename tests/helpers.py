@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from pruning_limits import PruningLimit, predict_limit
+from pruning_limits.answers import ggn_formula
 
 ROOT = Path(__file__).parent.parent
 Pair = namedtuple("Pair", ["x", "y"])
@@ -426,6 +427,11 @@ def with_bounds(limit: PruningLimit, lower: float, upper: float | None, numerica
     achieved = None if limit.achieved is None else lower
     upper = 1.0 if upper is None else upper
     return dataclasses.replace(limit, lower=lower, achieved=achieved, upper=upper, answers=answers)
+
+
+def ggn_limit(limit: PruningLimit) -> float | None:
+    """Return what the formula with the GGN says."""
+    return ggn_formula(limit.evidence, limit.allowed).sparsity
 
 
 def without_cost(limit):

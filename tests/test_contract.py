@@ -36,6 +36,7 @@ DEFAULTS = {
     "checkpoint": None,
     "precision": "full",
     "budget": None,
+    "forecast": None,
 }
 NUMBERS = ["sparsity", "lower", "achieved", "retrained", "upper", "directional", "headroom", "objective", "epsilon"]
 TEXTS = ["status", "criterion"]

@@ -48,14 +48,14 @@ def test_legends_name_every_curve_mark_and_band(limit, unmeasured):
         assert labels_of(bottom)[:4] == [
             "this network: norm R of the removed weights",
             f"largest R that {name} allows (the paper's formula)",
-            "largest R that the GGN allows (re-trained)",
+            "largest R that the GGN allows",
             "numerical error of the formula",
         ]
         measured = case.achieved is not None
         assert ("measured" if measured else "quadratic model, not measured") in labels_of(top)
         for answer in case.answers:
             (label,) = [label for label in labels_of(top) if label.startswith(NAMES[answer.rung])]
-            meaning = "measured" if answer.basis == "measured" else "numerical error"
+            meaning = answer.basis if answer.basis in ("measured", "forecast") else "numerical error"
             low, high = percent(answer.low).removesuffix(" %"), percent(answer.high)
             assert label == f"{NAMES[answer.rung]} {percent(answer.sparsity)} ({meaning} {low} to {high})"
 
@@ -69,7 +69,8 @@ def test_titles_say_the_answer(limit, unmeasured):
     assert "weights, by the quadratic model; no hope" in plot_rungs(unmeasured).get_title(loc="left")
     unknown = plot_rungs(unknown_limit())
     assert unknown.get_title(loc="left").endswith("; no bound is established")
-    assert "re-trained: unknown, see the notes" in labels_of(unknown)
+    assert "no hope beyond: unknown, see the notes" in labels_of(unknown)
+    assert "the GGN says nothing, see the notes" in labels_of(plot_crossing(unknown_limit()))
 
 
 @pytest.mark.parametrize("of_metric", [False, True])

@@ -169,11 +169,11 @@ def test_unknown_answers_are_told(show):
     move(browser, target=3)
     assert_shows(browser, limit)
     assert text(browser, "verdict").count("no bound is established") == 1
-    assert "re-trained" not in browser.find_element(By.CSS_SELECTOR, "[aria-labelledby=crossing-title] .legend").text
+    assert "GGN" not in browser.find_element(By.CSS_SELECTOR, "[aria-labelledby=crossing-title] .legend").text
     assert limit.evidence.unknown in browser.find_element(By.ID, "notes").text
-    missing = "#rungs .re-trained, #rungs .bound, #crossing .re-trained"
+    missing = "#rungs .bound, #crossing .ggn"
     assert browser.find_elements(By.CSS_SELECTOR, missing) == []
-    assert "re-trained unknown" in browser.find_element(By.ID, "rungs").get_attribute("aria-label")
+    assert "no hope beyond unknown" in browser.find_element(By.ID, "rungs").get_attribute("aria-label")
     assert browser.execute_script("return document.documentElement.scrollWidth") <= 320
     move(browser, epsilon=1.0, weights=0.2)
     assert_shows(browser, asked(limit, browser))
@@ -385,7 +385,7 @@ def test_text_stands_out_on_screen_and_on_paper(limit, show, media, scheme):
     texts = ("tr.one-shot td.sparsity", "td.how", "#verdict", ".hint", "figcaption", "th", ".control label", ".term")
     for selector in (*texts, "#tip"):
         assert contrast(selector, "color") >= 4.5, selector
-    strokes = (".line.network", ".line.formula", ".line.re-trained", ".line.scale", ".line.curve", ".whisker.bound")
+    strokes = (".line.network", ".line.formula", ".line.ggn", ".line.scale", ".line.curve", ".whisker.bound")
     for selector in (*strokes, ".bar.positive", ".point.one-shot", ".point.re-trained", ".point.formula"):
         fill = "bar" in selector or "point" in selector
         assert contrast(selector, "fill" if fill else "stroke") >= 3, selector

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from helpers import random, seeded, without_cost
+from helpers import ggn_limit, random, seeded, without_cost
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -25,7 +25,7 @@ from pruning_limits.retuned_limit import retuned_limit
 from pruning_limits.split import compare_splits, layer_curves
 
 ZERO = "the GGN is zero, as of a loss that is linear in the model's outputs (such as the mean absolute error)"
-RESTING = ("retrained", "directional")
+RESTING = ("directional",)
 
 
 class TwoHeads(nn.Module):
@@ -115,7 +115,8 @@ def assert_unknown(limit, reason):
     assert re.fullmatch(reason, limit.evidence.unknown), limit.evidence.unknown
     assert all(getattr(limit, name) is None for name in RESTING)
     assert limit.evidence.ggn is limit.evidence.directions is None
-    assert {limit.answer(rung).basis for rung in ("re-trained", "bound")} == {"unknown"}
+    assert limit.answer("re-trained").basis == ("forecast" if limit.criterion == "loss" else "unknown")
+    assert limit.answer("bound").basis == "unknown"
     assert limit.upper == 1.0
     assert limit.headroom is None
     assert f"the bound and what the GGN says of re-training are unknown: {limit.evidence.unknown}" in limit.notes
@@ -148,7 +149,7 @@ def test_one_head_with_a_loss_that_is_linear_in_it():
     )
     alone = predict_limit(model, batches, mixed, epsilon=0.02, parameters=["body.weight", "first.weight"])
     assert alone.evidence.unknown == ""
-    assert alone.retrained < 1
+    assert ggn_limit(alone) < 1
 
 
 def test_three_silent_layers_at_most_are_named():
@@ -234,7 +235,7 @@ def test_layers_without_any_effect_stay_free():
     for curvature in ("hessian", "ggn"):
         limit = predict_limit(model, batches, first_head, epsilon=0.02, curvature=curvature)
         assert limit.evidence.unknown == ""
-        assert limit.retrained > 12 / 54  # the weights of the second head
+        assert ggn_limit(limit) > 12 / 54  # the weights of the second head
         assert limit.upper < 1
         assert limit.layers()[-1].trace == 0
 
@@ -270,7 +271,7 @@ def test_weights_that_are_removed_are_not_silent(wide):
     with torch.no_grad():
         model.second.weight.copy_(kept)
     assert limit.evidence.unknown == ""
-    assert limit.retrained >= limit.evidence.already_removed == 60 / 750
+    assert ggn_limit(limit) >= limit.evidence.already_removed == 60 / 750
 
 
 def test_a_stopped_run_gives_the_same_answers(wide, tmp_path):
@@ -339,9 +340,11 @@ def test_verdicts(limit):
 
 def test_summary_table_and_repr(limit):
     text = limit.summary()
-    for name in ("re-trained", "no hope beyond"):
-        (line,) = (line for line in text.splitlines() if line.startswith(name))
-        assert re.split(r"  +", line) == [name, "unknown", ZERO]
+    again, beyond = (
+        next(line for line in text.splitlines() if line.startswith(name)) for name in ("re-trained", "no hope beyond")
+    )
+    assert again.endswith("forecast, 9 of 10 networks, outside the bench")
+    assert re.split(r"  +", beyond) == ["no hope beyond", "unknown", ZERO]
     assert f"the bound and what the GGN says of re-training are unknown: {ZERO}\n" in text
     assert "are unknown: the GGN is zero" in limit._repr_html_()
     assert "bound unknown" in repr(limit)
@@ -361,10 +364,10 @@ def test_json_round_trip(limit, tmp_path):
     plain = json.loads(limit.to_json(path))
     assert PruningLimit.from_json(path) == limit
     assert PruningLimit.from_json(path).check(0.99) == limit.check(0.99)
-    assert [plain[name] for name in RESTING] == [None] * 2
+    assert [plain[name] for name in RESTING] == [None]
     evidence = plain["evidence"]
     assert evidence["ggn"] is evidence["directions"] is None
-    changes = [{"upper": 0.9}, {"retrained": 0.5}, {"directional": 1}]
+    changes = [{"upper": 0.9}, {"retrained": None}, {"directional": 1}]
     changes += [{"evidence": evidence | change} for change in ({"unknown": ""}, {"ggn": evidence["hessian"]})]
     for change in changes:
         path.write_text(json.dumps(plain | change))
@@ -388,8 +391,8 @@ def test_figures(limit):
     for plot in (plot_crossing, plot_rungs):
         axes = plot(limit)
         labels = [text.get_text() for text in axes.get_legend().get_texts()]
-        assert "re-trained: unknown, see the notes" in labels
-        assert not any("GGN" in label or ("re-trained:" not in label and "re-trained" in label) for label in labels)
+        known = [label for label in labels if "GGN" in label]
+        assert known == (["the GGN says nothing, see the notes"] if plot is plot_crossing else [])
 
 
 def test_gate(limit):

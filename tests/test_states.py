@@ -36,7 +36,7 @@ def test_a_run_continues_from_the_file_to_the_same_bits(tmp_path):
 
 def test_a_finished_run_keeps_its_matrices_only(tmp_path):
     path = tmp_path / "state.pt"
-    States(path, "print").save("ggn-8", run(4), at_once=True)
+    States(path, "print").save("ggn-8", run(4), finished=True)
     stored = load_tensors(path)["states"]["ggn-8"]
     assert (stored["current"], stored["previous"]) == ([], [])
     again = run()
@@ -52,7 +52,7 @@ def test_writing_takes_a_small_share_of_the_time_and_the_end_is_always_written(t
     states._rest = math.inf  # as after a write that took very long
     states.save("ggn-8", run(3))
     assert path.stat().st_mtime_ns == first
-    states.save("ggn-8", run(4), at_once=True)
+    states.save("ggn-8", run(4), finished=True)
     assert load_tensors(path)["states"]["ggn-8"]["steps"] == 4
 
 
@@ -98,9 +98,9 @@ def test_other_states_are_kept_beside_those_of_runs(tmp_path):
     path = tmp_path / "state.pt"
     states = States(path, "print")
     states.save("ggn-8", run(4))
-    states.keep("stages", {"steps": 1, "vector": torch.ones(3)}, at_once=True)
+    states.keep("stages", {"steps": 1, "vector": torch.ones(3)}, finished=True)
     again = States(path, "print")
     assert torch.equal(again.kept("stages")["vector"], torch.ones(3))
     assert again.kept("another") is None
     assert again.known("ggn-8") == []
-    States(None, "print").keep("stages", {"steps": 1}, at_once=True)
+    States(None, "print").keep("stages", {"steps": 1}, finished=True)

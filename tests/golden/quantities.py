@@ -13,6 +13,7 @@ from torch import Tensor
 
 from estimators import GGN, Hessian, Objective, SpectralMeasure
 from pruning_limits import predict_limit
+from pruning_limits.answers import ggn_formula
 
 from .networks import Network
 
@@ -46,8 +47,9 @@ def processor() -> str:
 def numbers_of(network: Network) -> Numbers:
     """Predict the limit of a network and take products with its curvature."""
     limit = predict_limit(network.model, network.batches, progress=False, **network.options)
-    names = ("sparsity", "lower", "upper", "retrained", "directional", "achieved")
+    names = ("sparsity", "lower", "upper", "directional", "achieved")
     numbers: Numbers = {f"limit.{name}": getattr(limit, name) for name in (*names, "epsilon", "objective")}
+    numbers["limit.retrained"] = ggn_formula(limit.evidence, limit.allowed).sparsity
     numbers["limit.already_removed"] = limit.evidence.already_removed
     numbers["limit.interval"] = list(limit.interval)
     numbers["limit.rises"] = [value for point in limit.evidence.points for value in (point.sparsity, point.rise)]
