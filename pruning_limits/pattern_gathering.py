@@ -62,6 +62,7 @@ def with_patterns(evidence: Evidence, rows: tuple[PatternEvidence, ...]) -> Evid
         directions=evidence.directions,
         model_points=evidence.model_points,
         savings=evidence.savings,
+        retuned=evidence.retuned,
     )
     return replace(evidence, patterns=(single, *rows))
 
