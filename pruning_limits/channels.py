@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from estimators import UserError
-from estimators.parameters import TRANSPOSED
+from estimators.parameters import TRANSPOSED, linear_elsewhere
 from pruning_limits.groups import NONE, Groups
 from pruning_limits.pattern_names import Pattern
 from pruning_limits.patterns import matrices
@@ -97,13 +97,48 @@ def smaller_network(model: nn.Module, trial: Trial, removed: Mapping[str, Sequen
         UserError: The package torch-pruning is missing.
     """
     result = trial.copied(model)
+    others = _as_linear(result)
     graph = _graph(result, trial, set())
     for name, outputs in removed.items():
         if len(outputs):
             module = result.get_submodule(name)
             prune = graph.get_pruner_of_module(module).prune_out_channels
             graph.get_pruning_group(module, prune, list(outputs)).prune()
+    _as_before(result, others)
     return result
+
+
+def _as_linear(model: nn.Module) -> dict[str, nn.Module]:
+    """Put linear layers in the place of those of other packages, which torch-pruning does not know.
+
+    Args:
+        model: A copy of the network.
+
+    Returns:
+        The layers that were there, by name.
+    """
+    others = {path: part for path, part in model.named_modules(remove_duplicate=False) if path}
+    others = {path: part for path, part in others.items() if linear_elsewhere(part)}
+    linear = dict[nn.Module, nn.Linear]()
+    for path, part in others.items():
+        if part not in linear:
+            inputs, outputs = part.get_parameter("weight").shape
+            linear[part] = nn.Linear(inputs, outputs, device="meta")
+            linear[part].weight = nn.Parameter(part.get_parameter("weight").detach().T.clone())
+            linear[part].bias = nn.Parameter(part.get_parameter("bias").detach().clone())
+        model.set_submodule(path, linear[part])
+    return others
+
+
+def _as_before(model: nn.Module, others: Mapping[str, nn.Module]) -> None:
+    """Put the layers of other packages back, with the weights that are left."""
+    for path, part in others.items():
+        linear = model.get_submodule(path)
+        assert isinstance(linear, nn.Linear)
+        part.register_parameter("weight", nn.Parameter(linear.weight.detach().T.contiguous()))
+        part.register_parameter("bias", nn.Parameter(linear.bias.detach()))
+        part.nx, part.nf = linear.weight.T.shape  # type: ignore[assignment]
+        model.set_submodule(path, part)
 
 
 def _graph(model: nn.Module, trial: Trial, beside: set[int]) -> Any:
@@ -204,6 +239,7 @@ def _before_padding(graph: Any, group: Any, beside: set[int]) -> Any:
 
 def _families(trial: Trial) -> Iterator[Family]:
     model = trial.copied(trial.objective.model)
+    _as_linear(model)
     beside = set[int]()
     graph = _graph(model, trial, beside)
     names = {module: name for name, module in model.named_modules()}

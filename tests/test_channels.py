@@ -94,6 +94,15 @@ class Joined(nn.Module):
         return self.head(torch.tanh(self.c(x)).mean((2, 3)))
 
 
+def elsewhere():
+    """A linear layer of transformers, whose weight lies the other way round, between convolution and linear layer."""
+    layers = pytest.importorskip("transformers.pytorch_utils")
+    first, second = layers.Conv1D(6, 36), layers.Conv1D(4, 6)
+    activations = (nn.Tanh(), nn.Flatten(), nn.Tanh(), nn.Tanh())
+    model = nn.Sequential(nn.Conv2d(2, 4, 2, stride=2), *activations[:2], first, activations[2], second)
+    return nn.Sequential(*model, activations[3], nn.Linear(4, 3))
+
+
 class JoinedToInputs(Joined):
     def __init__(self):
         super().__init__()
@@ -113,6 +122,7 @@ class Halves(nn.Module):
 
 
 IMAGES = {"flattened": Flattened, "residual": Residual, "padded": Padded, "depthwise": Depthwise, "joined": Joined}
+IMAGES["elsewhere"] = elsewhere
 
 
 def objective_of(build, shape=(2, 6, 6)):
@@ -177,6 +187,29 @@ def test_the_physically_smaller_network_puts_out_what_the_masked_one_does(name):
         companions = sum(int((~mask).sum()) for mask in profile.companions(sparsity).values())
         total = sum(p.numel() for p in objective.model.parameters())
         assert size == total - profile.count(sparsity) - companions
+
+
+def test_layers_of_transformers_stay_what_they_are_in_the_smaller_network():
+    objective = objective_of(elsewhere)
+    model, groups = objective.model, groups_of("channels", objective)
+    assert groups.members[0]["3.weight"].shape == (1, 6)
+    assert groups.members[1]["3.weight"].shape == (36, 1)
+    assert list(groups.roots) == ["5", "3", "0"]
+    smaller = smaller_network(model, Trial(objective), {"3": [0, 4], "5": [1]})
+    assert [type(part) for part in smaller] == [type(part) for part in model]
+    assert (smaller[3].nx, smaller[3].nf, smaller[5].nx, smaller[5].nf) == (36, 4, 4, 3)
+    assert torch.equal(smaller[3].weight, model[3].weight[:, [1, 2, 3, 5]])
+    assert torch.equal(smaller[5].weight, model[5].weight[[1, 2, 3, 5]][:, [0, 2, 3]])
+    assert torch.equal(smaller[5].bias, model[5].bias[[0, 2, 3]])
+
+
+def test_the_hidden_layer_of_a_block_of_gpt2_loses_channels():
+    gpt2 = pytest.importorskip("transformers.models.gpt2.modeling_gpt2")
+    config = gpt2.GPT2Config(n_embd=6, resid_pdrop=0.0)
+    objective = objective_of(lambda: nn.Sequential(gpt2.GPT2MLP(8, config), nn.Flatten(), nn.Linear(12, 3)), (2, 6))
+    groups = groups_of("channels", objective)
+    assert groups.members[0]["0.c_fc.weight"].flatten().tolist() == [*range(8)]
+    assert groups.members[1]["0.c_proj.weight"].flatten().tolist() == [*range(8)]
 
 
 def test_channels_that_are_joined_to_inputs_cannot_be_followed_and_stay():
