@@ -30,7 +30,7 @@ from pruning_limits.magnitude import MagnitudeProfile
 from pruning_limits.measured import Bar, Point
 from pruning_limits.metrics import metric_errors
 from pruning_limits.model_points import ModelPoint
-from pruning_limits.one_shot import PairedDifferences, deciding_of, measured_points
+from pruning_limits.one_shot import PairedDifferences, bracket_width, deciding_of, measured_points
 from pruning_limits.parts import Cost, LayerCurvature, Origin
 from pruning_limits.pattern_gathering import gather_patterns
 from pruning_limits.pattern_names import UNSTRUCTURED
@@ -46,8 +46,6 @@ from pruning_limits.stopping import STOPPING
 from pruning_limits.structure import structure_of
 from pruning_limits.subsamples import Curvature, Subsamples
 
-# Width of the last bracket of measured one-shot pruning in units of the tolerance, of few samples and where draws help.
-RESOLUTION, DRAWN_RESOLUTION = 0.05, 1.0
 MODEL_KEPT = (1 / 2, 1 / 4, 1 / 16, 1 / 64, 1 / 256)  # of what is there: where the quadratic model is evaluated
 LOGGER = logging.getLogger("pruning_limits")
 
@@ -141,8 +139,8 @@ def _points(
         return ()
     bar = Bar(asked.max_drop or 0.0, of_metric=True) if given is None else Bar(given.epsilon)
     with metric_errors("held_out" if asked.held_out else "loader") if drop else nullcontext():
-        resolution = DRAWN_RESOLUTION if deciding_of(rise, drop, bar).drawn else RESOLUTION
-        return measured_points(rise, drop, bar, resolution * asked.tolerance, progress)
+        width = bracket_width(deciding_of(rise, drop, bar), asked.tolerance)
+        return measured_points(rise, drop, bar, width, progress)
 
 
 class _Curved:
