@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from estimators import UserError
-from estimators.parameters import TRANSPOSED
+from estimators.parameters import TRANSPOSED, linear_elsewhere
 from pruning_limits.groups import NONE, Groups
 from pruning_limits.pattern_names import Pattern
 from pruning_limits.patterns import matrices
@@ -62,10 +62,10 @@ class Family:
 def channels(pattern: Pattern, objective: Objective) -> Groups:
     """Return the coupled channels of a network by the dependency graph of torch-pruning.
 
-    What goes with a channel is found by following what layers read, through residual sums, concatenations, splits and
-    depthwise convolutions. Every family of channels is tried on a few samples: the physically smaller network has to
-    put out what the masked one does. A family that does not, as before a normalisation over channels, is left dense,
-    and so is one that reaches weights which are not prunable.
+    What goes with a channel is found by following what layers read, through residual sums, padding of channels,
+    concatenations, splits and depthwise convolutions. Every family of channels is tried on a few samples: the
+    physically smaller network has to put out what the masked one does. A family that does not, as before a
+    normalisation over channels, is left dense, and so is one that reaches weights which are not prunable.
 
     Args:
         pattern: The pattern of channels.
@@ -97,16 +97,58 @@ def smaller_network(model: nn.Module, trial: Trial, removed: Mapping[str, Sequen
         UserError: The package torch-pruning is missing.
     """
     result = trial.copied(model)
-    graph = _graph(result, trial)
+    others = _as_linear(result)
+    graph = _graph(result, trial, set())
     for name, outputs in removed.items():
         if len(outputs):
             module = result.get_submodule(name)
             prune = graph.get_pruner_of_module(module).prune_out_channels
             graph.get_pruning_group(module, prune, list(outputs)).prune()
+    _as_before(result, others)
     return result
 
 
-def _graph(model: nn.Module, trial: Trial) -> Any:
+def _as_linear(model: nn.Module) -> dict[str, nn.Module]:
+    """Put linear layers in the place of those of other packages, which torch-pruning does not know.
+
+    Args:
+        model: A copy of the network.
+
+    Returns:
+        The layers that were there, by name.
+    """
+    others = {path: part for path, part in model.named_modules(remove_duplicate=False) if path}
+    others = {path: part for path, part in others.items() if linear_elsewhere(part)}
+    linear = dict[nn.Module, nn.Linear]()
+    for path, part in others.items():
+        if part not in linear:
+            inputs, outputs = part.get_parameter("weight").shape
+            linear[part] = nn.Linear(inputs, outputs, device="meta")
+            linear[part].weight = nn.Parameter(part.get_parameter("weight").detach().T.clone())
+            linear[part].bias = nn.Parameter(part.get_parameter("bias").detach().clone())
+        model.set_submodule(path, linear[part])
+    return others
+
+
+def _as_before(model: nn.Module, others: Mapping[str, nn.Module]) -> None:
+    """Put the layers of other packages back, with the weights that are left."""
+    for path, part in others.items():
+        linear = model.get_submodule(path)
+        assert isinstance(linear, nn.Linear)
+        part.register_parameter("weight", nn.Parameter(linear.weight.detach().T.contiguous()))
+        part.register_parameter("bias", nn.Parameter(linear.bias.detach()))
+        part.nx, part.nf = linear.weight.T.shape  # type: ignore[assignment]
+        model.set_submodule(path, part)
+
+
+def _graph(model: nn.Module, trial: Trial, beside: set[int]) -> Any:
+    """Follow the layers of a network.
+
+    Args:
+        model: The network.
+        trial: A few samples of its data.
+        beside: Takes the channels at the root of a group that a padding puts beside others, see ``_Padded``.
+    """
     try:
         import torch_pruning
     except ImportError:
@@ -122,14 +164,86 @@ def _graph(model: nn.Module, trial: Trial) -> Any:
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"pattern: the layers of {type(model).__name__} cannot be followed: {reason}") from error
+    for node in graph.module2node.values():
+        _follow_padding(node, beside)
     return graph
+
+
+@dataclass(frozen=True)
+class _Padded:
+    """Numbers of channels behind a padding from those before it, or back.
+
+    Attributes:
+        front: Number of channels that are put before the others.
+        count: Number of the others.
+        back: Whether numbers before the padding are wanted.
+        beside: Takes the channels at the root of a group that are none of the others: they belong to the padding.
+    """
+
+    front: int
+    count: int
+    back: bool
+    beside: set[int]
+
+    def __call__(self, indices: Sequence[Any]) -> list[Any]:
+        """Return other indices of torch-pruning, each with its index at the root of the group."""
+        moved = [
+            type(place)(idx=place.idx + (-self.front if self.back else self.front), root_idx=place.root_idx)
+            for place in indices
+        ]
+        if self.back:
+            self.beside.update(place.root_idx for place in moved if not 0 <= place.idx < self.count)
+            moved = [place for place in moved if 0 <= place.idx < self.count]
+        return moved
+
+
+def _follow_padding(node: Any, beside: set[int]) -> None:
+    """Tell which channels are which where zeros are put beside them, as in shortcuts without parameters.
+
+    torch-pruning takes padding for an operation that leaves every channel where it is.
+    """
+    pads, shapes = getattr(node.grad_fn, "_saved_pad", ()), getattr(node.grad_fn, "_input_metadata", ())
+    shape = tuple(shapes[0].shape) if shapes else ()
+    place = 2 * (len(shape) - 2)  # pairs of numbers from the last dimension on; channels are in the second
+    if len(shape) < len("nchw") or len(pads) < place + 2:
+        return
+    front, count = pads[place], shape[1] - pads[place] - pads[place + 1]
+    for dependency in node.dependencies:
+        if dependency.target in node.inputs:
+            dependency.index_mapping[1] = _Padded(front, count, True, beside)
+    for dependency in (dependency for source in node.inputs for dependency in source.dependencies):
+        if dependency.target is node:
+            dependency.index_mapping[1] = _Padded(front, count, False, beside)
+
+
+def _groups(graph: Any, beside: set[int]) -> Iterator[Any]:
+    """Yield the groups of a network, each from a layer all of whose channels are those of other layers, too."""
+    groups = graph.get_all_groups()
+    while True:
+        beside.clear()
+        group = next(groups, None)
+        if group is None:
+            return
+        yield _before_padding(graph, group, beside)
+
+
+def _before_padding(graph: Any, group: Any, beside: set[int]) -> Any:
+    """Return the group of the layer before a padding: the padding's own channels stay."""
+    for item in group if beside else ():
+        module = item.dep.target.module
+        whole = isinstance(module, (*CONVOLUTIONS, nn.Linear)) and len(item.idxs) == graph.get_out_channels(module)
+        if whole and graph.is_out_channel_pruning_fn(item.dep.handler) and not beside.intersection(item.root_idxs):
+            return graph.get_pruning_group(module, item.dep.handler, list(range(len(item.idxs))))
+    return group
 
 
 def _families(trial: Trial) -> Iterator[Family]:
     model = trial.copied(trial.objective.model)
-    graph = _graph(model, trial)
+    _as_linear(model)
+    beside = set[int]()
+    graph = _graph(model, trial, beside)
     names = {module: name for name, module in model.named_modules()}
-    for group in graph.get_all_groups():
+    for group in _groups(graph, beside):
         root, prune, channels = group[0].dep.target.module, group[0].dep.handler, group[0].idxs
         middle = len(channels) // 2
         alone = graph.get_pruning_group(root, prune, [middle])

@@ -64,8 +64,8 @@ class Evidence:
         origin: Of what, by what and when.
         patterns: What was computed about patterns of pruning, that of single weights among them; empty where no other
             was asked for.
-        pattern: The one that ``curve``, ``already_removed``, ``directions``, ``points``, ``model_points`` and
-            ``savings`` are of.
+        pattern: The one that ``curve``, ``already_removed``, ``directions``, ``points``, ``model_points``, ``savings``
+            and ``retuned`` are of.
         savings: What is left of the network, by rising sparsity.
         retuned: Networks pruned in stages and re-tuned; None where nothing was re-tuned, or under scaled conditions.
         forecast: The calibration that tells where re-training ends; None where only the formula shall.
@@ -118,6 +118,7 @@ class Evidence:
             points=row.points,
             model_points=row.model_points,
             savings=row.savings,
+            retuned=row.retuned,
         )
 
     retuned: Tuning | None = None

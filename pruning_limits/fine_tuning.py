@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -21,6 +21,8 @@ from estimators.vectors import flatten, named
 from pruning_limits.batch_statistics import ByBatch, Statistics, measured_statistics, normalising
 from pruning_limits.budget import EPOCH
 from pruning_limits.descent import Descent
+from pruning_limits.group_profile import GroupProfile
+from pruning_limits.groups import Groups
 from pruning_limits.matching import DenseScores, matching
 from pruning_limits.one_shot import Evaluated
 from pruning_limits.reconstruction import (
@@ -95,10 +97,10 @@ class Turn:
 class FineTuning:
     r"""Stages of re-tuning of a trained network; each is a function of where it begins, its mask and the seed.
 
-    A stage removes the smallest of the weights that are left, or begins with the dense network reconstructed layer by
-    layer where that is better, see ``reconstructed``, and trains all parameters that are not frozen on a fresh
-    sample, in evaluation mode. Where statistics of batch normalisation that are measured anew serve the pruned network
-    better, they take the place of the old ones, and batch normalisation goes by the batch meanwhile.
+    A stage removes the smallest of the weights that are left, or of their groups, or begins with the dense network
+    reconstructed layer by layer where that is better, see ``reconstructed``, and trains all parameters that are not
+    frozen on a fresh sample, in evaluation mode. Where statistics of batch normalisation that are measured anew serve
+    the pruned network better, they take the place of the old ones, and batch normalisation goes by the batch meanwhile.
 
     With the default loss the network shall give the scores of the dense one, see ``matching``; a loss of the user's own
     is trained on itself. After every pass the loss on other samples tells whether it helped; a pass that did not is
@@ -112,9 +114,10 @@ class FineTuning:
         seed: Seed of samples and their order.
         steps: Makes the rule of the steps from the weights whose norms set the scale.
         layerwise: Whether a stage may begin with the reconstruction of its layers.
+        groups: Weights that go together; None removes single weights.
 
     Attributes:
-        objective: The criterion of all weights ``[T]`` that are pruned or trained.
+        objective: The criterion of all weights ``[T]`` that are pruned or trained, or go with those that are pruned.
         dense: The trained network.
         cost: Processor time that was spent so far, in samples of an epoch of training, by number of samples.
         size: Number of training samples of the last stage.
@@ -137,8 +140,10 @@ class FineTuning:
         seed: int,
         steps: Callable[[Tensor], Steps] = Descent,
         layerwise: bool = True,
+        groups: Groups | None = None,
     ) -> None:
         prunable, dtype = set(objective.names), objective.dtype
+        companions = set[str]() if groups is None else set(groups.companions)
         trained = {
             name for name, p in objective.model.named_parameters() if p.requires_grad and p.dtype == dtype and p.numel()
         }
@@ -147,9 +152,11 @@ class FineTuning:
                 "model: all its parameters are frozen, so that nothing can be re-tuned; set requires_grad of those "
                 "that may change"
             )
-        names = [name for name, _ in objective.model.named_parameters() if name in prunable | trained]
+        counted = prunable | trained | companions
+        names = [name for name, p in objective.model.named_parameters() if name in counted and p.dtype == dtype]
         self.objective = objective.among(names)
         self.samples, self.passes, self.seed, self.steps = samples, passes, seed, steps
+        self.groups, self._prunable_names = groups, objective.names
         chosen = self.objective.chosen
         self.prunable, self.trained = (
             flatten([torch.full_like(weight, name in which, dtype=torch.bool) for name, weight in chosen.items()])
@@ -193,7 +200,8 @@ class FineTuning:
 
         Args:
             base: Network to begin with, such as ``dense``.
-            count: Number of prunable weights that are removed afterwards, at least as many as in ``base``.
+            count: Number of prunable weights that are removed afterwards, at least as many as in ``base``, and one
+                that can be had, see ``attained``.
 
         Yields:
             The pruned network, and every better one that is found; the last is the result of the stage.
@@ -204,9 +212,10 @@ class FineTuning:
         sample = self.sample(count)
         self.size = sample.size
         passes = max(1, round(self.passes * self.samples / sample.size))
-        alone = self.pruned(self.dense, count)
+        pruned = self.pruned(base, count)
+        alone = self._alone(pruned, count)
         scores, moments = self.of_dense(alone, sample)
-        best = start = self._best([self.pruned(base, count), self.reconstructed(alone, moments)], sample)
+        best = start = self._best([pruned, self.reconstructed(alone, moments)], sample)
         yield best
         generator = torch.Generator().manual_seed(self._seed(count))
         by_batch = start.buffers is not base.buffers and start.buffers is not self.dense.buffers
@@ -226,12 +235,62 @@ class FineTuning:
                 yield alone
 
     def pruned(self, base: Network, count: int) -> Network:
-        """Remove the smallest of the prunable weights that are left, until so many are removed."""
-        magnitudes = torch.where(base.kept, base.vector.abs(), -1.0)[self.prunable]
-        places = self.prunable.nonzero().squeeze(1)
+        """Remove the smallest of the prunable weights or groups that are left, until so many weights are removed."""
         kept = base.kept.clone()
-        kept[places[torch.sort(magnitudes, stable=True).indices[:count]]] = False
+        if self.groups is None:
+            magnitudes = torch.where(base.kept, base.vector.abs(), -1.0)[self.prunable]
+            places = self.prunable.nonzero().squeeze(1)
+            kept[places[torch.sort(magnitudes, stable=True).indices[:count]]] = False
+        else:
+            parts = self._named(kept)
+            for name, mask in self._masks(self.profile(base), count).items():
+                parts[name] &= mask
         return Network(torch.where(kept, base.vector, 0.0), kept, base.buffers)
+
+    def attained(self, base: Network, count: int) -> int:
+        """Return the least number of removed weights that the groups which are left in a network allow from one on."""
+        return count if self.groups is None else self.profile(base).count(count / self.dimension)
+
+    def between(self, base: Network, count: int, low: int, high: int) -> int | None:
+        """Return a number of removed weights that can be had and lies between two others; None where there is none.
+
+        Args:
+            base: Network to begin with.
+            count: The wanted number; the least that can be had from there on is taken, or else the largest.
+            low: Lower end.
+            high: Upper end.
+        """
+        if self.groups is None:
+            return count if low < count < high else None
+        counts = [int(number) for number in self.profile(base).counts if low < number < high]
+        return next((number for number in counts if number >= count), counts[-1] if counts else None)
+
+    def profile(self, base: Network, scores: Mapping[str, Tensor] | None = None) -> GroupProfile:
+        """Return the groups in the order in which they go from a network.
+
+        Args:
+            base: The network.
+            scores: Importance of every prunable weight by name; None takes their squares.
+        """
+        assert self.groups is not None
+        parts = self._named(base.vector)
+        return GroupProfile({name: parts[name] for name in self._prunable_names}, self.groups, scores)
+
+    def _masks(self, profile: GroupProfile, count: int) -> dict[str, Tensor]:
+        """Return masks of what groups remove, and of what goes with them, where it has a part in the vector."""
+        chosen, sparsity = self.objective.chosen, count / self.dimension
+        beside = {
+            name: mask.reshape(-1, *[1] * (chosen[name].dim() - 1)).to(chosen[name].device)
+            for name, mask in profile.companions(sparsity).items()
+            if name in chosen
+        }
+        return profile.masks(sparsity) | beside
+
+    def _alone(self, pruned: Network, count: int) -> Network:
+        """Return the dense network pruned in one shot; where its groups allow no such number, as a stage prunes it."""
+        if self.attained(self.dense, count) == count:
+            return self.pruned(self.dense, count)
+        return replace(pruned, vector=torch.where(pruned.kept, self.dense.vector, 0.0), buffers=self.dense.buffers)
 
     @plain_modes()
     def normalised(self, network: Network, sample: StageSample) -> Network:
@@ -302,9 +361,10 @@ class FineTuning:
     def reconstructed(self, pruned: Network, moments: Moments) -> Network | None:
         """Let the kept weights of layers, and their biases, make up for the others in the layers' outputs.
 
-        Every layer keeps as many weights as ``pruned``. The saliencies of the optimal brain surgeon say which ones,
-        and the kept weights and the bias reproduce the layer's outputs on the training samples. Layers that are too
-        wide, or whose inputs cannot be seen, stay as ``pruned`` leaves them.
+        Every layer keeps as many weights as ``pruned``, and their bias, and they reproduce the layer's outputs on the
+        training samples. The saliencies of the optimal brain surgeon say which ones stay: of the layer, or of every
+        run of N:M; of other groups those of ``pruned`` do. Layers that are too wide, or whose inputs cannot be seen,
+        stay as ``pruned`` leaves them.
 
         Args:
             pruned: The dense network without the weights that go.
@@ -315,13 +375,10 @@ class FineTuning:
         """
         if not moments.of:
             return None
-        before, alive, kept = (self._named(part) for part in (self.dense.vector, self.dense.kept, pruned.kept.clone()))
-        weights = self._named(pruned.vector.clone())
+        before, weights = self._named(self.dense.vector), self._named(pruned.vector.clone())
+        kept = self._named(self._selected(pruned, moments))
         for name, moment in moments.of.items():
-            weight, stays = before[name].flatten(1), kept[name].flatten(1)
-            scores = torch.where(alive[name].flatten(1), saliencies(weight, damped(moment[:-1, :-1])), -1.0)
-            order = torch.sort(scores.flatten(), descending=True, stable=True).indices
-            mask = torch.zeros_like(stays).flatten().index_fill_(0, order[: int(stays.sum())], True).view_as(stays)
+            weight, mask = before[name].flatten(1), kept[name].flatten(1)
             self.cost += self._samples(SOLVING * solving_cost(mask))
             bias = self._bias(name)
             if bias is None:
@@ -332,8 +389,31 @@ class FineTuning:
                 weights[bias].copy_(solved[:, -1])
                 solved = solved[:, :-1]
             weights[name].copy_(solved.reshape(weights[name].shape))
-            kept[name].copy_(mask.view_as(kept[name]))
-        return Network(flatten(list(weights.values())), flatten(list(kept.values())), self.dense.buffers)
+        stays = flatten(list(kept.values()))
+        return Network(torch.where(stays, flatten(list(weights.values())), 0.0), stays, self.dense.buffers)
+
+    def _selected(self, pruned: Network, moments: Moments) -> Tensor:
+        """Return which weights the saliencies of layers keep, bool ``[T]``."""
+        if self.groups is not None and not self.groups.pattern.fixed:
+            return pruned.kept
+        result = pruned.kept.clone()
+        before, alive, kept = (self._named(part) for part in (self.dense.vector, self.dense.kept, result))
+        scores = {}
+        for name, moment in moments.of.items():
+            score = saliencies(before[name].flatten(1), damped(moment[:-1, :-1])).view_as(before[name])
+            scores[name] = torch.where(alive[name], score, 0.0)
+        if self.groups is None:
+            for name, score in scores.items():
+                order = torch.sort(score.flatten(), descending=True, stable=True).indices
+                mask = torch.zeros_like(kept[name]).flatten().index_fill_(0, order[: int(kept[name].sum())], True)
+                kept[name].copy_(mask.view_as(kept[name]))
+        else:
+            squares = {name: before[name].double().square() for name in self._prunable_names}
+            profile = self.profile(self.dense, squares | scores)
+            masks = profile.masks(profile.most)
+            for name in scores:
+                kept[name].copy_(masks[name] & alive[name])
+        return result
 
     def _samples(self, operations: float) -> float:
         """Return the number of samples that an epoch of training passes with so many operations."""

@@ -7,7 +7,7 @@ import resource
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,28 +26,26 @@ from pruning_limits.evidence import Evidence
 from pruning_limits.isotropic import carried_limit
 from pruning_limits.losses import Losses
 from pruning_limits.magnitude import MagnitudeProfile
-from pruning_limits.measured import Bar, Point, crossing
+from pruning_limits.measured import Bar, Point
 from pruning_limits.metrics import metric_errors
 from pruning_limits.model_points import ModelPoint
-from pruning_limits.one_shot import PairedDifferences, deciding_of, measured_points
+from pruning_limits.one_shot import PairedDifferences, bracket_width, deciding_of, measured_points
 from pruning_limits.parts import Cost, LayerCurvature, Origin
 from pruning_limits.pattern_gathering import gather_patterns
+from pruning_limits.pattern_names import UNSTRUCTURED
 from pruning_limits.progress import Progress
 from pruning_limits.quadratic import QuadraticRise, quadratic_limit
 from pruning_limits.removed_directions import removed_directions
-from pruning_limits.retuning import Compared, Reached, staged_retuning
-from pruning_limits.settings import Retuning, Settings
+from pruning_limits.retuning import Compared
+from pruning_limits.retuning_gathering import gather_retuned
+from pruning_limits.settings import Settings
 from pruning_limits.source import Source
-from pruning_limits.states import DIFFERENT_RANKS, States, fingerprint
+from pruning_limits.states import DIFFERENT_RANKS, fingerprint
 from pruning_limits.stopping import STOPPING
 from pruning_limits.structure import structure_of
 from pruning_limits.subsamples import Curvature, Subsamples
-from pruning_limits.tuned_points import Tuning
 
-# Width of the last bracket of measured one-shot pruning in units of the tolerance, of few samples and where draws help.
-RESOLUTION, DRAWN_RESOLUTION = 0.05, 1.0
 MODEL_KEPT = (1 / 2, 1 / 4, 1 / 16, 1 / 64, 1 / 256)  # of what is there: where the quadratic model is evaluated
-INTERRUPTED = "re-tuning was interrupted, and what was measured before counts; checkpoint= serves to continue"
 LOGGER = logging.getLogger("pruning_limits")
 
 
@@ -87,9 +85,9 @@ def gather(subject: Subject, asked: Settings, progress: Progress, checkpoint: st
     patterns = gather_patterns(dense, drop, bar_of(asked, allowed.epsilon), asked)
     curved = _Curved(dense, asked, allowed.epsilon, progress, checkpoint)
     forward_samples = dense.samples + rise.samples + (0 if drop is None else drop.samples) + patterns.samples
-    reached = Reached(None, False)
-    if asked.retune is not None:
-        reached = _retuned(asked.retune, dense, rise, drop, points, allowed, progress, checkpoint)
+    compared = Compared(rise, drop, bar_of(asked, allowed.epsilon))
+    by_pattern = {UNSTRUCTURED: points, **{row.name: row.points for row in patterns.rows}}
+    retuned = gather_retuned(dense, compared, by_pattern, progress, checkpoint)
     evidence = Evidence(
         parameters=dense.profile.dimension,
         already_removed=dense.profile.zeros / dense.profile.dimension,
@@ -104,13 +102,14 @@ def gather(subject: Subject, asked: Settings, progress: Progress, checkpoint: st
         model_points=curved.model_points(),
         layers=curved.layers(),
         trace_error=curved.traces.whole.standard_error,
-        remarks=(*curved.remarks, *dense.remarks, *([INTERRUPTED] if reached.interrupted else [])),
-        cost=_cost(curved.subsamples, forward_samples, reached.tuning, started, dense.budget),
+        remarks=(*curved.remarks, *dense.remarks, *retuned.remarks),
+        cost=_cost(curved.subsamples, forward_samples, retuned.passed, started, dense.budget),
         origin=Origin(
             type(subject.model).__name__, f"{network.samples:,} samples", _version(), date.today().isoformat()
         ),
-        retuned=reached.tuning,
+        retuned=retuned.tunings.get(UNSTRUCTURED),
     )
+    patterns = replace(patterns, rows=retuned.rows(patterns.rows))
     return Gathered(patterns.beside(evidence), allowed, dense.settings, patterns.profile)
 
 
@@ -135,32 +134,8 @@ def _points(
         return ()
     bar = Bar(asked.max_drop or 0.0, of_metric=True) if given is None else Bar(given.epsilon)
     with metric_errors("held_out" if asked.held_out else "loader") if drop else nullcontext():
-        resolution = DRAWN_RESOLUTION if deciding_of(rise, drop, bar).drawn else RESOLUTION
-        return measured_points(rise, drop, bar, resolution * asked.tolerance, progress)
-
-
-def _retuned(
-    retuning: Retuning,
-    dense: DenseNetwork,
-    rise: PairedDifferences,
-    drop: PairedDifferences | None,
-    points: tuple[Point, ...],
-    allowed: Allowed,
-    progress: Progress,
-    checkpoint: str | Path | None,
-) -> Reached:
-    """Measure what staged re-tuning reaches."""
-    profile, losses, asked = dense.profile, dense.losses, dense.settings
-    bar = bar_of(asked, allowed.epsilon)
-    alone = round(crossing(points, bar, profile.zeros / profile.dimension).low * profile.dimension)
-    width = max(1, round(asked.tolerance * profile.dimension))
-    allowance = dense.budget.retuning if retuning.epochs is None else retuning.epochs * dense.budget.total
-    states = States(checkpoint, fingerprint(losses.objective, losses.values, asked))
-    with metric_errors("held_out" if asked.held_out else "loader") if drop else nullcontext():
-        compared = Compared(rise, drop, bar)
-        return staged_retuning(
-            losses.objective, retuning, compared, alone, width, allowance, asked.seed, progress, states
-        )
+        width = bracket_width(deciding_of(rise, drop, bar), asked.tolerance)
+        return measured_points(rise, drop, bar, width, progress)
 
 
 class _Curved:
@@ -235,7 +210,7 @@ class _Curved:
         )
 
 
-def _cost(subsamples: Subsamples, forward_samples: int, retuned: Tuning | None, started: float, budget: Budget) -> Cost:
+def _cost(subsamples: Subsamples, forward_samples: int, tuned: float, started: float, budget: Budget) -> Cost:
     spent = gathered((time.perf_counter() - started, _peak_memory(subsamples.objective.device)))
     return Cost(
         products=subsamples.products,
@@ -243,7 +218,7 @@ def _cost(subsamples: Subsamples, forward_samples: int, retuned: Tuning | None, 
         forward_samples=forward_samples,
         seconds=max(seconds for seconds, _ in spent),
         peak_memory=max(memory for _, memory in spent),
-        epochs=budget.epochs(subsamples.samples_seen, forward_samples, 0.0 if retuned is None else retuned.passed),
+        epochs=budget.epochs(subsamples.samples_seen, forward_samples, tuned),
     )
 
 

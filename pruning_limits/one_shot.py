@@ -23,6 +23,8 @@ DRAWN_BYTES = 2 << 30
 # Of values 0 and 1 it must also be away by so many samples: a change that as many samples of a draw show on average is
 # shown by none of them in 8e-7 of draws.
 RARE = 14.0
+# Width of the last bracket in units of the tolerance: of few samples, and where draws decide, whose networks cost more.
+WIDTH, DRAWN_WIDTH = 0.05, 1.0
 EXPECTED_COARSE, EXPECTED_FINE = 8, 2  # networks of the grid, and of every narrowing to a quarter
 BEYOND = (2**-0.25, 2**-0.5, 2**-0.75, 1 / 2, 1 / 4)  # of what the crossing keeps: they show what comes after it
 
@@ -299,6 +301,16 @@ def measured_points(
 def deciding_of(criterion: PairedDifferences, metric: PairedDifferences | None, bar: Bar) -> PairedDifferences:
     """Return the one of the two that what may be lost is of."""
     return metric if bar.of_metric and metric is not None else criterion
+
+
+def bracket_width(deciding: PairedDifferences, tolerance: float) -> float:
+    """Return how wide the last bracket may be, in sparsity, of single weights and of patterns.
+
+    Args:
+        deciding: What decides.
+        tolerance: Wanted half-width of an answer, in sparsity.
+    """
+    return (DRAWN_WIDTH if deciding.drawn else WIDTH) * tolerance
 
 
 def measured_point(criterion: PairedDifferences, metric: PairedDifferences | None, count: int, surely: bool) -> Point:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pruning_limits.measured import Point
     from pruning_limits.model_points import ModelPoint
     from pruning_limits.saving import Saving
+    from pruning_limits.tuned_points import Tuning
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +32,7 @@ class PatternEvidence:
         directions: Of single weights, where the removed ones point; None of others.
         model_points: Of single weights, the quadratic model along the removed ones; empty of others.
         savings: What is left of the network, by rising sparsity.
+        retuned: Networks pruned in this pattern in stages and re-tuned, or None.
     """
 
     name: str
@@ -44,6 +46,7 @@ class PatternEvidence:
     directions: Directions | None = None
     model_points: tuple[ModelPoint, ...] = ()
     savings: tuple[Saving, ...] = ()
+    retuned: Tuning | None = None
 
     @property
     def fixed(self) -> bool:
@@ -64,6 +67,7 @@ class PatternEvidence:
             points=tuple(point.scaled(factor) for point in self.points),
             directions=None if self.directions is None else self.directions.scaled(weight_scale, curvature_scale),
             model_points=tuple(point.scaled(factor) for point in self.model_points),
+            retuned=None,
         )
 
 

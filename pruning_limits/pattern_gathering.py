@@ -9,7 +9,7 @@ from pruning_limits.group_profile import GroupProfile
 from pruning_limits.groups import Groups
 from pruning_limits.magnitude import MagnitudeProfile
 from pruning_limits.measured import Bar, Point
-from pruning_limits.one_shot import PairedDifferences, deciding_of
+from pruning_limits.one_shot import PairedDifferences, bracket_width, deciding_of
 from pruning_limits.pattern_evidence import PatternEvidence
 from pruning_limits.pattern_names import UNSTRUCTURED
 from pruning_limits.pattern_points import pattern_points
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from pruning_limits.dense_network import DenseNetwork
     from pruning_limits.evidence import Evidence
     from pruning_limits.settings import Settings
-
-WIDTH, DRAWN_WIDTH = 0.05, 0.5  # of the last bracket, in units of the tolerance: of few samples, and where draws help
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +60,7 @@ def with_patterns(evidence: Evidence, rows: tuple[PatternEvidence, ...]) -> Evid
         directions=evidence.directions,
         model_points=evidence.model_points,
         savings=evidence.savings,
+        retuned=evidence.retuned,
     )
     return replace(evidence, patterns=(single, *rows))
 
@@ -85,8 +84,8 @@ def gather_patterns(dense: DenseNetwork, drop: PairedDifferences | None, bar: Ba
             losses = dense.losses
             rise = PairedDifferences(dense.draws, of_groups, (losses.values, losses.sizes), total=losses.total)
             lost = None if drop is None else PairedDifferences(drop.draws, of_groups, (drop.values, drop.sizes), -1)
-            width = DRAWN_WIDTH if deciding_of(rise, lost, bar).drawn else WIDTH
-            points = pattern_points(rise, lost, bar, width * asked.tolerance)
+            width = bracket_width(deciding_of(rise, lost, bar), asked.tolerance)
+            points = pattern_points(rise, lost, bar, width)
             samples += rise.samples + (0 if lost is None else lost.samples)
         rows.append(pattern_row(of_groups, points))
     return Patterns(tuple(rows), profile, samples)

@@ -56,14 +56,29 @@ def profile_for(limit: PruningLimit, model: nn.Module, weights: Mapping[str, Ten
     Raises:
         UserError: The limit is one of channels or heads from a file, so that its groups are not at hand.
     """
+    groups = groups_for(limit, model, weights)
+    return MagnitudeProfile(weights) if groups is None else GroupProfile(weights, groups)
+
+
+def groups_for(limit: PruningLimit, model: nn.Module, weights: Mapping[str, Tensor]) -> Groups | None:
+    """Return the groups of a limit's pattern in a network of the same layers; None of single weights.
+
+    Args:
+        limit: A limit.
+        model: The network.
+        weights: Its weights by parameter name.
+
+    Raises:
+        UserError: The limit is one of channels or heads from a file, so that its groups are not at hand.
+    """
     pattern = parsed(limit.pattern)
     if pattern.name == UNSTRUCTURED:
-        return MagnitudeProfile(weights)
+        return None
     if limit.profile is not None and limit.pattern in limit.profile.structure.groups:
-        return GroupProfile(weights, limit.profile.structure.groups[limit.pattern])
+        return limit.profile.structure.groups[limit.pattern]
     if pattern.kind in ("channels", "heads"):
         raise UserError(f"prune: this limit holds no groups of {limit.pattern}; predict it again in this process")
-    return GroupProfile(weights, _grouped(pattern, weights, matrices(model, weights)))
+    return _grouped(pattern, weights, matrices(model, weights))
 
 
 def _single(profile: MagnitudeProfile) -> MagnitudeProfile:

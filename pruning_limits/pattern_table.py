@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
 
 from pruning_limits.answers import Answer, ggn_formula
 from pruning_limits.evidence import solve
-from pruning_limits.pattern_answers import spare
+from pruning_limits.pattern_answers import spare, spare_re_tuned
 
 if TYPE_CHECKING:
     from pruning_limits.pattern_evidence import PatternEvidence
@@ -28,6 +28,7 @@ class PatternRow:
         pattern: Its name.
         most: Largest sparsity.
         alone: What pruning in it reaches alone, with its interval; of one sparsity, whether it holds, and the margin.
+        tuned: The same of re-tuning; None where nothing was re-tuned.
         retrained: What the formula with the GGN says at its R.
         formula: What the paper's formula says at its R.
         metric: Mean metric of the network that is pruned alone, of one sparsity of that one; None without a metric.
@@ -38,6 +39,7 @@ class PatternRow:
     pattern: str
     most: str
     alone: str
+    tuned: str | None
     retrained: str
     formula: str
     metric: str | None
@@ -66,7 +68,8 @@ def _row(limit: PruningLimit, own: PatternEvidence) -> PatternRow:
     return PatternRow(
         pattern=own.name,
         most=percent(own.most),
-        alone=_alone(answer, alone, own),
+        alone=_reached(answer, alone, own, spare),
+        tuned=_tuned(answer, own),
         retrained=_formula(ggn_formula(answer.evidence, answer.allowed), own),
         formula=_formula(answer.answer("formula"), own),
         metric=None if limit.metric is None else metric_text(limit, metric),
@@ -88,14 +91,25 @@ def _left(limit: PruningLimit, own: PatternEvidence, quantity: str) -> str:
     return f"{100 * left / whole:.0f} %"
 
 
-def _alone(limit: PruningLimit, answer: Answer, own: PatternEvidence) -> str:
+def _tuned(limit: PruningLimit, own: PatternEvidence) -> str | None:
+    """Say what re-tuning reaches; None where nothing was to be re-tuned."""
+    if limit.settings.retune is None:
+        return None
+    answer = limit.answer("re-tuned")
+    margin = spare if limit.evidence.retuned is None else spare_re_tuned
+    return _reached(limit, answer, own, margin)
+
+
+def _reached(
+    limit: PruningLimit, answer: Answer, own: PatternEvidence, margin: Callable[[PruningLimit], tuple[str, float]]
+) -> str:
     from pruning_limits.ladder import percent
 
     if answer.sparsity is None or answer.low is None or answer.high is None:
         return "not measured"
     if own.fixed:
-        text, _ = spare(limit)
-        holds = "holds" if limit.lower >= own.most else "fails"
+        text, _ = margin(limit)
+        holds = "holds" if answer.sparsity >= own.most else "fails"
         return f"{holds}, {text.rpartition(', ')[2]}" if text else holds
     interval = f"{percent(answer.low).removesuffix(' %')} to {percent(answer.high)}"
     return f"{percent(answer.sparsity)} ({interval})"
@@ -120,12 +134,15 @@ def cells(limit: PruningLimit) -> tuple[list[str], list[list[str]]]:
     """
     rows = pattern_rows(limit)
     metric = [] if limit.metric is None else [f"{limit.metric} there"]
-    columns = [*COLUMNS, *metric, "MACs", "bytes", *FORMULAS]
+    tuned = [] if limit.settings.retune is None else ["re-tuned"]
+    columns = [*COLUMNS, *metric, "MACs", "bytes", *tuned, *FORMULAS]
     lines = [
         [
             *(row.pattern, row.most, row.alone),
             *([] if row.metric is None else [row.metric]),
-            *(row.macs, row.bytes, row.retrained, row.formula),
+            *(row.macs, row.bytes),
+            *([] if row.tuned is None else [row.tuned]),
+            *(row.retrained, row.formula),
         ]
         for row in rows
     ]

@@ -118,8 +118,8 @@ def predict_limit(
             passed once.
         pattern: Which weights go together: ``"unstructured"`` single ones, ``"2:4"`` or another N:M along the inputs,
             ``"blocks:16x1"`` outputs by inputs, ``"channels"``, ``"heads"``; or several of them. One-shot pruning is
-            measured in each, the formulas take its R and no further product. The limit of the first is returned,
-            ``for_pattern`` gives the others. What is allowed comes from single weights.
+            measured in each, and re-tuning where it is asked for; the formulas take its R and no further product. The
+            limit of the first is returned, ``for_pattern`` gives the others. What is allowed comes from single weights.
         seed: Seed of probes and sub-sample.
         progress: None shows progress bars on a terminal, False none, True always; or a callback
             ``(stage, done, total)``, called on every rank; what it raises stops the prediction.

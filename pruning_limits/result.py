@@ -262,7 +262,7 @@ class PruningLimit:
         self,
         model: nn.Module,
         loader: Iterable[Any],
-        sparsity: float,
+        sparsity: float | None = None,
         loss_fn: LossFunction | None = None,
         metric: Metric | None = None,
         held_out: Iterable[Any] | None = None,
@@ -273,14 +273,16 @@ class PruningLimit:
     ) -> tuple[nn.Module, Answer]:
         """Return a copy of a model that is pruned to a sparsity in stages and re-tuned on few samples, and its answer.
 
-        All parameters that are not frozen are re-tuned; frozen ones are pruned and else left as they are. The way to a
-        sparsity that was measured with ``predict_limit(retune=True)`` is the same, and so are the weights at its end.
-        Ctrl-C returns the best network so far.
+        It is pruned in the pattern of the limit, see ``for_pattern``. All parameters that are not frozen are re-tuned;
+        frozen ones are pruned and else left as they are. The way to a sparsity that was measured with
+        ``predict_limit(retune=True)`` is the same, and so are the weights at its end. Ctrl-C returns the best network
+        so far.
 
         Args:
             model: The network that the limit was predicted for; it is left as it is.
             loader: Batches of its training data, as for ``predict_limit``.
-            sparsity: Removed fraction in [0, 1), at least what is removed already.
+            sparsity: Removed fraction in [0, 1), at least what is removed already. None takes that of the pattern,
+                where it has one only, as N:M.
             loss_fn: The loss that the limit was predicted with; default cross-entropy on ``(x, y)``.
             metric: The metric; default accuracy where it is that of the limit, and else none.
             held_out: Batches that the metric is measured on, and nothing else; None takes the training data.
@@ -309,12 +311,15 @@ class PruningLimit:
         from pruning_limits.dense_network import Subject
         from pruning_limits.masking import weights_of
         from pruning_limits.metrics import metric_loss, metric_name
+        from pruning_limits.pattern_profiles import groups_for
         from pruning_limits.retuned_copy import retuned_copy
         from pruning_limits.tuned_points import stages_to
 
+        sparsity = self._only(sparsity)
         if not 0 <= sparsity < 1:
             raise UserError(f"sparsity: expected a number in [0, 1) (the removed fraction), got {sparsity}")
-        weights_of(plain_model(model), self.settings.parameters, self.parameters)
+        weights = weights_of(plain_model(model), self.settings.parameters, self.parameters)
+        groups = groups_for(self, plain_model(model), weights)
         if metric is None and self.metric == "accuracy":
             metric = "accuracy"
         tuning = self.evidence.retuned
@@ -329,8 +334,9 @@ class PruningLimit:
         points = () if tuning is None or settings.retune != self.settings.retune else tuning.run(0)
         values = None if metric is None else metric_loss(metric)
         subject = Subject(model, loader, loss_fn, penalty, None, values, held_out)
-        way = stages_to(points, sparsity, self.lower, self.evidence.already_removed)
-        return retuned_copy(subject, settings, way, progress, checkpoint)
+        one = groups is not None and groups.pattern.fixed
+        way = [sparsity] if one else stages_to(points, sparsity, self.lower, self.evidence.already_removed)
+        return retuned_copy(subject, settings, way, progress, checkpoint, groups)
 
     @np.errstate(over="ignore")  # curves, measures and directions refuse what overflows
     def what_if(

@@ -22,10 +22,13 @@ from estimators.vectors import named
 from pruning_limits.answers import Answer
 from pruning_limits.dense_network import Subject
 from pruning_limits.fine_tuning import FineTuning, Network
+from pruning_limits.group_profile import GroupProfile
+from pruning_limits.groups import Groups
 from pruning_limits.magnitude import MagnitudeProfile, removed_count
 from pruning_limits.masking import detached_copy, recompute_weights
 from pruning_limits.metrics import metric_errors
 from pruning_limits.one_shot import PairedDifferences, draws_of
+from pruning_limits.pattern_names import UNSTRUCTURED
 from pruning_limits.progress import Progress, told
 from pruning_limits.retuning import MOST_COMPARED, kept_network, network_state, run_seed
 from pruning_limits.settings import Retuning, Settings
@@ -40,12 +43,14 @@ class Reached:
 
     Attributes:
         network: The network.
+        count: Number of its removed weights.
         stages: Number of stages that were completed.
         samples: Training samples of a stage.
         interrupted: Whether Ctrl-C ended it.
     """
 
     network: Network
+    count: int
     stages: int
     samples: int
     interrupted: bool
@@ -57,6 +62,7 @@ def retuned_copy(
     way: Sequence[float],
     progress: Progress = None,
     checkpoint: str | Path | None = None,
+    groups: Groups | None = None,
 ) -> tuple[nn.Module, Answer]:
     """Return a copy of a model that is pruned in stages and re-tuned, and what became of its metric.
 
@@ -66,9 +72,11 @@ def retuned_copy(
         subject: Network and data.
         asked: What must not get worse, how much re-tuning may take, and the seed; names of the prunable weights, or
             none for the default.
-        way: Rising sparsities of the stages; the last one is that of the copy.
+        way: Rising sparsities of the stages; the last one is that of the copy. In a pattern each means the least that
+            can be had and that removes as much or more.
         progress: See ``predict_limit``.
         checkpoint: File that keeps the state after every stage; a run that was killed continues from it.
+        groups: Weights that go together; None removes single weights.
 
     Returns:
         The copy, exactly zero where weights are removed, and its answer of rung ``"re-tuned"``.
@@ -84,11 +92,12 @@ def retuned_copy(
     with plain_modes(), intact(model):
         loader = first_batches(subject.loader, asked.max_batches)
         objective = Objective(model, loader, subject.loss_fn, penalty, names)
-        profile = MagnitudeProfile(objective.chosen)
+        profile = MagnitudeProfile(objective.chosen) if groups is None else GroupProfile(objective.chosen, groups)
         _refuse_sparsity(profile, way[-1])
         counts = [removed_count(sparsity, profile.dimension) for sparsity in way]
-        tuning = FineTuning(objective, retuning.samples, retuning.passes, run_seed(asked.seed, 0))
-        states = States(checkpoint, _fingerprint(objective, asked, counts))
+        tuning = FineTuning(objective, retuning.samples, retuning.passes, run_seed(asked.seed, 0), groups=groups)
+        pattern = UNSTRUCTURED if groups is None else groups.pattern.name
+        states = States(checkpoint, _fingerprint(objective, asked, (pattern, *counts)))
         total = objective.samples
     reached = _reached(tuning, counts, states, progress)
     with plain_modes(), intact(model):
@@ -99,13 +108,13 @@ def retuned_copy(
     text = f"pruned and re-tuned {stages} on {min(reached.samples, total):,} training samples each, {seconds:.0f} s"
     if reached.interrupted:
         text = f"interrupted after {reached.stages} of {len(counts)} stages; the best network so far, {text}"
-    sparsity = counts[-1] / profile.dimension
+    sparsity = reached.count / profile.dimension
     return result, Answer("re-tuned", sparsity, sparsity, sparsity, "measured", metric, f"{text}; {status}")
 
 
 def _refuse_sparsity(profile: MagnitudeProfile, sparsity: float) -> None:
-    """Refuse a sparsity below what is removed already, and one that leaves nothing."""
-    count = removed_count(sparsity, profile.dimension)
+    """Refuse a sparsity below what is removed already, beyond that of a pattern, and one that leaves nothing."""
+    count = profile.count(sparsity)
     if count < profile.zeros:
         share = profile.zeros / profile.dimension
         raise UserError(f"sparsity: {share:.2%} of the weights are removed already; ask for more than {sparsity:.2%}")
@@ -119,27 +128,28 @@ def _reached(tuning: FineTuning, counts: Sequence[int], states: States, progress
     state = states.kept(KEY)
     if state is not None:
         try:
-            best, done, size = kept_network(state, tuning.dense), int(state["steps"]), int(state["size"])
+            best, done = kept_network(state, tuning.dense), int(state["steps"])
+            at, size = int(state["count"]), int(state["size"])
         except (KeyError, TypeError, ValueError):
             raise UserError("checkpoint: what it holds of re-tuning is damaged; delete it and start again") from None
-        at = counts[done - 1]
     interrupted = False
     try:
         with intact(tuning.objective.model), told(progress, "stages", len(counts), "stage") as tell:
             for stage in range(done, len(counts)):
                 tell(stage)
-                base = best
-                for improved in tuning.improvements(base, counts[stage]):
-                    best, at, size = improved, counts[stage], tuning.size
+                base, count = best, tuning.attained(best, counts[stage])
+                for improved in tuning.improvements(base, count):
+                    best, at, size = improved, count, tuning.size
                 done = stage + 1
-                states.keep(KEY, {"steps": done, "size": size, **network_state(best)}, at_once=True)
+                states.keep(KEY, {"steps": done, "count": at, "size": size, **network_state(best)}, at_once=True)
             tell(len(counts))
     except KeyboardInterrupt:
         interrupted = True
     if at < counts[-1]:
         with intact(tuning.objective.model):
-            best = next(tuning.improvements(best, counts[-1]))
-    return Reached(best, done, size or tuning.size, interrupted)
+            at = tuning.attained(best, counts[-1])
+            best = next(tuning.improvements(best, at))
+    return Reached(best, at, done, size or tuning.size, interrupted)
 
 
 def _measured(
@@ -186,9 +196,9 @@ def _copy(model: nn.Module, tuning: FineTuning, network: Network) -> nn.Module:
     return result
 
 
-def _fingerprint(objective: Objective, asked: Settings, counts: Sequence[int]) -> str:
-    """Hash all weights, what was asked for, and the stages."""
-    digest = hashlib.sha256(repr((replace(asked, parameters=()), counts, objective.samples)).encode())
+def _fingerprint(objective: Objective, asked: Settings, stages: tuple[str | int, ...]) -> str:
+    """Hash all weights, what was asked for, and the pattern and the stages."""
+    digest = hashlib.sha256(repr((replace(asked, parameters=()), stages, objective.samples)).encode())
     tensors: list[Tensor] = [*objective.chosen.values(), *objective.fixed.values()]
     for tensor in tensors:
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())

@@ -14,6 +14,9 @@ from estimators import Objective, UserError
 from estimators.distributed import world
 from estimators.substitution import intact
 from pruning_limits.fine_tuning import FORWARD, FineTuning, Network
+from pruning_limits.group_profile import GroupProfile
+from pruning_limits.groups import Groups
+from pruning_limits.magnitude import MagnitudeProfile
 from pruning_limits.measured import Bar
 from pruning_limits.one_shot import Difference, Evaluated, PairedDifferences
 from pruning_limits.progress import Progress, told
@@ -72,12 +75,55 @@ class Compared:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class Beginning:
+    """Where a search begins.
+
+    Attributes:
+        profile: The weights, or their groups, in the order in which they go.
+        alone: Number of weights that pruning alone may remove.
+        width: Bracket, in weights, that is narrow enough.
+    """
+
+    profile: MagnitudeProfile
+    alone: int
+    width: int
+
+    @property
+    def groups(self) -> Groups | None:
+        """Weights that go together; None of single weights."""
+        return self.profile.groups if isinstance(self.profile, GroupProfile) else None
+
+    @property
+    def end(self) -> int:
+        """Number of removed weights that leaves nothing to remove: one weight or group more than can go."""
+        if not isinstance(self.profile, GroupProfile):
+            return self.profile.dimension
+        *_, before, last = [0, *(int(count) for count in self.profile.counts if count < self.profile.dimension)]
+        return 2 * last - before
+
+    @property
+    def start(self) -> int:
+        """Number of weights that the search goes on from; a pattern of one sparsity is always re-tuned."""
+        groups = self.groups
+        return self.profile.zeros if groups is not None and groups.pattern.fixed else self.alone
+
+    @property
+    def stage(self) -> str:
+        """Name of the search in progress."""
+        return "re-tuned networks" if self.groups is None else f"re-tuned networks, {self.groups.pattern.name}"
+
+    def key(self, run: int) -> str:
+        """Return the name of the state of a run."""
+        pattern = "" if self.groups is None else f"{self.groups.pattern.name} "
+        return f"re-tuned {pattern}{run}"
+
+
 def staged_retuning(
     objective: Objective,
     retuning: Retuning,
     compared: Compared,
-    alone: int,
-    width: int,
+    beginning: Beginning,
     allowance: float,
     seed: int,
     progress: Progress = False,
@@ -87,16 +133,15 @@ def staged_retuning(
 
     The first stage keeps half of what pruning alone may keep, every other half of what the last one kept, until a
     network loses more than is allowed. Then the bracket is halved again and again, in the logarithm of the kept number,
-    each stage going on from the last network that passed: nothing is trained twice. A run ends with a bracket of 5 %
-    of what is kept, or where its even share of what is left of the allowance does not pay for a stage that costs as
-    much as its last one.
+    each stage going on from the last network that passed: nothing is trained twice. In a pattern only weights that may
+    go count as kept, and a pattern of one sparsity is one stage. A run ends with a bracket of 5 % of what is kept, or
+    where its even share of what is left of the allowance does not pay for a stage that costs as much as its last one.
 
     Args:
         objective: The criterion on all training data.
         retuning: Settings.
         compared: What the networks are measured by.
-        alone: Number of weights that pruning alone may remove.
-        width: Bracket, in weights, that is narrow enough.
+        beginning: Where it begins.
         allowance: What all runs may cost together, in samples that an epoch of training passes.
         seed: Seed of the prediction.
         progress: See ``progress.told``.
@@ -113,9 +158,9 @@ def staged_retuning(
     points, passed, samples, interrupted = list[TunedPoint](), 0.0, 0, False
     for run in range(retuning.seeds):
         share = (allowance - passed) / (retuning.seeds - run)
-        search = _Search(objective, retuning, compared, alone, width, share, run, seed, states)
+        search = _Search(objective, retuning, compared, beginning, share, run, seed, states)
         try:
-            with intact(objective.model), told(progress, "re-tuned networks", search.expected, "network") as tell:
+            with intact(objective.model), told(progress, beginning.stage, search.expected, "network") as tell:
                 search.complete(tell)
         except KeyboardInterrupt:
             if world() > 1:
@@ -151,20 +196,21 @@ class _Search:
         objective: Objective,
         retuning: Retuning,
         compared: Compared,
-        alone: int,
-        width: int,
+        beginning: Beginning,
         allowance: float,
         run: int,
         seed: int,
         states: States | None,
     ) -> None:
-        self.tuning = FineTuning(objective, retuning.samples, retuning.passes, run_seed(seed, run))
-        self.compared, self.width, self.run, self.states = compared, width, run, states
-        self.dimension, self.zeros = compared.rise.profile.dimension, compared.rise.profile.zeros
+        self.tuning = FineTuning(
+            objective, retuning.samples, retuning.passes, run_seed(seed, run), groups=beginning.groups
+        )
+        self.compared, self.beginning, self.run, self.states = compared, beginning, run, states
+        self.dimension, self.end = beginning.profile.dimension, beginning.end
         self.allowance = allowance
         self.points: list[TunedPoint] = []
-        self.base, self.base_count = self.tuning.dense, self.zeros
-        self.low, self.high = alone, self.dimension
+        self.base, self.base_count = self.tuning.dense, beginning.profile.zeros
+        self.low, self.high = beginning.start, self.dimension
         self.size, self.cost, self._last, self.finished = 0, 0.0, 0.0, False
         self._restore()
 
@@ -189,14 +235,14 @@ class _Search:
 
     def _next(self) -> int | None:
         """Return the number of removed weights of the next stage; None where the bracket is narrow."""
-        kept, failed = self.dimension - self.low, self.dimension - self.high
-        if not failed:
-            count = self.dimension - max(1, round(STRIDE * kept))
-        elif self.high - self.low <= self.width or kept <= NARROW * failed:
+        kept, failed = max(1, self.end - self.low), max(1, self.end - self.high)
+        if self.high == self.dimension:
+            count = self.end - max(1, round(STRIDE * kept))
+        elif self.high - self.low <= self.beginning.width or kept <= NARROW * failed:
             return None
         else:
-            count = self.dimension - round(math.sqrt(kept * failed))
-        return count if self.low < count < self.high else None
+            count = self.end - round(math.sqrt(kept * failed))
+        return self.tuning.between(self.base, count, self.low, self.high)
 
     def _advance(self, count: int) -> None:
         before, measured = self.tuning.cost, self.compared.samples
@@ -237,10 +283,10 @@ class _Search:
         }
         if self.base is not self.tuning.dense and not self.finished:
             state |= network_state(self.base)
-        self.states.keep(f"re-tuned {self.run}", state, at_once=True)
+        self.states.keep(self.beginning.key(self.run), state, at_once=True)
 
     def _restore(self) -> None:
-        state = None if self.states is None else self.states.kept(f"re-tuned {self.run}")
+        state = None if self.states is None else self.states.kept(self.beginning.key(self.run))
         if state is None:
             return
         try:

@@ -183,7 +183,11 @@ def _evidence(plain: dict[str, Any]) -> Evidence:
     of_metric = dense.metric is not None and measured
     points = _points(plain["points"], of_metric)
     rows = zip(patterns, plain["patterns"], strict=True)
-    patterns = tuple(replace(own, points=_points(row["points"], of_metric)) for own, row in rows)
+    infinite = INFINITE_NAMES[of_metric]
+    patterns = tuple(
+        replace(own, points=_points(row["points"], of_metric), retuned=_tuning(row["retuned"], infinite))
+        for own, row in rows
+    )
     return Evidence(
         parameters=parameters,
         already_removed=_share("already_removed", plain["already_removed"]),
@@ -204,7 +208,7 @@ def _evidence(plain: dict[str, Any]) -> Evidence:
         patterns=patterns,
         pattern=pattern,
         savings=_savings(plain["savings"]),
-        retuned=_tuning(plain["retuned"], INFINITE_NAMES[of_metric]),
+        retuned=_tuning(plain["retuned"], infinite),
         forecast=None if plain["forecast"] is None else Forecast.from_plain(plain["forecast"]),
     )
 

@@ -9,6 +9,7 @@ from torch import nn
 from torch.func import functional_call
 
 from estimators import Objective, UserError
+from pruning_limits import predict_limit
 from pruning_limits.channels import smaller_network
 from pruning_limits.group_profile import GroupProfile
 from pruning_limits.groups import NONE
@@ -48,6 +49,22 @@ class Residual(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
+class Padded(nn.Module):
+    """A shortcut without parameters: zeros beside the channels, one before and two behind them, then two more."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.a, self.b = nn.Conv2d(2, 4, 1), nn.Conv2d(4, 3, 3, 2, 1), nn.Conv2d(3, 7, 1)
+        self.norm, self.c, self.head = nn.BatchNorm2d(7), nn.Conv2d(7, 9, 1), nn.Linear(9, 3)
+
+    def forward(self, x):
+        x = torch.tanh(self.stem(x))
+        x = nn.functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 1, 2)) + self.norm(self.b(torch.tanh(self.a(x))))
+        x = torch.tanh(x)
+        x = nn.functional.pad(x, (0, 0, 0, 0, 2, 0)) + self.c(x)
+        return self.head(torch.tanh(x).mean((2, 3)))
+
+
 class Depthwise(nn.Sequential):
     def __init__(self):
         super().__init__(
@@ -77,6 +94,15 @@ class Joined(nn.Module):
         return self.head(torch.tanh(self.c(x)).mean((2, 3)))
 
 
+def elsewhere():
+    """A linear layer of transformers, whose weight lies the other way round, between convolution and linear layer."""
+    layers = pytest.importorskip("transformers.pytorch_utils")
+    first, second = layers.Conv1D(6, 36), layers.Conv1D(4, 6)
+    activations = (nn.Tanh(), nn.Flatten(), nn.Tanh(), nn.Tanh())
+    model = nn.Sequential(nn.Conv2d(2, 4, 2, stride=2), *activations[:2], first, activations[2], second)
+    return nn.Sequential(*model, activations[3], nn.Linear(4, 3))
+
+
 class JoinedToInputs(Joined):
     def __init__(self):
         super().__init__()
@@ -95,7 +121,8 @@ class Halves(nn.Module):
         return self.b(torch.tanh(left) * torch.tanh(right))
 
 
-IMAGES = {"flattened": Flattened, "residual": Residual, "depthwise": Depthwise, "joined": Joined}
+IMAGES = {"flattened": Flattened, "residual": Residual, "padded": Padded, "depthwise": Depthwise, "joined": Joined}
+IMAGES["elsewhere"] = elsewhere
 
 
 def objective_of(build, shape=(2, 6, 6)):
@@ -148,7 +175,7 @@ def test_the_physically_smaller_network_puts_out_what_the_masked_one_does(name):
     objective = objective_of(IMAGES[name])
     groups = groups_of("channels", objective)
     profile, trial, x = GroupProfile(objective.chosen, groups), Trial(objective), objective.loader[0][0]
-    for sparsity in (0.1, 0.4, profile.most):
+    for sparsity in (0.1, 0.8 * profile.most, profile.most):
         masks = profile.masks(sparsity) | profile.companions(sparsity)  # of biases and normalisation: vectors
         state = {key: p.detach() for key, p in objective.model.named_parameters()}
         state |= {key: state[key] * mask for key, mask in masks.items()}
@@ -160,6 +187,29 @@ def test_the_physically_smaller_network_puts_out_what_the_masked_one_does(name):
         companions = sum(int((~mask).sum()) for mask in profile.companions(sparsity).values())
         total = sum(p.numel() for p in objective.model.parameters())
         assert size == total - profile.count(sparsity) - companions
+
+
+def test_layers_of_transformers_stay_what_they_are_in_the_smaller_network():
+    objective = objective_of(elsewhere)
+    model, groups = objective.model, groups_of("channels", objective)
+    assert groups.members[0]["3.weight"].shape == (1, 6)
+    assert groups.members[1]["3.weight"].shape == (36, 1)
+    assert list(groups.roots) == ["5", "3", "0"]
+    smaller = smaller_network(model, Trial(objective), {"3": [0, 4], "5": [1]})
+    assert [type(part) for part in smaller] == [type(part) for part in model]
+    assert (smaller[3].nx, smaller[3].nf, smaller[5].nx, smaller[5].nf) == (36, 4, 4, 3)
+    assert torch.equal(smaller[3].weight, model[3].weight[:, [1, 2, 3, 5]])
+    assert torch.equal(smaller[5].weight, model[5].weight[[1, 2, 3, 5]][:, [0, 2, 3]])
+    assert torch.equal(smaller[5].bias, model[5].bias[[0, 2, 3]])
+
+
+def test_the_hidden_layer_of_a_block_of_gpt2_loses_channels():
+    gpt2 = pytest.importorskip("transformers.models.gpt2.modeling_gpt2")
+    config = gpt2.GPT2Config(n_embd=6, resid_pdrop=0.0)
+    objective = objective_of(lambda: nn.Sequential(gpt2.GPT2MLP(8, config), nn.Flatten(), nn.Linear(12, 3)), (2, 6))
+    groups = groups_of("channels", objective)
+    assert groups.members[0]["0.c_fc.weight"].flatten().tolist() == [*range(8)]
+    assert groups.members[1]["0.c_proj.weight"].flatten().tolist() == [*range(8)]
 
 
 def test_channels_that_are_joined_to_inputs_cannot_be_followed_and_stay():
@@ -231,13 +281,72 @@ def test_channels_before_a_normalisation_over_channels_are_left_dense():
     assert set(free.companions) == {"a.bias", "norm.weight", "norm.bias", "b.bias"}
 
 
-def test_padded_shortcuts_are_left_dense_because_the_smaller_network_differs():
+def test_channels_of_a_padding_alone_stay():
+    groups = groups_of("channels", objective_of(Padded))
+    rows = {name: ids.flatten().tolist() for name, ids in groups.members[0].items()}
+    stem = rows["stem.weight"]
+    assert len(set(stem)) == 4
+    assert rows["b.weight"] == [NONE, *stem, NONE, NONE]
+    assert rows["c.weight"] == [NONE] * 3 + [*stem, NONE, NONE]
+    assert groups.companions["norm.bias"].tolist() == rows["b.weight"]
+    assert groups.members[1]["head.weight"].flatten().tolist() == rows["c.weight"]
+
+
+def test_shortcuts_of_the_residual_networks_of_the_suites_are_followed():
     from validation.models import build_model
 
     model = build_model("resnet8", (3, 8, 8), 4).eval()
     groups = groups_of("channels", Objective(model, [(random(4, 3, 8, 8).float(), torch.arange(4))]))
-    assert set(groups.members[0]) == {f"blocks.{k}.conv1.weight" for k in range(3)}
-    assert groups.left["conv1.weight"].startswith("the network without its channels puts out something else")
+    assert groups.count == 16 + 16 + 32 + 64
+    assert list(groups.roots) == ["conv1", *(f"blocks.{k}.conv1" for k in range(3))]
+    assert not groups.left
+
+
+def test_a_padding_of_tokens_is_no_padding_of_channels():
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(6, 4), nn.Linear(4, 5), nn.Linear(5, 3)
+
+        def forward(self, x):
+            x = nn.functional.pad(torch.tanh(self.a(x)), (0, 0, 1, 0))
+            return self.c(torch.tanh(self.b(x))).mean(1)
+
+    groups = groups_of("channels", objective_of(Tokens, (2, 6)))
+    assert set(groups.members[0]) == {"a.weight", "b.weight"}
+    assert groups.count == 9
+
+
+class Shuffled(nn.Module):
+    """Channels that are put in another order, which the graph does not follow."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(2, 4, 1), nn.Conv2d(4, 4, 1)
+        self.c, self.head = nn.Conv2d(4, 5, 1), nn.Linear(5, 3)
+
+    def forward(self, x):
+        x = torch.tanh(self.a(x))
+        x = torch.tanh(self.b(x)) + x.flip(1)
+        return self.head(torch.tanh(self.c(x)).mean((2, 3)))
+
+
+def test_what_the_graph_does_not_follow_is_left_dense_and_told_by_name():
+    groups = groups_of("channels", objective_of(Shuffled))
+    assert set(groups.members[0]) == {"c.weight"}
+    assert {"a.weight", "b.weight"} <= set(groups.left)
+    limit = predict_limit(
+        seeded(Shuffled).eval(),
+        [(random(40, 2, 4, 4, seed=1), torch.arange(40) % 3)],
+        pattern="channels",
+        epsilon=0.1,
+        steps=4,
+        probes=1,
+        progress=False,
+    )
+    (note,) = [note for note in limit.notes if "layers dense" in note]
+    assert note.startswith("channels leaves ")
+    assert "a.weight: the network without its channels puts out something else than with zeros in their place" in note
 
 
 def test_channels_that_reach_weights_that_are_not_prunable_stay():

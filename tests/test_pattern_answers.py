@@ -8,9 +8,10 @@ import torch
 from helpers import small_limit
 from scipy.optimize import brentq
 
-from pruning_limits import Answer, PruningLimit, UserError
+from pruning_limits import PruningLimit, Retuning, UserError
 from pruning_limits.measured import Point
-from pruning_limits.pattern_answers import NO_BOUND, NOT_RETUNED, cost_text, equivalent, pattern_answers
+from pruning_limits.pattern_answers import NO_BOUND, cost_text, equivalent
+from pruning_limits.tuned_points import TunedPoint, Tuning
 
 ASKED = ("unstructured", "1:2", "blocks:3x1", "channels")
 
@@ -93,10 +94,15 @@ def with_point(limit, rise, drop=None, error=None):
     return changed.for_pattern("1:2")
 
 
+def same_cost(own):
+    single = own.for_pattern("unstructured").evidence
+    return equivalent(own.evidence.points[-1], single.points, own.settings)
+
+
 def test_a_pattern_that_holds_has_a_margin_in_sparsity(limit):
     rise = limit.epsilon / 2
     own = with_point(limit, rise)
-    same = equivalent(own.evidence, own.settings)
+    same = same_cost(own)
     points = [point for point in limit.evidence.points if point.rise < limit.epsilon]
     assert points[0].sparsity <= same <= limit.lower
     verdict = own.check()
@@ -129,16 +135,51 @@ def test_the_cost_is_told_in_the_metric_where_that_decides(by_metric):
 def test_a_pattern_that_costs_nothing_or_too_much_has_no_equivalent(limit):
     for rise in (-0.1, 0.0, 1e9):
         own = with_point(limit, rise)
-        assert equivalent(own.evidence, own.settings) is None
+        assert same_cost(own) is None
         assert own.check().margin == 0
 
 
-def test_what_was_re_tuned_is_that_of_single_weights(limit):
-    tuned = Answer("re-tuned", 0.8, 0.7, 0.9, "measured", None, "measured")
-    evidence = limit.evidence.of("channels")
-    first, second = pattern_answers(evidence, limit.settings, limit.allowed, (limit.answers[0], tuned))
-    assert first.rung == "one-shot"
-    assert (second.rung, second.sparsity, second.basis, second.status) == ("re-tuned", None, "unknown", NOT_RETUNED)
+def re_tuned(limit, pattern, *points):
+    """The limit of a pattern as if these networks had been measured, and as if pruning alone did not hold."""
+    rows = tuple(
+        dataclasses.replace(row, retuned=Tuning(points, 64, 100.0, 3.0)) if row.name == pattern else row
+        for row in limit.evidence.patterns
+    )
+    evidence = dataclasses.replace(limit.evidence, patterns=rows)
+    settings = dataclasses.replace(limit.settings, retune=Retuning())
+    changed = dataclasses.replace(limit, evidence=evidence, settings=settings)
+    return changed.for_pattern("unstructured").for_pattern(pattern)
+
+
+def test_what_was_re_tuned_in_a_pattern_is_its_answer_up_to_what_it_removes(limit):
+    holds, fails = TunedPoint(10 / 12, 0.5 * limit.epsilon), TunedPoint(11 / 12, 2 * limit.epsilon, start=10 / 12)
+    answer = re_tuned(limit, "channels", holds, fails).answer("re-tuned")
+    assert (answer.sparsity, answer.low, answer.high, answer.basis) == (10 / 12, 10 / 12, 11 / 12, "measured")
+    last = dataclasses.replace(fails, rise=0.5 * limit.epsilon)
+    own = re_tuned(limit, "channels", holds, last)
+    answer = own.answer("re-tuned")
+    assert (answer.sparsity, answer.high) == (11 / 12, 11 / 12)
+    assert "re-tuning reaches it" in own.check(0.9).reason
+    assert re_tuned(limit, "channels", holds, last).for_pattern("1:2").answer("re-tuned").basis == "unknown"
+
+
+def test_of_one_sparsity_re_tuning_holds_or_not_by_its_worst_run(by_metric):
+    alone = with_point(by_metric, 1.0, drop=0.2, error=0.01)
+    assert alone.check().status == "open"
+    good, bad = (TunedPoint(0.5, 1.0, 0.0, drop, 0.01, seed=seed) for seed, drop in enumerate((0.05, 0.15)))
+    own = re_tuned(alone, "1:2", good)
+    answer = own.answer("re-tuned")
+    assert (answer.sparsity, answer.low, answer.high) == (0.5, 0.5, 0.5)
+    assert answer.metric == pytest.approx(by_metric.dense_metric - 0.05)
+    assert answer.status.startswith("re-tuned, 1:2 costs 5 +- 2 points of accuracy, 10 may go, measured; 64 training")
+    assert own.check().status == "open"
+    assert "; re-tuning reaches it: 1:2 costs 5 +- 2 points of accuracy, 10 may go (measured)" in own.check().reason
+    assert own.lower == 0
+    answer = re_tuned(alone, "1:2", good, bad).answer("re-tuned")
+    assert (answer.sparsity, answer.metric) == (0.0, alone.answer("one-shot").metric)
+    assert "costs 15 +- 2 points" in answer.status
+    holds = with_point(by_metric, 1.0, drop=0.01, error=0.001)
+    assert re_tuned(holds, "1:2", bad).answer("re-tuned").sparsity == 0.5  # pruning alone does
 
 
 def test_a_sparsity_is_needed_where_there_are_many(limit):

@@ -2,11 +2,16 @@ import dataclasses
 
 import pytest
 import torch
-from helpers import small_limit
+from helpers import random, seeded, small_limit
+from torch import nn
 
+from pruning_limits import predict_limit
 from pruning_limits.evidence import solve
 from pruning_limits.group_profile import GroupProfile
+from pruning_limits.measured import Bar, crossing
 from pruning_limits.pattern_gathering import pattern_row, with_patterns
+
+QUICK = {"steps": 4, "probes": 1, "samples": 64, "progress": False}
 
 
 @pytest.fixture(scope="module")
@@ -48,3 +53,19 @@ def test_the_pattern_comes_beside_what_is_there(limit):
     names = [row.name for row in with_patterns(limit.evidence, (row,)).patterns]
     assert names == ["unstructured", "1:2", "blocks:3x1", "channels", "heads"]
     assert torch.equal(profile.vector, limit.profile.vector)
+
+
+@pytest.mark.parametrize(("rows", "width"), [(300, 0.05), (5000, 1.0)])
+def test_blocks_of_one_weight_are_narrowed_down_like_single_weights(rows, width):
+    """Of few samples to a twentieth of the tolerance; where draws decide, as of 5,000 samples, to the tolerance."""
+    model = seeded(lambda: nn.Sequential(nn.Linear(40, 20), nn.Tanh(), nn.Linear(20, 3))).eval()
+    x = random(rows, 40)
+    data = [(x, model(x).detach().argmax(1))]
+    limit = predict_limit(model, data, epsilon=0.02, tolerance=0.01, pattern=("unstructured", "blocks:1x1"), **QUICK)
+    ends = []
+    for pattern in ("unstructured", "blocks:1x1"):
+        evidence = limit.for_pattern(pattern).evidence
+        where = crossing(evidence.points, Bar(0.02), 0.0)
+        assert round(860 * (where.high - where.low)) <= max(1, round(860 * width * 0.01))
+        ends.append((where.low, where.high))
+    assert rows > 300 or ends[0] == ends[1]

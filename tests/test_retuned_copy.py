@@ -174,6 +174,23 @@ def test_the_criterion_with_its_penalty(problem):
     assert f"the objective rises by {values[0] - values[1]:.3g}" in answer.status
 
 
+def test_a_limit_of_a_pattern_returns_a_network_of_that_pattern(problem, limit):
+    model, data = problem
+    for pattern, size in (("2:4", (4,)), ("blocks:1x4", (4,))):
+        own = limit.for_pattern(pattern)
+        sparsity = None if pattern == "2:4" else 0.6
+        result, answer = own.retune(model, data, sparsity)
+        assert answer.sparsity == (0.5 if pattern == "2:4" else 0.6)
+        for layer in (module for module in result if isinstance(module, nn.Linear)):
+            kept = (layer.weight != 0).view(-1, *size).sum(1)
+            assert set(kept.tolist()) <= ({2} if pattern == "2:4" else {0, 4})
+        assert answer.metric == pytest.approx(accuracy(result, data), abs=1e-12)
+    with pytest.raises(UserError, match=r"^sparsity: 2:4 removes at most 0\.5000 of the weights here, got 0\.7"):
+        limit.for_pattern("2:4").retune(model, data, 0.7)
+    with pytest.raises(UserError, match=r"^sparsity: expected a number in \[0, 1\); unstructured has many"):
+        limit.retune(model, data)
+
+
 @pytest.mark.parametrize("when", [1, 12, 30])
 def test_ctrl_c_returns_the_best_network_so_far(problem, limit, when):
     model, data = problem

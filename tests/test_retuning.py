@@ -14,7 +14,7 @@ from torch import nn
 
 from estimators import Objective, UserError
 from estimators.files import load_tensors, save_tensors
-from pruning_limits import PruningLimit, Retuning, gathering, predict_limit
+from pruning_limits import PruningLimit, Retuning, predict_limit, retuning_gathering
 from pruning_limits.budget import FREE_OPERATIONS
 from pruning_limits.fine_tuning import FineTuning
 from pruning_limits.magnitude import removed_count
@@ -138,11 +138,11 @@ def test_runs_share_what_is_allowed_evenly_and_later_ones_have_what_was_left(tun
 def test_without_epochs_half_of_the_budget_is_allowed(problem, monkeypatch):
     allowances = []
 
-    def taken(objective, retuning, compared, alone, width, allowance, *others):
+    def taken(objective, retuning, compared, beginning, allowance, *others):
         allowances.append(allowance)
         raise KeyError
 
-    monkeypatch.setattr(gathering, "staged_retuning", taken)
+    monkeypatch.setattr(retuning_gathering, "staged_retuning", taken)
     for budget, epochs in ((4.0, None), (None, None), (4.0, 7.0)):
         with pytest.raises(KeyError):
             predict_limit(*problem, **QUICK, **DROP, retune=dataclasses.replace(SMALL, epochs=epochs), budget=budget)

@@ -46,6 +46,7 @@ def retune(**options: Any) -> None:
     from estimators.files import refuse_unwritable, write_bytes
     from pruning_limits.dense_network import Subject
     from pruning_limits.metrics import metric_loss, metric_name
+    from pruning_limits.pattern_names import UNSTRUCTURED
     from pruning_limits.result import PruningLimit
     from pruning_limits.retuned_copy import retuned_copy
     from pruning_limits.settings import Retuning, Settings
@@ -61,7 +62,7 @@ def retune(**options: Any) -> None:
         raise UserError(f"out: {out} exists; name another file, or write over it with --force")
     if any(options[name] is not None for name in ("steps", "probes")):
         raise click.UsageError("--steps and --probes are for predict")
-    limit = None if limit_path is None else PruningLimit.from_json(limit_path)
+    limit = None if limit_path is None else PruningLimit.from_json(limit_path).for_pattern(UNSTRUCTURED)
     retuning = Retuning(samples=options["samples"] or Retuning().samples, passes=wanted.passes)
     task = taken_task(options)
     click.echo(f"{task.text()}\n")
