@@ -43,11 +43,13 @@ def planted_rows(
         for number in range(each):
             common = noise * rng.standard_normal()
             levels = []
-            for allowed in (0.01, 0.03, 0.1):
-                level: Row = {"name": f"loss +{allowed:g}", "key": "rise", "allowed": allowed, "epsilon": allowed}
+            for epsilon in (0.01, 0.03, 0.1):
+                level: Row = {"name": f"loss +{epsilon:g}", "key": "rise", "allowed": epsilon, "epsilon": epsilon}
+                if epsilon == 0.1:  # the accuracy falls by a tenth of the rise
+                    level |= {"name": "held-out accuracy -1 points", "key": "held_out_drop", "allowed": 0.01}
                 kept = np.exp(rng.uniform(-3.5, -0.5, len(MEASURED)))
                 level |= dict(zip(MEASURED.values(), kept.tolist(), strict=True))
-                level["hessian_error"] = float(rng.uniform(0, 0.02))
+                level |= {f"{name}_error": float(rng.uniform(0, 0.02)) for name in ("hessian", "ggn")}
                 # On a straight line from the dense network on, so that twice the loss keeps the square.
                 alone = level["alone"] if told_by == "one-shot" else 0.6
                 truth = FACTOR * level[MEASURED[told_by]] ** slope
@@ -55,8 +57,11 @@ def planted_rows(
                 spread = math.exp(0.02 * float(rng.standard_normal()))
                 level |= {"again-0": truth * spread, "again-1": truth / spread}
                 levels.append((level, alone))
-            steepest = max(level["allowed"] / -math.log(alone) for level, alone in levels)
-            points = [{"kept": math.exp(-p / 4), "rise": steepest * p / 4} for p in range(1, 60)]
+            steepest = max(level["epsilon"] / -math.log(alone) for level, alone in levels)
+            points = [
+                {"kept": math.exp(-p / 4), "rise": steepest * p / 4, "held_out_drop": steepest * p / 40}
+                for p in range(1, 60)
+            ]
             rows.append(
                 {
                     "model": model,

@@ -126,6 +126,7 @@ def test_runs_spread_by_their_deviation() -> None:
 @pytest.mark.parametrize("feature", ["one-shot", "hessian", "re-tuned"])
 def test_the_planted_predictor_wins_and_its_slope_is_recovered(feature: str) -> None:
     rows = skill_rows(planted_cases(feature))
+    error = math.sqrt(2) * 0.08 / math.sqrt(96 * 3**2 / 12)  # of a slope, the features being uniform over 3
     assert [row["predictor"] for row in rows] == [predictor.name for predictor in PREDICTORS]
     named = {predictor.name: predictor for predictor in PREDICTORS}
     alone = next(row for row in rows if named[row["predictor"]].features == (feature,))
@@ -133,7 +134,7 @@ def test_the_planted_predictor_wins_and_its_slope_is_recovered(feature: str) -> 
         features = named[row["predictor"]].features
         if feature in features:
             assert row["rms"] < 1.05 * alone["rms"]
-            assert row["fit"][features.index(feature)] == pytest.approx(0.8, abs=0.04)
+            assert row["fit"][features.index(feature)] == pytest.approx(0.8, abs=4 * error)
         elif feature != "one-shot" or "one-shot, twice" not in features:
             assert row["rms"] > 1.4 * alone["rms"]
     noise = math.exp(math.sqrt(2) * 0.08)
@@ -160,7 +161,9 @@ def test_a_family_that_differs_is_not_covered() -> None:
     assert rows["VGG"]["rms"] > 2.5
     assert all(0.6 < row["bias"] < 1 for name, row in rows.items() if name != "VGG")
     assert {(row["networks"], row["cases"]) for row in rows.values()} == {(4, 12)}
-    assert covered(shifted, ("one-shot",)).share < covered(planted_cases(), ("one-shot",)).share - 0.05
+    rule = calibrated([case for case in shifted if case.family != "VGG"], ("one-shot",))
+    assert not any(holds(rule, case) for case in shifted if case.family == "VGG")
+    assert covered(shifted, ("one-shot",)).share <= 28 / 32
 
 
 def test_a_network_with_many_levels_covers_no_more_than_one_with_few() -> None:
@@ -184,7 +187,8 @@ def test_what_was_kept_aside_is_told_by_the_other_families_alone() -> None:
 
 
 def test_too_few_networks_tell_nothing_of_what_was_kept_aside() -> None:
-    cases = planted_cases(each=1)  # 8 networks; 6 without those kept aside
+    cases = [case for case in planted_cases() if case.family in ASIDE or case.network.endswith("seed 0")]
+    assert len({case.network for case in cases}) == 14  # six without those kept aside
     assert aside(cases, ("one-shot",)) is None
     assert covered(cases, ("one-shot",)).share > 0.8
     assert aside([case for case in cases if case.family not in ASIDE], ("one-shot",)) is None

@@ -152,7 +152,10 @@ def test_a_draw_of_more_than_there_is_takes_all(digits: ImageData) -> None:
     assert torch.equal(part.train_y.bincount(), digits.train_y.bincount())
 
 
-def test_a_number_behind_a_name_asks_for_a_draw(digits: ImageData, text: TextData) -> None:
+def test_a_number_behind_a_name_asks_for_a_draw(
+    digits: ImageData, text: TextData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text_data, "standard_library", lambda: text)
     part, words = load_data("digits-200"), load_data("stdlib-text-100")
     assert torch.equal(part.train_x, drawn(digits, 200).train_x)
     assert (len(part.train_y), len(part.test_y)) == (200, 100)
