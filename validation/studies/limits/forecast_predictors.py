@@ -38,7 +38,7 @@ def fitted_epsilon(epsilon: float, loss: float) -> float:
 
     Example:
         >>> round(fitted_epsilon(0.001, 1.0), 6), round(fitted_epsilon(0.1, 0.01), 4)
-        (0.001, 0.0478)
+        (0.001, 0.0477)
     """
     return max(loss, LEAST) * math.acosh(1 + epsilon / max(loss, LEAST)) ** 2 / 2
 
