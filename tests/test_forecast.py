@@ -132,6 +132,25 @@ def test_every_feature_outside_is_named() -> None:
     assert math.log(told.high / told.kept) == pytest.approx(2 * FULL.high)
 
 
+def test_what_else_was_not_seen_is_told_first_and_widens_once() -> None:
+    told = FORECAST.of(KNOWN | {"weights": 10.0}, ("a loss of its own",))
+    assert told is not None
+    assert told.outside == ("a loss of its own", "weights 10, the bench has 500 to 1e+05")
+    assert math.log(told.low / told.kept) == pytest.approx(2 * FULL.low)
+    alone = FORECAST.of(KNOWN, ("a loss of its own",))
+    assert alone is not None
+    assert math.log(alone.high / alone.kept) == pytest.approx(2 * FULL.high)
+
+
+def test_the_error_of_a_formula_counts_where_the_formula_does() -> None:
+    measured = Rule(("one-shot",), -0.5, (1.0,), -0.3, 0.3)
+    forecast = dataclasses.replace(FORECAST, rules=(measured, ALONE))
+    for features, inside in ((KNOWN, True), (without("one-shot"), False)):
+        told = forecast.of(features | {"hessian error": 0.1})
+        assert told is not None
+        assert (told.outside == ()) is inside
+
+
 @pytest.mark.parametrize("value", [0.05, 0.8])
 def test_the_ends_of_the_bench_lie_inside(value: float) -> None:
     told = FORECAST.of(KNOWN | {"one-shot": value})

@@ -137,6 +137,7 @@ def test_the_page_lists_the_networks_and_says_that_there_are_too_few(whole: Path
     text = (folder / "forecast.md").read_text()
     assert "2 networks, 2 families" in text
     assert "Truth is the geometric mean of 2 such runs" in text
+    assert "| kept at batch-std: one-shot |" in text  # the suite has no level of three hundredths
     for model, weights in zip((network.model for network in suite.networks), (156, 340), strict=True):
         assert f"| {model} | {model} | digits-120 | {weights} |" in text  # a family of its own
     skill = (folder / "forecast-skill.md").read_text()
@@ -262,6 +263,7 @@ def test_the_list_shows_what_is_kept_at_a_rise_of_three_hundredths(written: Path
         level = next(level for level in row["levels"] if level["allowed"] == 0.03)
         assert line["again"] == pytest.approx(math.sqrt(level["again-0"] * level["again-1"]))
         assert (line["alone"], line["hessian"]) == (level["alone"], level["hessian"])
+    assert "| kept at loss +0.03: one-shot |" in (written / "forecast.md").read_text()
 
 
 def test_the_ladder_is_told_by_rules_of_other_families(written: Path, planted: list[Row]) -> None:
@@ -281,11 +283,17 @@ def test_the_ladder_is_told_by_rules_of_other_families(written: Path, planted: l
 
 
 def test_too_few_networks_say_how_many_are_needed(suite: Suite, tmp_path: Path) -> None:
-    forecast.write(planted_rows(each=1), suite, tmp_path, "the command")
+    rows = planted_rows(each=1)
+    for row in rows:
+        for level in row["levels"]:
+            del level["again-1"]  # one run, which has no spread
+    forecast.write(rows, suite, tmp_path, "the command")
     text = (tmp_path / "forecast-skill.md").read_text()
     assert "No calibration: forecast: 8 networks are too few for an interval of 90%; at least 9 are needed." in text
     assert not (tmp_path / "calibration.json").exists()
-    assert "8 networks, 8 families" in (tmp_path / "forecast.md").read_text()
+    text = (tmp_path / "forecast.md").read_text()
+    assert "8 networks, 8 families, 24 of 24 levels end within the grid." in text
+    assert "nan" not in text
 
 
 def test_networks_kept_aside_may_be_too_many_for_a_rule_of_the_others(suite: Suite, tmp_path: Path) -> None:

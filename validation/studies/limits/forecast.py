@@ -6,7 +6,7 @@ import copy
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -142,7 +142,9 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
     plain = [{key: value for key, value in row.items() if key != "curves"} for row in rows]
     notes = [f"Made by `{command}`.", *_protocol(suite), *_truth_notes(rows, cases)]
     title = f"Where re-training ends, suite {suite.name}"
-    write_table(folder, Page(NAME, title, notes, COLUMNS), _listed(rows), levels=plain)
+    name = _shown(rows[0])["name"]
+    columns = [replace(column, heading=column.heading.replace(SHOWN, name)) for column in COLUMNS]
+    write_table(folder, Page(NAME, title, notes, columns), _listed(rows), levels=plain)
     try:
         skill = skill_rows(cases)
         rules = [calibrated(cases, features) for features in RULES]
@@ -175,9 +177,13 @@ def _truth_notes(rows: Sequence[Row], cases: Sequence[Case]) -> list[str]:
     count = sum(len(row["levels"]) for row in rows)
     lines = [
         f"{len(rows)} networks, {len({case.family for case in cases})} families, {len(cases)} of {count} levels end "
-        f"within the grid. One run's kept fraction spreads by a factor {spread_of_runs(rows):.3f} (one standard "
-        "deviation of its logarithm)."
+        "within the grid."
     ]
+    spread = spread_of_runs(rows)
+    if math.isfinite(spread):
+        lines[0] += (
+            f" One run's kept fraction spreads by a factor {spread:.3f} (one standard deviation of its logarithm)."
+        )
     pairs = (
         ("iterative", "again", "Iterative pruning with the whole recipe per round keeps", "the one-step truth"),
         ("optimised", "again", "The loss minimised on the mask by L-BFGS keeps", "the one-step truth"),
@@ -194,7 +200,7 @@ def _listed(rows: Sequence[Row]) -> list[Row]:
     """Return a line for every network: what it keeps when the loss may rise by 0.03, or at its first level."""
     lines = []
     for row in rows:
-        level = next((level for level in row["levels"] if level["name"] == SHOWN), row["levels"][0])
+        level = _shown(row)
         line = {key: row[key] for key in ("model", "dataset", "recipe", "parameters")}
         line |= {"family": family_of(row["model"]), "loss": row["dense"]["loss"], "held_out": row["dense"]["held_out"]}
         line |= {key: level.get(key) for key in ("alone", "retuned-2048", "hessian", "ggn", "iterative")}
@@ -209,6 +215,11 @@ def _text(calibration: Row) -> str:
     head = json.dumps({key: value for key, value in calibration.items() if key != "rows"}, indent=1)
     lines = ",\n  ".join(json.dumps(row) for row in calibration["rows"])
     return f'{head.removesuffix("}").rstrip()},\n "rows": [\n  {lines}\n ]\n}}\n'
+
+
+def _shown(row: Row) -> Row:
+    levels: list[Row] = row["levels"]
+    return next((level for level in levels if level["name"] == SHOWN), levels[0])
 
 
 def _calibration(cases: Sequence[Case], rules: Sequence[Rule]) -> Row:
