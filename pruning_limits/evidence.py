@@ -90,6 +90,8 @@ class Evidence:
     patterns: tuple[PatternEvidence, ...] = ()
     pattern: str = UNSTRUCTURED
     savings: tuple[Saving, ...] = ()
+    retuned: Tuning | None = None
+    forecast: Forecast | None = None
 
     @property
     def own(self) -> PatternEvidence | None:
@@ -120,9 +122,6 @@ class Evidence:
             savings=row.savings,
             retuned=row.retuned,
         )
-
-    retuned: Tuning | None = None
-    forecast: Forecast | None = None
 
     def scaled(self, weight_scale: float, curvature_scale: float) -> Evidence:
         """Return the evidence of scaled weights and a scaled curvature; a gradient is taken to scale with both."""

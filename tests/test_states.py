@@ -98,9 +98,9 @@ def test_other_states_are_kept_beside_those_of_runs(tmp_path):
     path = tmp_path / "state.pt"
     states = States(path, "print")
     states.save("ggn-8", run(4))
-    states.keep("stages", {"steps": 1, "vector": torch.ones(3)}, finished=True)
+    states.keep("stages", {"steps": 1, "vector": torch.ones(3)}, at_once=True)
     again = States(path, "print")
     assert torch.equal(again.kept("stages")["vector"], torch.ones(3))
     assert again.kept("another") is None
     assert again.known("ggn-8") == []
-    States(None, "print").keep("stages", {"steps": 1}, finished=True)
+    States(None, "print").keep("stages", {"steps": 1}, at_once=True)
