@@ -16,8 +16,8 @@ from estimators.derivatives import untrue_derivatives
 from estimators.objective import LossFunction
 from estimators.operations import operations_per_sample
 from estimators.samples import first_batches
-from pruning_limits.budget import Budget
 from pruning_limits.chance import gain_over_constant, gain_over_strangers
+from pruning_limits.compute_budget import ComputeBudget
 from pruning_limits.losses import Losses, all_losses, drawn_losses
 from pruning_limits.magnitude import MagnitudeProfile
 from pruning_limits.metrics import metric_errors, resolution
@@ -88,7 +88,7 @@ class DenseNetwork:
             self.profile = MagnitudeProfile(losses.objective.chosen)
         objective = losses.objective
         self.loader, self.losses = loader, losses
-        self.budget = Budget.of(asked.budget, losses.total, operations_per_sample(objective))
+        self.budget = ComputeBudget.of(asked.budget, losses.total, operations_per_sample(objective))
         self.settings = replace(asked, parameters=objective.names)
         self.remarks = (*note_untrue(untrue), *note_doubles(objective))
         if subject.parameters is None:
@@ -188,7 +188,7 @@ def _losses(whole: Objective, asked: Settings) -> Losses:
         return drawn_losses(whole, asked.samples or 0, asked.seed)
     if asked.budget is None or asked.budget >= 1:  # all are passed, and need not be counted before
         return all_losses(whole)
-    part = whole.subset(Budget.of(asked.budget, whole.samples, 0.0).losses, asked.seed)
+    part = whole.subset(ComputeBudget.of(asked.budget, whole.samples, 0.0).losses, asked.seed)
     return replace(all_losses(part), total=whole.samples)
 
 

@@ -19,7 +19,7 @@ from estimators.operations import operations_per_sample
 from estimators.user_code import plain_modes
 from estimators.vectors import flatten, named
 from pruning_limits.batch_statistics import ByBatch, Statistics, measured_statistics, normalising
-from pruning_limits.budget import EPOCH
+from pruning_limits.compute_budget import EPOCH
 from pruning_limits.descent import Descent
 from pruning_limits.group_profile import GroupProfile
 from pruning_limits.groups import Groups

@@ -18,7 +18,7 @@ from estimators import L1, UserError
 from estimators.distributed import gathered, together
 from estimators.trace import traces_of_blocks
 from pruning_limits.answers import bar_of
-from pruning_limits.budget import Budget
+from pruning_limits.compute_budget import ComputeBudget
 from pruning_limits.dense_network import DenseNetwork, Subject
 from pruning_limits.epsilon import Allowed, from_max_drop
 from pruning_limits.estimates import Estimates
@@ -210,7 +210,7 @@ class _Curved:
         )
 
 
-def _cost(subsamples: Subsamples, forward_samples: int, tuned: float, started: float, budget: Budget) -> Cost:
+def _cost(subsamples: Subsamples, forward_samples: int, tuned: float, started: float, budget: ComputeBudget) -> Cost:
     spent = gathered((time.perf_counter() - started, _peak_memory(subsamples.objective.device)))
     return Cost(
         products=subsamples.products,

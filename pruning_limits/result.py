@@ -464,7 +464,7 @@ class PruningLimit:
         Raises:
             UserError: Not exactly one budget is given, or the pattern cannot meet it; the nearest that it can is named.
         """
-        from pruning_limits.budgets import budget_of
+        from pruning_limits.resource_budget import budget_of
 
         shares = {"macs": macs, "bytes": bytes, "parameters": parameters, "latency": latency}
         return budget_of(self, shares, timings)

@@ -9,7 +9,7 @@ from estimators.automatic import AutomaticCurvature
 from estimators.forwards import Forwards
 from estimators.input_subspace import InputSubspace, input_weights
 from estimators.sampling import inclusion
-from pruning_limits.budget import Budget
+from pruning_limits.compute_budget import ComputeBudget
 from pruning_limits.losses import Losses
 from pruning_limits.settings import Settings
 from pruning_limits.silence import acting_layers, curved_weights, marked_layers, silence
@@ -49,11 +49,11 @@ class Subsamples:
         settings: Settings,
         mask: Tensor | None = None,
         stopping: Stopping = STOPPING,
-        budget: Budget | None = None,
+        budget: ComputeBudget | None = None,
     ) -> None:
         self.losses, self.objective, self.settings = losses, losses.objective, settings
         self.mask, self.stopping = mask, stopping
-        self.budget = budget or Budget.of(settings.budget, losses.total, 2.0 * self.objective.dimension)
+        self.budget = budget or ComputeBudget.of(settings.budget, losses.total, 2.0 * self.objective.dimension)
         self._scores = None if losses.shares is None else losses.shares + losses.shares.mean()
         self._subsets: dict[int, Objective] = {}
         self._inside: dict[int, Objective | None] = {}

@@ -8,8 +8,8 @@ from test_predict import wide_problem
 from torch import nn
 
 from estimators import Objective, SpectralMeasure
-from pruning_limits import budget
-from pruning_limits.budget import Budget
+from pruning_limits import compute_budget
+from pruning_limits.compute_budget import ComputeBudget
 from pruning_limits.estimates import Estimates
 from pruning_limits.extrapolation import saturation, settling
 from pruning_limits.isotropic import isotropic_limit
@@ -129,15 +129,15 @@ def passes_for(kind, samples):
     [(3, {}, 3), (5, {}, 5), (6, {}, 9), (5, {"most_samples": 4}, 4), (6, {"most_samples": 4}, 9)],
 )
 def test_the_sub_sample_is_what_the_budget_allows(monkeypatch, kind, affordable, changes, expected):
-    monkeypatch.setattr(budget, "FEWEST", 1)
-    allowed = Budget(passes_for(kind, affordable), 9)
+    monkeypatch.setattr(compute_budget, "FEWEST", 1)
+    allowed = ComputeBudget(passes_for(kind, affordable), 9)
     found = small_estimates(stopping=Stopping(**changes), budget=allowed).estimate(kind)
     assert found.samples == expected
     assert (found.sample_error > 0) == (expected < 9)
 
 
 def test_few_samples_are_taken_whatever_the_budget():
-    assert small_estimates(budget=Budget(1.0, 9)).estimate("ggn").samples == 9
+    assert small_estimates(budget=ComputeBudget(1.0, 9)).estimate("ggn").samples == 9
 
 
 @pytest.mark.parametrize("kind", ["hessian", "ggn"])

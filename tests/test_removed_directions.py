@@ -9,8 +9,8 @@ from helpers import random
 from torch import nn
 
 from estimators import Objective
-from pruning_limits import budget
-from pruning_limits.budget import Budget
+from pruning_limits import compute_budget
+from pruning_limits.compute_budget import ComputeBudget
 from pruning_limits.estimates import Estimates
 from pruning_limits.isotropic import isotropic_limit
 from pruning_limits.losses import all_losses
@@ -98,9 +98,9 @@ def test_knots_begin_at_the_isotropic_limit_and_end_near_the_directional_one():
 
 
 def test_directions_take_the_samples_that_their_share_of_the_budget_allows(monkeypatch):
-    monkeypatch.setattr(budget, "FEWEST", 1)
+    monkeypatch.setattr(compute_budget, "FEWEST", 1)
     stages = []
-    allowed = Budget(70 * 2 * 4 * 24 / 0.05 + 1, len(INPUTS))
+    allowed = ComputeBudget(70 * 2 * 4 * 24 / 0.05 + 1, len(INPUTS))
     estimates, profile = problem(progress=lambda stage, *_: stages.append(stage), allowed=allowed)
     ggn = estimates.estimate("ggn")
     removed_directions(estimates, ggn, profile, None)

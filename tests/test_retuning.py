@@ -15,7 +15,7 @@ from torch import nn
 from estimators import Objective, UserError
 from estimators.files import load_tensors, save_tensors
 from pruning_limits import PruningLimit, Retuning, predict_limit, retuning_gathering
-from pruning_limits.budget import FREE_OPERATIONS
+from pruning_limits.compute_budget import FREE_OPERATIONS
 from pruning_limits.fine_tuning import FineTuning
 from pruning_limits.magnitude import removed_count
 from pruning_limits.retuning import NARROW, run_seed

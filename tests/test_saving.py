@@ -52,5 +52,5 @@ def test_what_is_not_known_is_refused():
 
 
 def test_it_is_read_without_torch():
-    code = "import sys, pruning_limits.saving, pruning_limits.budgets; assert 'torch' not in sys.modules"
+    code = "import sys, pruning_limits.saving, pruning_limits.resource_budget; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

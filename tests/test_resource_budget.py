@@ -1,3 +1,5 @@
+"""Budgets of what is left of a network: the least sparsity that meets one, and its verdict."""
+
 import pytest
 from helpers import small_limit
 

@@ -16,7 +16,7 @@ FEWEST_DIAGNOSTIC, DIAGNOSTIC_PRODUCTS = 64, 40
 
 
 @dataclass(frozen=True)
-class Budget:
+class ComputeBudget:
     """Samples that may be passed forward, those of products counted as ``PRODUCT`` each.
 
     Attributes:
@@ -28,7 +28,7 @@ class Budget:
     total: int
 
     @classmethod
-    def of(cls, epochs: float | None, total: int, operations: float) -> Budget:
+    def of(cls, epochs: float | None, total: int, operations: float) -> ComputeBudget:
         """Return the budget of some epochs of training.
 
         Args:
@@ -37,7 +37,7 @@ class Budget:
             operations: Floating point operations of one sample in a forward pass.
 
         Example:
-            >>> Budget.of(0.5, 60_000, 1e6).passes, Budget.of(None, 1_000, 1e7).passes
+            >>> ComputeBudget.of(0.5, 60_000, 1e6).passes, ComputeBudget.of(None, 1_000, 1e7).passes
             (90000.0, 100000.0)
         """
         passes = EPOCH * float(total) * (1.0 if epochs is None else epochs)
@@ -74,7 +74,7 @@ class Budget:
         """What re-tuning may cost, in samples that an epoch of training passes: half of the budget.
 
         Example:
-            >>> Budget.of(1.0, 60_000, 1e6).retuning
+            >>> ComputeBudget.of(1.0, 60_000, 1e6).retuning
             30000.0
         """
         return RETUNING_SHARE * self.passes / EPOCH
