@@ -131,8 +131,8 @@ def predict_limit(
         budget: What the prediction may cost, in epochs of training; one epoch counts as three forward passes over the
             loader. None means one epoch, or some ten seconds of one core where an epoch is less. Parts come in the
             order one-shot, re-trained, bound, formula; re-tuning comes on top. Below one epoch the losses, too, are
-            those of a draw. Small budgets are exceeded, because every part takes a least number of samples;
-            ``limit.cost.epochs`` tells.
+            those of a draw. Small budgets are exceeded, and so is one epoch of some ten thousand samples, because every
+            part takes a least number of them; ``limit.cost.epochs`` tells.
         forecast: Calibration of the rung ``"re-trained"``, a file that ``pruning-limits validate --table forecast``
             wrote on networks of the user's own; None takes the one of this package.
 
