@@ -10,7 +10,7 @@ from pruning_limits.forecast import OUTSIDE
 from pruning_limits.isotropic import Negative, carried_limit, isotropic_limit
 from pruning_limits.kinematics import concentration_width
 from pruning_limits.measured import DEVIATIONS, ERRORS, Bar, Crossing, Point, at_sparsity, crossing, level
-from pruning_limits.settings import CROSS_ENTROPY
+from pruning_limits.settings import CROSS_ENTROPY, Retuning
 from pruning_limits.stopping import STOPPING
 
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ def tuned_to(answers: tuple[Answer, ...], sparsity: float) -> Answer | None:
 def retrained(evidence: Evidence, settings: Settings, allowed: Allowed, reached: tuple[Answer, ...]) -> Answer:
     """Answer what re-training the kept weights reaches: a forecast, or where there is none what the formula says.
 
-    The forecast speaks of single weights and of the loss, with the Hessian at hand.
+    The forecast speaks of single weights and of the loss.
 
     Args:
         evidence: What was computed.
@@ -205,8 +205,12 @@ def _forecast(
         if answer.basis == "measured" and answer.sparsity is not None
     }
     features |= spectral_features(evidence, settings, allowed.epsilon)
-    strange = () if settings.loss == CROSS_ENTROPY else (f"the loss is {settings.loss}, the bench has {CROSS_ENTROPY}",)
-    ahead = forecast.of(features, strange)
+    strange = list[str]()
+    if settings.loss != CROSS_ENTROPY:
+        strange.append(f"the loss is {settings.loss}, the bench has {CROSS_ENTROPY}")
+    if "re-tuned" in features and settings.retune is not None and not settings.retune.usual:
+        strange.append(f"re-tuning took {settings.retune}, the bench has {Retuning()}")
+    ahead = forecast.of(features, tuple(strange))
     if ahead is None:
         return None
     already = max([1 - features[answer.rung] for answer in reached if answer.rung in features], default=0.0)

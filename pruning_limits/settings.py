@@ -138,6 +138,11 @@ class Retuning:
             if not constraint.accepts(getattr(self, name)):
                 raise UserError(f"{name}: expected {constraint.expected}, got {getattr(self, name)!r}")
 
+    @property
+    def usual(self) -> bool:
+        """Whether samples and passes are the default ones."""
+        return (self.samples, self.passes) == (Retuning.samples, Retuning.passes)
+
     def __str__(self) -> str:
         runs = "" if self.seeds == 1 else f", {self.seeds} runs"
         most = "half of the budget" if self.epochs is None else f"{self.epochs:g} epochs"

@@ -12,6 +12,7 @@ from pruning_limits.answers import (
     crossed,
     ggn_formula,
     one_shot,
+    retrained,
     settled_text,
     spectral_features,
     with_window,
@@ -20,7 +21,7 @@ from pruning_limits.epsilon import Allowed
 from pruning_limits.evidence import solve
 from pruning_limits.forecast import Forecast
 from pruning_limits.kinematics import concentration_width
-from pruning_limits.settings import OWN_LOSS
+from pruning_limits.settings import OWN_LOSS, Retuning
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +116,16 @@ def test_nothing_is_claimed_of_the_formula_for_re_training(by_loss):
     assert answer.basis == "formula"
     assert "nothing is claimed" in answer.status
     assert answer.low <= answer.sparsity <= answer.high
+
+
+def test_other_re_tuning_is_outside_the_bench(by_loss):
+    settings = dataclasses.replace(by_loss.settings, retune=Retuning(samples=512))
+    tuned = Answer("re-tuned", 0.6, 0.6, 0.6, "measured", None, "")
+    reached = (by_loss.answer("one-shot"), tuned)
+    answer = retrained(by_loss.evidence, settings, by_loss.allowed, reached)
+    assert "re-tuning took 512 samples a stage" in answer.status
+    usual = dataclasses.replace(settings, retune=Retuning())
+    assert "re-tuning took" not in retrained(by_loss.evidence, usual, by_loss.allowed, reached).status
 
 
 def test_a_loss_of_the_users_own_is_outside_the_bench(by_loss):

@@ -4,6 +4,7 @@ const ETA = 0.05;
 const OUTSIDE_BENCH = "outside the bench";
 const WIDER = 2;
 const CROSS_ENTROPY = "cross-entropy";
+const USUAL = { samples: 2048, passes: 2 };
 
 /** Root of f between two signs by Brent's method, step for step as in scipy.optimize.brentq. */
 function brent(f, low, high, xtol, rtol) {
@@ -327,7 +328,9 @@ function forecastOf({ forecast, pattern, parameters }, settings, spectra, reache
     const counts = name in features && (name === "weights" || rule.features.includes(name.replace(/ error$/, "")));
     return counts && !(low <= features[name] && features[name] <= high);
   };
-  const isOutside = settings.loss !== CROSS_ENTROPY || forecast.ranges.some(isBeyond);
+  const { samples, passes } = settings.retune ?? USUAL;
+  const isUsual = !("re-tuned" in features) || (samples === USUAL.samples && passes === USUAL.passes);
+  const isOutside = settings.loss !== CROSS_ENTROPY || !isUsual || forecast.ranges.some(isBeyond);
   const centre = rule.features.reduce((sum, name, n) => sum + rule.slopes[n] * Math.log(features[name]), rule.intercept);
   const already = Math.max(0, ...measured.map(({ sparsity }) => sparsity));
   const [sparsity, low, high] = [0, rule.high, rule.low].map((end) =>
