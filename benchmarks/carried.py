@@ -1,7 +1,8 @@
 """Limits carried from sub-samples to all data, against all data, on networks of which two set the rules.
 
 ``python benchmarks/carried.py --out docs/results/benchmarks``, with the data in ``PRUNING_LIMITS_DATA``. Five
-minutes once the networks are trained, which are looked for in ``runs``.
+minutes, and ten more for the Hessian, once the networks are trained, which are looked for in ``runs``. Rows of a
+curvature that is not asked for are kept from the table that lies there.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pruning_limits.magnitude import MagnitudeProfile
 from pruning_limits.settings import Settings
 from pruning_limits.stopping import STOPPING, Kind
 from pruning_limits.subsamples import Subsamples
+from validation.tables.storage import read_json
 from validation.tables.writing import Column, Page, Row, write_table
 from validation.training import Network, Recipe
 
@@ -96,7 +98,9 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", default=["ggn"], choices=["ggn", "hessian"])
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    rows = [row for kind in arguments.kinds for name in SAMPLES for row in rows_of(name, arguments.runs, kind)]
+    kept = (read_json(arguments.out / "carried.json") or {"rows": []})["rows"]
+    rows = [row for row in kept if row["kind"] not in arguments.kinds]
+    rows += [row for kind in arguments.kinds for name in SAMPLES for row in rows_of(name, arguments.runs, kind)]
     columns = [
         Column("network", "network"),
         Column("role", "rules"),
@@ -112,10 +116,12 @@ def main() -> None:
         Column("holds", "holds"),
     ]
     notes = [
-        f"Made by `python benchmarks/carried.py --out {arguments.out}`. {environment_note()}",
+        f"Made by `python benchmarks/carried.py --out {arguments.out} --kinds KIND`, one kind of curvature after the "
+        f"other. {environment_note()}",
         f"Isotropic limits at the default epsilon from {STOPPING.ggn_steps} steps (GGN) and {STOPPING.hessian_steps} "
         "steps (Hessian), one probe. All data are the first samples of the data set, so many that they can be passed. "
-        "The rules were chosen with two of the networks, marked; the others were held out.",
+        "The rules were chosen with two of the networks, marked; the others were held out. The stated error is that of "
+        "the samples; the interval of a prediction adds those of steps and probes.",
     ]
     write_table(
         arguments.out, Page("carried", "Limits carried to all data", notes, columns), rows, environment=environment()

@@ -29,7 +29,8 @@ def settling(kept: float, before: float, ratio: float, left: float) -> tuple[flo
 
     Returns:
         The factor, 0.5 to 1, and the error :math:`|\Delta| / (\sqrt r - 1)`, as a fraction of all weights: as large as
-        the correction to infinitely many samples, whether it is made or not.
+        the correction to infinitely many samples, whether it is made or not. That is too little: it held in 13 of
+        21 cases (``docs/results/benchmarks/carried.md``).
 
     Source: an observation, held against all data in ``docs/theory/limit.md``, section 7.
 
