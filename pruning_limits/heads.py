@@ -103,23 +103,23 @@ def _shaped(
 def _attentions(model: nn.Module, stored: Mapping[str, str]) -> Iterator[Attention]:
     for path, module in model.named_modules():
         count = _number(module, COUNTS)
-        found = _parameters(module) if count else None
+        repeats = _parameters(module) if count else None
         parent = model.get_submodule(path.rpartition(".")[0]) if path else module
-        if found is None or (output := _output(module, parent, path)) is None:
+        if repeats is None or (output := _output(module, parent, path)) is None:
             continue
         prefix = f"{path}." if path else ""
         fewer = _number(module, FEWER) or count
-        rows = {stored.get(prefix + name, prefix + name): times for name, times in found.items()}
+        rows = {stored.get(prefix + name, prefix + name): times for name, times in repeats.items()}
         parameters = dict(model.named_parameters())
         biases = {}
-        for name, times in found.items():
+        for name, times in repeats.items():
             bias = prefix + name.removesuffix("weight") + "bias"
             bias = stored.get(bias, bias)
             if bias in parameters:
                 biases[bias] = times
         if (
             isinstance(module, nn.MultiheadAttention)
-            and "in_proj_weight" not in found
+            and "in_proj_weight" not in repeats
             and module.in_proj_bias is not None
         ):
             biases = {stored.get(prefix + "in_proj_bias", prefix + "in_proj_bias"): 3}
