@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from estimators import Objective, UserError
+from estimators import UserError
 from pruning_limits import PruningLimit, predict_limit
 from pruning_limits.forecast import FORMAT, RANGED, Rule
 from validation.studies.limits.calibration import COVERAGE, Case, calibrated, fitted, left_out, usable
@@ -111,9 +110,7 @@ def run(cell: Cell, bench: Bench) -> Row:
             row |= spectral(limit, row["epsilon"], dense.loss, penalty)
     if truths.dimension <= settings.optimised:
         known = [row for row in rows if row["epsilon"] is not None]
-        double = [(x.double(), y) for x, y in data.batches("train", 1000)]
-        objective = Objective(copy.deepcopy(model).double(), double)
-        for row, kept in zip(known, schur(objective, [row["epsilon"] for row in known]), strict=True):
+        for row, kept in zip(known, schur(truths.double(), [row["epsilon"] for row in known]), strict=True):
             row["schur"] = kept
     return network_row(network) | {
         "recipe": recipe_text(network.recipe),

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -122,7 +122,7 @@ class Truths:
 
     def optimised(self) -> list[Row]:
         """Minimise the mean training loss over the kept weights of magnitude masks, by L-BFGS on all data."""
-        objective = Objective(copy.deepcopy(self.model).double(), _double(self.data))
+        objective = self.double()
         profile = MagnitudeProfile(objective.chosen)
 
         def measure(place: int) -> Row:
@@ -136,8 +136,13 @@ class Truths:
 
         return self._curve("optimised", measure).searched()
 
-    def _curve(self, name: str, measure: object) -> Curve:
-        return Curve(measure, self.levels, last_place(self.dimension), self.folder / f"{name}.json")  # type: ignore[arg-type]
+    def double(self) -> Objective:
+        """Return the mean loss on all training data in float64, of a copy of the network."""
+        batches = [(x.double(), y) for x, y in self.data.batches("train", 1000)]
+        return Objective(copy.deepcopy(self.model).double(), batches)
+
+    def _curve(self, name: str, measure: Callable[[int], Row]) -> Curve:
+        return Curve(measure, self.levels, last_place(self.dimension), self.folder / f"{name}.json")
 
     def _pruned(self, model: nn.Module, place: int) -> nn.Module:
         pruned = copy.deepcopy(model)
@@ -148,13 +153,8 @@ class Truths:
     def _trained(self, model: nn.Module, place: int, seed: int) -> nn.Module:
         kept = {name: weight.abs() for name, weight in prunable(model).items()}
         masks = select(kept, self.sparsity(place))
-        recipe = replace(self.network.recipe)
-        train(model, self.data, recipe, self.network.seed + seed, masks=masks)
+        train(model, self.data, self.network.recipe, self.network.seed + seed, masks=masks)
         return model.eval()
 
     def _point(self, model: nn.Module, place: int) -> Row:
         return self.dense.lost(Measured.of(model, self.data), 1 - self.sparsity(place))
-
-
-def _double(data: ImageData) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    return [(x.double(), y) for x, y in data.batches("train", 1000)]
