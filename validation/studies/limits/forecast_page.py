@@ -10,7 +10,16 @@ from pathlib import Path
 from pruning_limits.forecast import Rule
 from pruning_limits.plotting import new_figure, save, sparsity_axis
 from validation.studies.limits.calibration import Case, fitted, left_out, usable, within
-from validation.studies.limits.forecast_skill import ASIDE, FALLING, RULES, Coverage, aside, by_family, told_with
+from validation.studies.limits.forecast_skill import (
+    ASIDE,
+    FALLING,
+    RULES,
+    Coverage,
+    aside,
+    by_family,
+    shared,
+    told_with,
+)
 from validation.tables.writing import COLOURS, Column, Page, Row, write_table
 
 SKILL = "forecast-skill"
@@ -40,7 +49,12 @@ LADDER_COLUMNS = (
     Column("bound", "no hope beyond", ".1%"),
     Column("formula", "the paper's formula", ".1%"),
 )
-FIGURE_NAMES = {"one-shot": "one-shot pruning", "re-tuned": "re-tuning", "hessian": "the Hessian's formula"}
+FIGURE_NAMES = {
+    "epsilon": "epsilon alone",
+    "hessian": "the Hessian's formula",
+    "one-shot": "one-shot pruning",
+    "re-tuned": "re-tuning",
+}
 SHOWN = (("epsilon",), ("hessian",), ("one-shot",), RULES[0])
 
 
@@ -85,7 +99,7 @@ def write_skill(folder: Path, command: str, skill: Skill) -> None:
         "aside": {", ".join(features): aside(skill.cases, features) for features in RULES},
     }
     write_table(folder, Page(SKILL, "Skill of forecasts of what re-training reaches", notes, COLUMNS), rows, **extra)
-    _figure(skill.cases, folder / f"{SKILL}.png")
+    _figure(shared(skill.cases), folder / f"{SKILL}.png")
 
 
 def write_ladder(folder: Path, command: str, lines: Sequence[Row]) -> None:
@@ -166,7 +180,7 @@ def _figure(cases: Sequence[Case], path: Path) -> None:
         sparsity_axis(panel.xaxis, least)
         sparsity_axis(panel.yaxis, least)
         name = " and ".join(FIGURE_NAMES.get(feature, feature) for feature in features)
-        panel.set_title(f"told by {name}: 90 % within a factor {within(residuals):.2f}", loc="left", fontsize=10)
+        panel.set_title(f"{name}: 90 % within a factor {within(residuals):.2f}", loc="left", fontsize=9)
         panel.grid(alpha=0.25)
     for panel in panels[-1]:
         panel.set_xlabel("true (sparsity after the whole recipe)")

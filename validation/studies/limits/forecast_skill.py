@@ -178,14 +178,13 @@ class Coverage:
 def covered(cases: Sequence[Case], features: tuple[str, ...]) -> Coverage:
     """Leave every family out, calibrate on the others, and look whether its networks end within the intervals."""
     known = usable(cases, features)
+    rules = rules_without(known, features)
     shares: dict[str, list[bool]] = {}
     factors = []
-    for family in dict.fromkeys(case.family for case in known):
-        rule = calibrated([case for case in known if case.family != family], features)
-        for case in known:
-            if case.family == family:
-                shares.setdefault(case.network, []).append(holds(rule, case))
-                factors.append(math.exp((rule.high - rule.low) / 2))
+    for case in known:
+        rule = rules[case.family]
+        shares.setdefault(case.network, []).append(holds(rule, case))
+        factors.append(math.exp((rule.high - rule.low) / 2))
     return Coverage(float(np.mean([np.mean(values) for values in shares.values()])), float(np.median(factors)))
 
 
@@ -218,10 +217,20 @@ def aside(cases: Sequence[Case], features: tuple[str, ...]) -> Row | None:
     }
 
 
+def shared(cases: Sequence[Case]) -> list[Case]:
+    """Return the cases that all predictors know."""
+    return usable(cases, sorted({name for predictor in PREDICTORS for name in predictor.features}))
+
+
+def rules_without(cases: Sequence[Case], features: tuple[str, ...]) -> dict[str, Rule]:
+    """Return for every family the rule of all others."""
+    families = dict.fromkeys(case.family for case in cases)
+    return {family: calibrated([case for case in cases if case.family != family], features) for family in families}
+
+
 def skill_rows(cases: Sequence[Case]) -> list[Row]:
     """Return the skill of every predictor on the cases that all predictors know."""
-    shared = {name for predictor in PREDICTORS for name in predictor.features}
-    known = usable(cases, sorted(shared))
+    known = shared(cases)
     networks = [case.network for case in known]
     rows = []
     for predictor in PREDICTORS:
@@ -284,8 +293,7 @@ def ladder_rows(rows: Sequence[Row], level: str) -> list[Row]:
     """
     cases = usable(cases_of(rows), RULES[0])
     own = {case.network: case for case in cases if case.level == level}
-    families = {case.family for case in own.values()}
-    rules = {family: calibrated([case for case in cases if case.family != family], RULES[0]) for family in families}
+    rules = rules_without(cases, RULES[0])
     lines = []
     for row in rows:
         case = own.get(network_name(row))
