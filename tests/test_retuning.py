@@ -347,6 +347,7 @@ def test_ctrl_c_before_the_first_network_leaves_the_rung_unknown(uninterrupted):
     assert limit.answer("re-tuned").basis == "unknown"
     for rung in ("one-shot", "formula"):
         assert limit.answer(rung) == uninterrupted.answer(rung)
+    assert ggn_limit(limit) == ggn_limit(uninterrupted)
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path):
