@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pruning_limits.plotting import BLUE, GREY, ORANGE, new_figure, save
+from pruning_limits.plotting import GREY, new_figure, save
 from validation.masks import overlap, shuffled
 from validation.pruners.magnitude import magnitude_masks
 from validation.pruners.random_masks import mask_seed
@@ -31,7 +31,7 @@ from validation.tables.writing import COLOURS, Column, Page, Row, network_row, w
 from validation.training import Network, accuracy
 
 NAME = "koopman-equivalence"
-METHODS = {"kmp": ("KMP", ORANGE, "o"), "gmp": ("GMP", BLUE, "s"), "lsp": ("LSP", GREY, "^")}
+METHODS = {"kmp": ("KMP", "-", "o"), "gmp": ("GMP", "--", "s"), "lsp": ("LSP", ":", "^")}
 COLUMNS = (
     Column("model", "model"),
     Column("dataset", "data"),
@@ -189,49 +189,51 @@ def _where(suite: Suite) -> str:
 
 
 def _figure(table: Sequence[Row], path: Path) -> None:
-    groups = kinds_of(table)
-    labels = labels_of(table)
-    columns = len(labels) + 1
-    figure, axes = new_figure(len(groups), columns, size=(3.1 * columns, 3.1 * len(groups)), squeeze=False)
-    for line, (which, own) in zip(axes, groups.items(), strict=True):
-        for panel, label in zip(line, labels, strict=False):
+    """Draw two panels per kind of network: accuracy after pruning, first epoch and converged, and overlap of masks."""
+    groups, labels = kinds_of(table), labels_of(table)
+    least = {which[0]: _least_overlap(own, labels[-1]) for which, own in groups.items()}
+    said = ", ".join(f"{value:.0%} ({name})" for name, value in least.items())
+    figure, axes = new_figure(len(groups), 2, size=(10.0, 3.2 * len(groups) + 0.5), squeeze=False)
+    figure.suptitle(f"Least overlap of the masks, {when(labels[-1])}: {said}", fontsize=11)
+    colours = dict(zip(labels, COLOURS, strict=False))
+    for (left, right), (which, own) in zip(axes, groups.items(), strict=True):
+        for label in labels:
             rows = [row for row in own if row["label"] == label]
-            for key in METHODS:
-                _curves(panel, rows, key)
-            panel.set_title(f"{which[0]}, {when(label)}", loc="left", fontsize=9)
-            panel.set(ylabel="test accuracy, %", ylim=(0, 102))
-        for number, label in enumerate(labels):
-            rows = [row for row in own if row["label"] == label]
-            places, values = [row["compression"] for row in rows], [row["overlap"] for row in rows]
-            line[-1].plot(places, values, "o-", color=COLOURS[number], markersize=3, label=when(label))
-        line[-1].plot(places, [row["floor"] for row in rows], ":", color=GREY, label="random masks")
-        line[-1].set_title(f"{which[0]}, masks of KMP and GMP", loc="left", fontsize=9)
-        line[-1].set(ylabel="overlap", ylim=(0, 1.03))
-        line[-1].legend(fontsize=6)
-        for panel in line:
+            places = [row["compression"] for row in rows]
+            right.plot(
+                places, [row["overlap"] for row in rows], "o-", color=colours[label], markersize=3, label=when(label)
+            )
+            for key in METHODS if label in (labels[0], labels[-1]) else ():
+                _curve(left, rows, key, colours[label])
+        right.plot(places, [row["floor"] for row in rows], ":", color=GREY, label="random masks")
+        left.set_title(f"{which[0]}: accuracy after pruning", loc="left", fontsize=9)
+        right.set_title(f"{which[0]}: masks of KMP and GMP", loc="left", fontsize=9)
+        left.set(ylabel="test accuracy, %", ylim=(0, 102))
+        right.set(ylabel="overlap", ylim=(0, 1.03))
+        for panel in (left, right):
             compression_axis(panel, places)
-    fullest = max(axes[0, :-1], key=lambda panel: len(panel.get_legend_handles_labels()[1]))
-    fullest.legend(fontsize=6)
+            panel.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     save(figure, path)
 
 
-def _curves(panel: Any, rows: Sequence[Row], key: str) -> None:
-    said, colour, marker = METHODS[key]
-    for suffix, style, state in (("", "--", "pruned"), ("_refined", "-", "refined")):
-        if rows[0][key + suffix] is None:
-            continue
-        panel.errorbar(
-            [row["compression"] for row in rows],
-            [100 * row[key + suffix] for row in rows],
-            [100 * (row[f"{key}{suffix}_spread"] or 0) for row in rows],
-            color=colour,
-            linestyle=style,
-            marker=marker,
-            markersize=3,
-            linewidth=1,
-            capsize=2,
-            label=f"{said}, {state}",
-        )
+def _least_overlap(rows: Sequence[Row], label: str) -> float:
+    return min(float(row["overlap"]) for row in rows if row["label"] == label)
+
+
+def _curve(panel: Any, rows: Sequence[Row], key: str, colour: str) -> None:
+    name, style, marker = METHODS[key]
+    panel.errorbar(
+        [row["compression"] for row in rows],
+        [100 * row[key] for row in rows],
+        [100 * (row[f"{key}_spread"] or 0) for row in rows],
+        color=colour,
+        linestyle=style,
+        marker=marker,
+        markersize=3,
+        linewidth=1,
+        capsize=2,
+        label=f"{name}, {when(rows[0]['label'])}",
+    )
 
 
 TABLE = Table(NAME, settings, run, write, sections=(KoopmanSettings,))

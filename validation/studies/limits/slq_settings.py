@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
-
-import numpy as np
+from typing import ClassVar
 
 from pruning_limits import predict_limit
-from pruning_limits.plotting import BLUE, GREEN, new_figure, save
+from pruning_limits.plotting import new_figure, plain_ticks, save
 from pruning_limits.result import established
 from validation.studies.limits.predicted import LimitSettings
 from validation.tables.reading import known_suites, load_suite
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
-from validation.tables.writing import Column, Page, Row, network_row, recipe_text, write_table
+from validation.tables.writing import COLOURS, Column, Page, Row, network_row, recipe_text, write_table
 
 NAME = "slq-settings"
 VARIED = ("samples", "steps", "probes")
+LEAST_SHOWN = 0.1  # points of half-width, in the figure
+QUANTITIES = (("half_width", "formula with the Hessian"), ("ggn_half_width", "formula with the GGN"))
 COLUMNS = (
     Column("model", "model"),
     Column("dataset", "data"),
@@ -92,7 +93,7 @@ def run(cell: Cell, bench: Bench) -> Row:
 
 
 def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None:
-    """Write the table and draw the limit against every setting."""
+    """Write the table and draw half-widths against what they cost."""
     slq = suite.settings(SlqSettings)
     varied = "; ".join(f"{key} {', '.join(map(str, getattr(slq, key)))}" for key in VARIED)
     notes = [
@@ -107,37 +108,56 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
     _figure(rows, [key for key in VARIED for _ in getattr(slq, key)], folder / f"{NAME}.png")
 
 
+def cost(row: Row) -> int:
+    """Return what a setting costs: products times the samples that each of them passes."""
+    return int(row["products"]) * int(row["samples"])
+
+
+def shown(row: Row, name: str) -> float:
+    """Return a half-width as the figure shows it."""
+    return max(float(row[name]), LEAST_SHOWN)
+
+
 def _figure(rows: Sequence[Row], varied: Sequence[str], path: Path) -> None:
-    """Draw one row of panels per kind of network; ``varied`` names the setting of each of its rows in turn."""
+    """Draw the half-width of both limits against the cost; ``varied`` names the setting of each row in turn."""
     networks = [rows[start : start + len(varied)] for start in range(0, len(rows), len(varied))]
     keys = list(dict.fromkeys(varied))
-    figure, panels = new_figure(len(networks), len(keys), size=(4.0 * len(keys), 3.2 * len(networks)), squeeze=False)
+    figure, panels = new_figure(
+        len(networks), len(QUANTITIES), size=(8.4, 3.2 * len(networks) + 0.4), sharey=True, squeeze=False
+    )
+    figure.suptitle(_finding(networks, varied), fontsize=11)
     for line, network in zip(panels, networks, strict=True):
-        for panel, key in zip(line, keys, strict=True):
-            own = sorted(
-                (row for row, one in zip(network, varied, strict=True) if one == key), key=lambda row: row[key]
+        for panel, (name, label) in zip(line, QUANTITIES, strict=True):
+            for key, colour in zip(keys, COLOURS, strict=False):
+                own = sorted((row for row, own in zip(network, varied, strict=True) if own == key), key=cost)
+                across, values = [cost(row) for row in own], [shown(row, name) for row in own]
+                panel.plot(across, values, "o-", markersize=4, color=colour, label=f"more {key}")
+                for row, place, value in zip(own, across, values, strict=True):
+                    shift = {"xytext": (3, 4), "textcoords": "offset points"}
+                    panel.annotate(str(row[key]), (place, value), fontsize=7, color=colour, **shift)
+            panel.set(
+                xscale="log",
+                yscale="log",
+                xlabel="products times samples",
+                ylabel=f"half-width, points (at least {LEAST_SHOWN:g})",
             )
-            _panel(panel, own, key)
-        line[0].set_ylabel("predicted limit (sparsity), %")
-        first = network[0]
-        line[0].set_title(f"{first['model']}, {first['dataset']}, penalty {first['penalty']}", loc="left", fontsize=10)
-    panels[0][-1].legend(fontsize=7, loc="lower right")
+            panel.set_title(f"{network[0]['model']}, penalty {network[0]['penalty']}: {label}", loc="left", fontsize=9)
+            panel.grid(alpha=0.25, which="both")
+            plain_ticks(panel)
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=len(keys), fontsize=8)
     save(figure, path)
 
 
-def _panel(panel: Any, rows: Sequence[Row], key: str) -> None:
-    across = [row[key] for row in rows]
-    for name, error, colour, label in (
-        ("sparsity", "half_width", BLUE, "one-shot (Hessian)"),
-        ("retrained", "ggn_half_width", GREEN, "re-trained (GGN)"),
-    ):
-        values = np.array([100 * row[name] for row in rows])
-        errors = np.array([row[error] for row in rows])
-        inside = [np.minimum(errors, values), np.minimum(errors, 100 - values)]
-        panel.errorbar(across, values, inside, fmt="o-", markersize=4, capsize=2, color=colour, label=label)
-    panel.set(xscale="log", xlabel=key, xticks=across, xticklabels=across, ylim=(0, 102))
-    panel.minorticks_off()
-    panel.grid(alpha=0.25)
+def _finding(networks: Sequence[Sequence[Row]], varied: Sequence[str]) -> str:
+    """Say which setting narrows the limits most from its cheapest to its dearest value, on geometric average."""
+    factors = {}
+    for key in dict.fromkeys(varied):
+        narrowed = []
+        for network in networks:
+            own = sorted((row for row, own in zip(network, varied, strict=True) if own == key), key=cost)
+            narrowed += [math.log(shown(own[0], name) / shown(own[-1], name)) for name, _ in QUANTITIES]
+        factors[key] = sum(narrowed) / len(narrowed)
+    return f"More {max(factors, key=lambda key: factors[key])} narrow the limits most"
 
 
 def _recipes() -> list[str]:

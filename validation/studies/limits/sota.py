@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pruning_limits.plotting import GREY, new_figure, save, sparsity_axis
+from pruning_limits.plotting import BLACK, BLUE, GREEN, GREY, new_figure, save, sparsity_axis
 from validation.studies.limits.algorithms import SECTIONS, CompareSettings, cells, reached, run, settings
 from validation.studies.limits.predicted import limit_notes, predicted_limit
-from validation.tables.kinds import kind
+from validation.tables.kinds import kind, kinds_of
 from validation.tables.suite import Suite
 from validation.tables.table import Table
-from validation.tables.writing import COLOURS, Column, Page, Row, write_table
+from validation.tables.writing import Column, Page, Row, write_table
 
 NAME = "sota"
+NAMED, ONE_SHOT, REST = 5, "lomp", "all others"
+PREDICTED = (("isotropic", BLUE, "predicted one-shot"), ("retrained", GREEN, "predicted re-trained"))
 COLUMNS = (
     Column("model", "model"),
     Column("dataset", "data"),
@@ -53,29 +55,45 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
         f"{above} of {len(table)} runs lie above the limit predicted for re-training.",
     ]
     write_table(folder, Page(NAME, f"Reached against predicted sparsity, suite {suite.name}", notes, COLUMNS), table)
-    figure, panels = new_figure(1, 2, size=(11.0, 5.0))
-    names = list(dict.fromkeys(row["pruner"] for row in table))
-    least = 0.7 * min(min(1 - row["reached"], 1 - row["retrained"]) for row in table)
-    for panel, key, label in zip(panels, ("isotropic", "retrained"), ("one-shot", "re-trained"), strict=True):
-        for number, name in enumerate(names):
-            own = [row for row in table if row["pruner"] == name]
-            panel.plot(
-                [1 - row[key] for row in own],
-                [1 - row["reached"] for row in own],
-                "osD^v<>pP*X"[number % 11],
-                color=COLOURS[number % len(COLOURS)],
-                markersize=5,
-                alpha=0.8,
-                label=name,
-            )
-        panel.plot([1, least], [1, least], color=GREY, linewidth=1, label="reached = predicted")
-        sparsity_axis(panel.xaxis, least)
-        sparsity_axis(panel.yaxis, least)
-        panel.set(xlabel=f"predicted {label} limit (sparsity)", ylabel="reached sparsity, dense accuracy kept")
+    _figure(table, f"{above} of {len(table)} runs reach more than is predicted for re-training", folder / f"{NAME}.png")
+
+
+def _figure(table: Sequence[Row], title: str, path: Path) -> None:
+    """Draw what the methods reach, a panel per kind of network: the best few by name, all others in one line."""
+    groups = kinds_of(table)
+    names = named(table)
+    places = {name: place for place, name in enumerate([*names, REST][::-1])}
+    figure, axes = new_figure(1, len(groups), size=(9.0, 0.42 * len(places) + 2.2), squeeze=False)
+    figure.suptitle(title, fontsize=11)
+    for panel, (which, own) in zip(axes[0], groups.items(), strict=True):
+        for key, colour, label in PREDICTED:
+            limits = [1 - row[key] for row in own]
+            panel.axvspan(min(limits), max(limits), color=colour, alpha=0.3, linewidth=0, label=label)
+        for row in own:
+            known = row["pruner"] in names
+            place = places[row["pruner"] if known else REST]
+            panel.plot(1 - row["reached"], place, "o", color=BLACK if known else GREY, markersize=5, alpha=0.7)
+        panel.set_yticks(list(places.values()), list(places), fontsize=9)
+        sparsity_axis(panel.xaxis, 0.7 * min(min(1 - row["reached"], 1 - row["retrained"]) for row in table))
+        panel.set(xlabel="sparsity, dense accuracy kept")
+        panel.set_title(f"{which[0]}, {which[1]}, penalty {which[2]}", loc="left", fontsize=9)
         panel.tick_params(axis="x", labelrotation=45, labelsize=8)
         panel.grid(alpha=0.25)
-    panels[1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    save(figure, folder / f"{NAME}.png")
+    for panel in axes[0, 1:]:
+        panel.tick_params(labelleft=False)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
+    save(figure, path)
+
+
+def named(table: Sequence[Row]) -> list[str]:
+    """Return the methods that a figure names, the best first by mean sparsity, and one-shot magnitude pruning."""
+
+    def mean(name: str) -> float:
+        own = [row["reached"] for row in table if row["pruner"] == name]
+        return float(sum(own)) / len(own)
+
+    order = sorted({row["pruner"] for row in table}, key=mean, reverse=True)
+    return [name for place, name in enumerate(order) if place < NAMED or name == ONE_SHOT]
 
 
 TABLE = Table(NAME, settings, run, write, cells, sections=SECTIONS, prepare=predicted_limit, rows_of="algorithms")
