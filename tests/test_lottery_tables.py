@@ -126,7 +126,9 @@ def theory_rows(power: float = 0.5, **changes: Any) -> list[Row]:
             x = kept / samples
             base = {"kept": kept, "samples": samples}
             rows.append(
-                base | {"measure": "landscape", "radius_ratio": 1.1 - 2 * x**0.5, "least_ratio": 1 - 2 * x**0.5}
+                base
+                | {"measure": "landscape", "radius_ratio": 1.1 - 2 * x**0.5, "turned_ratio": 1 - 2 * x**0.5}
+                | {"least_ratio": 1 - 2 * x**0.5}
             )
             rows.append(base | {"measure": "objective", "gradient_gap": x**power, "objective_gap": x**power})
             rows.append(base | {"measure": "noisy", "distance": x**power, "root_error": 3 * x**power})

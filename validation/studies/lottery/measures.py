@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from validation.studies.lottery.population import population_gradient, population_hessian, population_loss
-from validation.studies.lottery.recovery import End, convex_radius, descend, inward, step_size
+from validation.studies.lottery.recovery import End, convex_radius, descend, inward, step_size, turning
 from validation.studies.lottery.teacher_student import (
     Bools,
     Floats,
@@ -54,15 +54,23 @@ def _curvatures(w: Floats, step: Floats, support: Bools, x: Floats, y: Floats) -
 
 
 def landscape(part: Row, rng: np.random.Generator) -> Row:
-    """Radius of the convex region and smallest eigenvalue at the truth, for samples and in expectation (S4, S5)."""
+    """Radius of the convex region and smallest eigenvalue at the truth, for samples and in expectation (S4, S5).
+
+    The radius is taken along rays that turn and shrink every neuron, and along random ones (``turned``).
+    """
     teachers, x, y = drawn(part, rng)
-    found: dict[str, list[float]] = {key: [] for key in ("radius", "population_radius", "least", "population_least")}
-    for case in zip(teachers.weights, inward(teachers, rng), teachers.support, x, y, strict=True):
-        for prefix, curvature in _curvatures(*case).items():
+    keys = ("radius", "turned", "least")
+    found: dict[str, list[float]] = {f"{prefix}{key}": [] for key in keys for prefix in ("", "population_")}
+    rays = inward(teachers, rng), turning(teachers, rng)
+    for w, shrinking, turned, *data in zip(teachers.weights, *rays, teachers.support, x, y, strict=True):
+        for prefix, curvature in _curvatures(w, shrinking, *data).items():
             found[f"{prefix}radius"].append(convex_radius(curvature))
             found[f"{prefix}least"].append(float(np.linalg.eigvalsh(curvature(0.0))[0]) * NEURONS**2)
+        for prefix, curvature in _curvatures(w, turned, *data).items():
+            found[f"{prefix}turned"].append(convex_radius(curvature))
     means: Row = {key: float(np.mean(values)) for key, values in found.items()}
-    means["radius_ratio"] = means["radius"] / means["population_radius"]
+    for key in ("radius", "turned"):
+        means[f"{key}_ratio"] = means[key] / means[f"population_{key}"]
     means["least_ratio"] = float(np.mean(np.divide(found["least"], found["population_least"])))
     return means
 

@@ -117,6 +117,21 @@ def convex_radius(curvature: Callable[[float], Floats], farthest: float = 1.0, h
     return (low + high) / 2
 
 
+def turning(teachers: Teachers, rng: np.random.Generator) -> Floats:
+    """Random directions within the supports.
+
+    Args:
+        teachers: The truth.
+        rng: Source of the directions.
+
+    Returns:
+        Steps ``[trials, neurons, inputs]`` of norm one in every neuron.
+    """
+    turn = rng.standard_normal(teachers.weights.shape) * teachers.support
+    step: Floats = turn / np.linalg.norm(turn, axis=-1, keepdims=True)
+    return step
+
+
 def inward(teachers: Teachers, rng: np.random.Generator) -> Floats:
     """Directions in which every neuron turns at random and shrinks by the same amount.
 
@@ -127,6 +142,5 @@ def inward(teachers: Teachers, rng: np.random.Generator) -> Floats:
     Returns:
         Steps ``[trials, neurons, inputs]`` of norm about one in every neuron.
     """
-    turn = rng.standard_normal(teachers.weights.shape) * teachers.support
-    step: Floats = (turn / np.linalg.norm(turn, axis=-1, keepdims=True) - teachers.weights) / np.sqrt(2)
+    step: Floats = (turning(teachers, rng) - teachers.weights) / np.sqrt(2)
     return step

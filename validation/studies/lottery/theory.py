@@ -70,6 +70,7 @@ class Claim:
 
 CLAIMS = (
     Claim("S4", "landscape", "radius_ratio", "radius of the convex region / its expectation", "r/N", 0.5, True),
+    Claim("S4", "landscape", "turned_ratio", "the same along random rays, at most 1", "r/N", 0.5, True),
     Claim("S5", "landscape", "least_ratio", "smallest eigenvalue at W* / its expectation", "r/N", 0.5, True, 1.0),
     Claim("S6", "recovery", "needed", "samples at which half of the trials recover", "r", 1.0),
     Claim("S7", "speed", "iterations", "iterations to a relative error of 1e-6", "r", 0.5),
@@ -232,7 +233,8 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
         "of the teacher's weights are kept.",
         "The ratios of S4, S5 and S7 divide by the value in expectation of the same teacher, because supports that "
         f"overlap change the landscape with r alone. The second derivative of a ReLU is a normal density of width "
-        f"{measures.WIDTH}; rays of S4 turn and shrink every neuron alike. Labels of S9 carry noise {measures.NOISE}.",
+        f"{measures.WIDTH}; the first rays of S4 turn and shrink every neuron alike, the second ones only turn. Labels "
+        f"of S9 carry noise {measures.NOISE}.",
         f"In words: {counts['reproduced']} of {len(table)} rows reproduced, {counts['partly']} partly, "
         f"{counts['not']} not.",
         *(f"{row['claim']}, {row['quantity']}: {_sentence(row)}" for row in table),
