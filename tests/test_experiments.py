@@ -2,18 +2,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from estimators import Hessian, Objective, UserError
+from estimators import Hessian, Objective, SpectralMeasure, UserError
 from estimators.trace import row_norms
 from pruning_limits import PruningLimit, predict_limit
 from validation.data import load_data
 from validation.models import build_model
-from validation.studies.limits import algorithms, early
+from validation.studies.limits import algorithms, crossing, early
 from validation.studies.limits.weights import total_variation
 from validation.tables.discovery import tables
 from validation.tables.reading import load_suite
@@ -56,6 +58,7 @@ recipe = { epochs = 1, lr = 0.05, l1 = 1e-3 }
 NAMES = {
     "algorithms",
     "bounds",
+    "crossing",
     "early",
     "iterative-and-l2",
     "meaning",
@@ -145,6 +148,25 @@ def test_crossings_name_pruners_on_both_sides() -> None:
     one_shot, again = algorithms.crossings(rows, 0.005)
     assert "Crossed (points of sparsity): good by 10.0. Not reached: bad by" in one_shot
     assert "by none. Not reached: good by 10.0, bad by" in again
+
+
+@pytest.mark.parametrize("sparsity", [0.3, 0.9])
+def test_the_allowed_norm_of_equal_eigenvalues_is_known(sparsity: float) -> None:
+    measure, curvature, whole, epsilon = SpectralMeasure.from_eigenvalues(np.full(5, 3.0)), 3.0, 8.0, 0.1
+    hessian = SimpleNamespace(limit=lambda solve: solve(measure))
+    curve = SimpleNamespace(squared_norm=lambda sparsity: whole)
+    limit: Any = SimpleNamespace(epsilon=epsilon, evidence=SimpleNamespace(hessian=hessian, curve=curve))
+    squared = 2 * epsilon * (1 - sparsity) / (sparsity * curvature)  # c / (c + 3) = s with c = 2 epsilon / R^2
+    assert crossing.allowed(limit, sparsity) == pytest.approx((squared / whole) ** 0.5, rel=1e-9)
+
+
+def test_flat_directions_alone_allow_any_norm() -> None:
+    measure = SpectralMeasure.from_eigenvalues(np.array([0.0, 0.0, 0.0, 1.0]))
+    hessian = SimpleNamespace(limit=lambda solve: solve(measure))
+    curve = SimpleNamespace(squared_norm=lambda sparsity: 1.0)
+    limit: Any = SimpleNamespace(epsilon=0.1, evidence=SimpleNamespace(hessian=hessian, curve=curve))
+    assert crossing.allowed(limit, 0.7) is None
+    assert crossing.allowed(limit, 0.8) is not None
 
 
 def test_total_variation_of_known_histograms() -> None:
