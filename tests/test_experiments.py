@@ -15,7 +15,7 @@ from estimators.trace import row_norms
 from pruning_limits import PruningLimit, predict_limit
 from validation.data import load_data
 from validation.models import build_model
-from validation.studies.limits import algorithms, crossing, early
+from validation.studies.limits import algorithms, crossing, early, predicted
 from validation.studies.limits.weights import total_variation
 from validation.tables.discovery import tables
 from validation.tables.reading import load_suite
@@ -240,7 +240,7 @@ def test_early_limits_come_from_one_training_run_that_ends_in_the_trained_networ
         return predict_limit(model, *arguments, **options)
 
     interrupted: list[bool] = []
-    monkeypatch.setattr(early, "predict_limit", predict)
+    monkeypatch.setattr(predicted, "predict_limit", predict)
     with pytest.raises(KeyboardInterrupt):
         run_table("early", suite, Run(tmp_path))
     folder = run_table("early", suite, Run(tmp_path))

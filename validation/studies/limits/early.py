@@ -7,13 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from torch import nn
-
 from estimators import UserError
-from pruning_limits import PruningLimit, predict_limit
+from pruning_limits import PruningLimit
 from pruning_limits.plotting import BLUE, GREEN, ORANGE, new_figure, save, sparsity_axis
 from validation.models import build_model
-from validation.studies.limits.predicted import limit_notes
+from validation.studies.limits.predicted import BriefSettings, brief_limit, limit_notes
 from validation.tables.kinds import kind
 from validation.tables.storage import read_json, write_json
 from validation.tables.suite import Suite
@@ -44,22 +42,17 @@ COLUMNS = (
 
 
 @dataclass(frozen=True)
-class EarlySettings:
+class EarlySettings(BriefSettings):
     """When the limit is predicted on the way through training.
 
     Args:
         epochs: Epochs after which to predict, besides the last; a shorter recipe takes the same fractions.
-        samples: Data sub-sample of every prediction; None lets the engine choose.
-        steps: Lanczos steps of every prediction; None lets the engine choose.
-        probes: Probe vectors of every prediction; None lets the engine choose.
+        samples: See ``BriefSettings``; ``steps`` and ``probes`` likewise.
     """
 
     section: ClassVar[str] = "early"
 
     epochs: tuple[int, ...] = (1, 5, 10, 20)
-    samples: int | None = None
-    steps: int | None = 32
-    probes: int | None = 1
 
     def __post_init__(self) -> None:
         if min(self.epochs, default=1) < 1:
@@ -86,9 +79,9 @@ def checkpoints(wanted: Sequence[int], epochs: int) -> list[int]:
 
 def run(cell: Cell, bench: Bench) -> Row:
     """Train one network once more and predict its limit at every checkpoint of this one run."""
-    network, folder = cell.network, bench.folder
+    network, folder, settings = cell.network, bench.folder, bench.suite.settings(EarlySettings)
     model = build_model(network.model, bench.data.shape, bench.data.classes, network.seed)
-    epochs = checkpoints(bench.suite.settings(EarlySettings).epochs, network.recipe.epochs)
+    epochs = checkpoints(settings.epochs, network.recipe.epochs)
     per_epoch = len(bench.data.batches("train", network.recipe.batch_size))
     for epoch in epochs:
         if not (folder / f"limit-{epoch}.json").exists():
@@ -104,7 +97,7 @@ def run(cell: Cell, bench: Bench) -> Row:
                 ),
             )
             write_json(folder / f"accuracy-{epoch}.json", accuracy(model, bench.data))
-            _limit(cell, bench, model).to_json(folder / f"limit-{epoch}.json")
+            brief_limit(model, network, bench, settings).to_json(folder / f"limit-{epoch}.json")
     limits = [PruningLimit.from_json(folder / f"limit-{epoch}.json") for epoch in epochs]
     points = [
         _point(epoch, read_json(folder / f"accuracy-{epoch}.json"), limit, limits[-1])
@@ -112,21 +105,6 @@ def run(cell: Cell, bench: Bench) -> Row:
     ]
     (folder / "state.pt").unlink(missing_ok=True)
     return network_row(network) | {"points": points}
-
-
-def _limit(cell: Cell, bench: Bench, model: nn.Module) -> PruningLimit:
-    settings = bench.suite.settings(EarlySettings)
-    return predict_limit(
-        model,
-        bench.data.batches("train", 1000),
-        penalty=cell.network.recipe.penalty,
-        criterion="objective",
-        samples=settings.samples,
-        steps=settings.steps,
-        probes=settings.probes,
-        seed=cell.network.seed,
-        progress=None if bench.progress else False,
-    )
 
 
 def _point(epoch: int, correct: float, limit: PruningLimit, final: PruningLimit) -> Row:

@@ -10,14 +10,13 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from pruning_limits import predict_limit
 from pruning_limits.magnitude import removed_count
 from pruning_limits.plotting import BLUE, GREEN, GREY, ORANGE, new_figure, save, sparsity_axis
 from validation.masks import Masks, prunable, sparsity_of
 from validation.pruners import Problem, pruner
 from validation.pruners.budget import alive_counts
 from validation.pruners.imp import RATE, levels
-from validation.studies.limits.predicted import limit_notes
+from validation.studies.limits.predicted import BriefSettings, brief_limit, limit_notes
 from validation.tables.kinds import kind
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
@@ -45,24 +44,19 @@ COLUMNS = (
 
 
 @dataclass(frozen=True)
-class IterativeSettings:
+class IterativeSettings(BriefSettings):
     """How the limit is followed along iterative pruning.
 
     Args:
         sparsity: Where pruning ends.
         epochs: Epochs of every training.
-        samples: Data sub-sample of every prediction; None lets the engine choose.
-        steps: Lanczos steps of every prediction; None lets the engine choose.
-        probes: Probe vectors of every prediction; None lets the engine choose.
+        samples: See ``BriefSettings``; ``steps`` and ``probes`` likewise.
     """
 
     section: ClassVar[str] = "iterative"
 
     sparsity: float = 0.9
     epochs: int = 20
-    samples: int | None = None
-    steps: int | None = 32
-    probes: int | None = 1
 
 
 def cells(suite: Suite) -> list[Cell]:
@@ -87,18 +81,7 @@ def run(cell: Cell, bench: Bench) -> Row:
 
 
 def _point(cell: Cell, bench: Bench, model: nn.Module, masks: Masks) -> Row:
-    network, settings = cell.network, bench.suite.settings(IterativeSettings)
-    limit = predict_limit(
-        model,
-        bench.data.batches("train", 1000),
-        penalty=network.recipe.penalty,
-        criterion="objective",
-        samples=settings.samples,
-        steps=settings.steps,
-        probes=settings.probes,
-        seed=network.seed,
-        progress=None if bench.progress else False,
-    )
+    limit = brief_limit(model, cell.network, bench, bench.suite.settings(IterativeSettings))
     return {
         "sparsity": sparsity_of(masks),
         "accuracy": accuracy(model, bench.data),

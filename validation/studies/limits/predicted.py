@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from torch import nn
+
 from estimators import UserError
 from pruning_limits import PruningLimit, predict_limit
 from validation.tables.storage import run_folder
@@ -31,6 +33,21 @@ class LimitSettings:
     steps: int | None = None
     probes: int | None = None
     tolerance: float = 0.005
+
+
+@dataclass(frozen=True)
+class BriefSettings:
+    """Arguments of ``predict_limit`` in tables that predict many times on the way of one network.
+
+    Args:
+        samples: Data sub-sample of every prediction; None lets the engine choose.
+        steps: Lanczos steps of every prediction; None lets the engine choose.
+        probes: Probe vectors of every prediction; None lets the engine choose.
+    """
+
+    samples: int | None = None
+    steps: int | None = 32
+    probes: int | None = 1
 
 
 def predicted_limit(network: Network, bench: Bench) -> PruningLimit:
@@ -62,6 +79,28 @@ def predicted_limit(network: Network, bench: Bench) -> PruningLimit:
         return PruningLimit.from_json(folder / "limit.json")
     except UserError as error:
         raise UserError(f"{error}; results are not mixed: delete {folder}, or start afresh with --out") from None
+
+
+def brief_limit(model: nn.Module, network: Network, bench: Bench, settings: BriefSettings) -> PruningLimit:
+    """Predict the limit of a network on the way of its training or pruning.
+
+    Args:
+        model: The network as it is now.
+        network: What it belongs to.
+        bench: Its data.
+        settings: Samples, steps and probes.
+    """
+    return predict_limit(
+        model,
+        bench.data.batches("train", 1000),
+        penalty=network.recipe.penalty,
+        criterion="objective",
+        samples=settings.samples,
+        steps=settings.steps,
+        probes=settings.probes,
+        seed=network.seed,
+        progress=None if bench.progress else False,
+    )
 
 
 def limit_notes(suite: Suite) -> list[str]:
