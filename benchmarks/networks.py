@@ -136,6 +136,8 @@ def windows() -> tuple[Tensor, int]:
 
 
 CASES: dict[str, Images | Text] = {
+    "small-cnn, digits": Images(Network("small-cnn", "digits", Recipe(30, 0.05), 0)),
+    "fc5-mini, digits": Images(Network("fc5-mini", "digits", Recipe(30, 0.05), 0)),
     "LeNet-300-100, MNIST": Images(Network("lenet-300-100", "mnist", Recipe(4, 0.05, warmup=1), 0)),
     "MnistNet, MNIST": Images(Network("mnistnet", "mnist", Recipe(10, 0.05, warmup=1), 0)),
     "MnistNet, Fashion-MNIST": Images(Network("mnistnet", "fashion-mnist", Recipe(10, 0.05, warmup=1), 0)),

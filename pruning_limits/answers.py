@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from pruning_limits.forecast import OUTSIDE
@@ -14,6 +15,8 @@ from pruning_limits.settings import CROSS_ENTROPY, Retuning
 from pruning_limits.stopping import STOPPING
 
 if TYPE_CHECKING:
+    from estimators import SpectralMeasure
+    from pruning_limits.directions import Directions
     from pruning_limits.epsilon import Allowed
     from pruning_limits.evidence import Evidence
     from pruning_limits.forecast import Forecast
@@ -305,17 +308,28 @@ def _needed(count: int, error: float, wanted: float) -> int:
 
 def directional(evidence: Evidence, allowed: Allowed) -> float | None:
     """Return the directional limit with the GGN, or None where the GGN says nothing."""
-    ggn, directions = evidence.ggn, evidence.directions
-    if ggn is None or directions is None:
+    if evidence.ggn is None or evidence.directions is None:
         return None
-    return ggn.limit(lambda measure: directions.limit(measure, evidence.curve, allowed.epsilon).sparsity)
+    estimate, solve = _directional(evidence.ggn, evidence.directions, evidence, allowed)
+    return estimate.limit(solve)
 
 
-def bound(evidence: Evidence, at: float | None, lower: float, how: str = "pruning alone") -> Answer:
+def _directional(
+    ggn: Estimate, directions: Directions, evidence: Evidence, allowed: Allowed
+) -> tuple[Estimate, Callable[[SpectralMeasure], float]]:
+    """Return the GGN with the growth of the directional limit, and what solves for that on a measure."""
+    return (
+        replace(ggn, growth=directions.growth),
+        lambda measure: directions.limit(measure, evidence.curve, allowed.epsilon).sparsity,
+    )
+
+
+def bound(evidence: Evidence, allowed: Allowed, at: float | None, lower: float, how: str = "pruning alone") -> Answer:
     """Answer beyond which sparsity re-tuning fails in the quadratic model.
 
     Args:
         evidence: What was computed.
+        allowed: The allowed rise of the criterion.
         at: The directional limit.
         lower: What was measured to be reached.
         how: What reaches it.
@@ -323,21 +337,36 @@ def bound(evidence: Evidence, at: float | None, lower: float, how: str = "prunin
     if at is None or evidence.ggn is None or evidence.directions is None:
         return Answer("bound", None, None, None, "unknown", None, evidence.unknown)
     upper = with_window(at, evidence.parameters)
-    error = evidence.ggn.step_error + evidence.ggn.sample_error + evidence.directions.step_error
-    high = upper + error
+    fewer, more = _bound_errors(evidence.ggn, evidence.directions, evidence, allowed, at)
+    low, high = (with_window(max(0.0, end), evidence.parameters) for end in (at - more, at + fewer))
     if lower > high:
         reason = f"{REFUTED}: it is {upper:.2%}, and {how} reaches {lower:.2%}"
         return Answer("bound", None, None, None, "unknown", None, reason)
     if high >= 1:
-        reason = f"the quadratic model's bound, {upper:.2%}, has a numerical error of {100 * error:.1f} points"
+        reason = f"the quadratic model's bound, {upper:.2%}, has a numerical error of {100 * fewer:.2f} points"
         return Answer("bound", None, None, None, "unknown", None, reason)
-    low = max(lower, upper - error)
     status = "the directional limit of the quadratic model and the kinematic window; the interval is numerical error"
-    return Answer("bound", max(lower, upper), low, high, "bound", None, status)
+    return Answer("bound", max(lower, upper), max(lower, low), high, "bound", None, status)
+
+
+def _bound_errors(
+    ggn: Estimate, directions: Directions, evidence: Evidence, allowed: Allowed, at: float
+) -> tuple[float, float]:
+    r"""Return by how much less and more than :math:`k` may be kept at the directional limit, in sparsity.
+
+    Steps err as the measures of the GGN that enclose the limit differ, and as the recurrences along the directions do.
+    Samples err by a factor :math:`1 + \rho`, the spread of the directions: from :math:`k/(1+\rho)` to
+    :math:`k(1+\rho)`.
+    """
+    kept, times = 1 - at, 1 + directions.spread
+    estimate, solve = _directional(ggn, directions, evidence, allowed)
+    steps = estimate.certified(solve).step_error + directions.growth * directions.step_error
+    return kept * (1 - 1 / times) + steps, kept * (times - 1) + steps
 
 
 def with_window(at: float, dimension: int) -> float:
     """Return a directional limit plus the kinematic window at 5 %, at most 1."""
+    at = min(1.0, at)
     return min(1.0, at + concentration_width(at * dimension, dimension) / dimension)
 
 

@@ -9,9 +9,11 @@ from pruning_limits.stopping import Kind
 EPOCH = 3  # forward passes: a training step goes forward once and backward, which takes twice as long
 PRODUCT = 4  # forward passes of a product with kept graphs, 2.5 to 4.4 measured (``benchmarks/parts.py``)
 FREE_OPERATIONS = 1e12  # floating point operations, some ten seconds of one core, that are spent on small problems, too
-SHARES = {"ggn": 0.25, "directions": 0.05, "hessian": 0.3, "diagnostics": 0.1}
+SHARES = {"ggn": 0.35, "hessian": 0.25, "diagnostics": 0.1}
+SMALLER, DIRECTIONS = 1 / 3, 2  # recurrences on smaller sub-samples, and along directions, beside one of a spectrum
 RETUNING_SHARE = 0.5  # beside those: what re-tuning may take at most
-FEWEST = 256  # samples of a spectrum: with fewer of them it says nothing about all data
+FEWEST = 64  # samples of a spectrum, whatever the budget: with fewer of them it says nothing about all data
+FEWEST_LOSSES = 256
 FEWEST_DIAGNOSTIC, DIAGNOSTIC_PRODUCTS = 64, 40
 
 
@@ -48,20 +50,17 @@ class ComputeBudget:
     @property
     def losses(self) -> int:
         """Samples that the losses are of: all, where a third of the budget allows it, else an eighth of the budget."""
-        return self.total if EPOCH * self.total <= self.passes else max(FEWEST, int(self.passes / 8))
+        return self.total if EPOCH * self.total <= self.passes else max(FEWEST_LOSSES, int(self.passes / 8))
 
     def samples(self, kind: Kind, steps: int) -> int:
-        """Return the samples of a spectrum of so many steps, with a third more for smaller sub-samples.
+        """Return the samples of a spectrum of so many steps, with smaller sub-samples, and directions by the GGN.
 
         Args:
             kind: ``"hessian"`` or ``"ggn"``.
             steps: Lanczos steps, at least 1.
         """
-        return min(self.total, max(FEWEST, int(SHARES[kind] * self.passes / (PRODUCT * steps * 4 / 3))))
-
-    def directions(self, steps: int) -> int:
-        """Return the samples of a recurrence of so many steps for two directions."""
-        return min(self.total, max(FEWEST, int(SHARES["directions"] * self.passes / (2 * PRODUCT * steps))))
+        recurrences = 1 + SMALLER + (DIRECTIONS if kind == "ggn" else 0)
+        return min(self.total, max(FEWEST, int(SHARES[kind] * self.passes / (PRODUCT * steps * recurrences))))
 
     @property
     def diagnostics(self) -> int:

@@ -64,6 +64,8 @@ class Directions:
         rises: Rise of the quadratic model at the knots, in units of the objective.
         squared: R^2 at the knots, > 0.
         step_error: Half-width of the directional limit from the number of Lanczos steps, in sparsity.
+        growth: Factor from what the directional limit keeps on the sub-sample to that on all data, extrapolated.
+        spread: The kept fraction there may be wrong by a factor of one plus this, >= 0.
 
     Raises:
         UserError: The knots are not ascending, the numbers differ, or a value is out of range.
@@ -74,6 +76,8 @@ class Directions:
     rises: tuple[float, ...]
     squared: tuple[float, ...]
     step_error: float = 0.0
+    growth: float = 1.0
+    spread: float = 0.0
 
     def __post_init__(self) -> None:
         if not len(self.sparsities) == len(self.rules) == len(self.rises) == len(self.squared) > 0:
@@ -82,6 +86,8 @@ class Directions:
             raise UserError(f"sparsities: expected ascending numbers in (0, 1], got {self.sparsities}")
         if not all(0 < value < math.inf for value in self.squared):
             raise UserError(f"squared: expected positive numbers, got {self.squared}")
+        if not (0 < self.growth < math.inf and 0 <= self.spread < math.inf):
+            raise UserError(f"growth: expected a positive number and a spread >= 0, got {self.growth}, {self.spread}")
         for rule, rise in zip(self.rules, self.rises, strict=True):
             Direction(gradient=rule, offset=rise)
 

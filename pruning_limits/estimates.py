@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -65,6 +66,7 @@ class Estimates:
         self.stopping = subsamples.stopping
         states = States(checkpoint, fingerprint(self.objective, self.losses.values, self.settings))
         self.recurrences = Recurrences(subsamples, states, progress)
+        self._before: Estimate | None = None  # the GGN on a part of its sub-sample
 
     def estimate(self, kind: Kind) -> Estimate:
         """Estimate one spectrum on as many samples as the budget allows, and carry its limit to all data.
@@ -93,8 +95,8 @@ class Estimates:
             return current
         if before is None or before.samples >= current.samples:  # whole batches may give more than asked for
             return replace(current, sample_error=1.0)
-        ratio, left = current.samples / before.samples, current.samples / total
-        factor, error = settling(self._kept(current), self._kept(before), ratio, left)
+        kept, samples = (self._kept(before), self._kept(current)), (before.samples, current.samples)
+        factor, error = settling(kept, samples, total)
         return replace(current, sample_error=error, growth=factor)
 
     def _ggn(self, count: int) -> Estimate:
@@ -108,15 +110,46 @@ class Estimates:
             self.subsamples.forget("ggn", first)
         if before is None or before.samples >= current.samples:  # whole batches may give more than asked for
             return replace(current, sample_error=1.0)
-        coverage = (self.subsamples.coverage(before.samples), self.subsamples.coverage(current.samples))
-        known = self.losses.shares is not None
-        factor, error = saturation((self._kept(before), self._kept(current)), coverage, known)
+        self._before = before
+        factor, error = self._saturation(before, current, self._kept)
         return replace(current, sample_error=error, growth=factor)
 
+    def _saturation(
+        self, before: Estimate, current: Estimate, kept: Callable[[Estimate], float]
+    ) -> tuple[float, float]:
+        coverage = (self.subsamples.coverage(before.samples), self.subsamples.coverage(current.samples))
+        return saturation((kept(before), kept(current)), coverage, self.losses.shares is not None)
+
+    def carried(self, ggn: Estimate, solve: Callable[[SpectralMeasure], float]) -> tuple[float, float]:
+        """Carry another limit of the GGN from its sub-sample to all data, as the isotropic one is.
+
+        Args:
+            ggn: The estimate of the GGN.
+            solve: From a measure to the limit, in sparsity.
+
+        Returns:
+            Factor from the kept fraction on the sub-sample to that on all data, and how much it may be wrong by, as a
+            share of the carried kept fraction: that of its own growth, and what else moves the isotropic limit.
+        """
+        isotropic = self._kept(ggn) * ggn.growth
+        if self._before is None:
+            return 1.0, ggn.sample_error / isotropic
+
+        def kept(estimate: Estimate) -> float:
+            return self._inner(replace(estimate, growth=1.0).limit(solve))
+
+        factor, error = self._saturation(self._before, ggn, kept)
+        other = ggn.sample_error - self._saturation(self._before, ggn, self._kept)[1]
+        return factor, error / (kept(ggn) * factor) + max(0.0, other) / isotropic
+
     def _kept(self, estimate: Estimate) -> float:
-        """Return the kept fraction at the limit on the sub-sample itself, in (0, 1)."""
+        """Return the kept fraction at the isotropic limit on the sub-sample itself, in (0, 1)."""
+        return self._inner(self.root(estimate))
+
+    def _inner(self, sparsity: float) -> float:
+        """Return the kept fraction of a sparsity, at least that of one weight and at most that of all but one."""
         least = 1 / self.objective.dimension
-        return min(1 - least, max(least, 1 - self.root(estimate)))
+        return min(1 - least, max(least, 1 - sparsity))
 
     def retuning(self) -> tuple[Estimate | None, str]:
         """Estimate the spectrum of the GGN, or say why it tells nothing of this loss.

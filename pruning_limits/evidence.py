@@ -190,7 +190,7 @@ def solve(
     tuned = retuned(evidence, settings, allowed, alone)
     again = retrained(evidence, settings, allowed, (alone, *tuned))
     reached, how = max((answer.sparsity or 0.0, how) for answer, how in zip((alone, *tuned), MEASURED, strict=False))
-    answers: tuple[Answer, ...] = (alone, *tuned, again, bound(evidence, along, reached, how), paper)
+    answers: tuple[Answer, ...] = (alone, *tuned, again, bound(evidence, allowed, along, reached, how), paper)
     if evidence.own is not None:
         answers = pattern_answers(evidence, settings, allowed, answers)
         alone = next(answer for answer in answers if answer.rung == "one-shot")

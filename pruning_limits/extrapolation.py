@@ -9,38 +9,43 @@ from scipy.special import expit, logit
 LEAST = 0.5
 LEAST_STEP = 1e-6  # between logarithms of coverages, against division by zero
 LEAST_ERROR, LINE_ERROR = 0.3, 0.4  # they cover four of six misses on the two networks, and all on others
+DRAW_ERROR = 2.5  # of the Hessian, times kept / sqrt(samples): it covers six of six misses on the two networks
 
 
-def settling(kept: float, before: float, ratio: float, left: float) -> tuple[float, float]:
+def settling(kept: tuple[float, float], samples: tuple[int, int], total: int) -> tuple[float, float]:
     r"""Factor from the Hessian's kept fraction on a sub-sample to that on all data, and what it may be wrong by.
 
     Noise widens the Hessian's bulk in proportion to :math:`1/\sqrt n`, and the kept fraction k with it:
-    :math:`k(n) = k_\infty + a/\sqrt n`. With :math:`\Delta = k_0 - k` between sub-samples of n/r and n samples
+    :math:`k(n) = k_\infty + a/\sqrt n`. Two sub-samples of :math:`n_1 < n_2` samples give
 
-    .. math:: k(N) = k - \frac{\Delta}{\sqrt r - 1} \left(1 - \sqrt{n/N}\right).
+    .. math:: a = \frac{k_1 - k_2}{1/\sqrt{n_1} - 1/\sqrt{n_2}}, \quad
+              k(N) = k_2 - a \left(\frac{1}{\sqrt{n_2}} - \frac{1}{\sqrt N}\right).
 
-    A kept fraction that rises with the samples is left as it is, because the scatter of the steps does that, too.
+    A kept fraction that rises with the samples is left as it is, because the scatter of the steps does that, too. Two
+    sub-samples can agree by chance, so that the error is at least that of a draw of :math:`n_2` from N samples:
+
+    .. math:: \max\left(\frac{|a|}{\sqrt{n_2}},\; 2.5\, k_2 \sqrt{\frac{1}{n_2} - \frac{1}{N}}\right).
 
     Args:
-        kept: Kept fraction k on the sub-sample, in (0, 1).
-        before: Kept fraction :math:`k_0` on the smaller one, in (0, 1).
-        ratio: How many times more samples r the sub-sample has than the smaller one, > 1.
-        left: Share n/N of all data that the sub-sample is, in (0, 1).
+        kept: Kept fractions :math:`k_1, k_2` of two sub-samples of rising size, in (0, 1).
+        samples: Their sizes :math:`n_1, n_2`, rising, at least 1.
+        total: Number N of all samples, more than these.
 
     Returns:
-        The factor, 0.5 to 1, and the error :math:`|\Delta| / (\sqrt r - 1)`, as a fraction of all weights: as large as
-        the correction to infinitely many samples, whether it is made or not. That is too little: it held in 13 of
-        21 cases (``docs/results/benchmarks/carried.md``).
+        The factor, 0.5 to 1, and the error as a fraction of all weights.
 
-    Source: an observation, held against all data in ``docs/theory/limit.md``, section 7.
+    Source: an observation on two networks, held against others in ``docs/results/benchmarks/carried.md``.
 
     Example:
-        >>> factor, error = settling(0.30, 0.31, ratio=4, left=0.01)
+        >>> factor, error = settling((0.31, 0.30), samples=(2500, 10_000), total=1_000_000)
         >>> round(0.30 * factor, 4), round(error, 4)
         (0.291, 0.01)
     """
-    infinite = (before - kept) / (math.sqrt(ratio) - 1)
-    return max(LEAST, min(1.0, 1 - infinite * (1 - math.sqrt(left)) / kept)), abs(infinite)
+    noise = 1 / math.sqrt(samples[1])
+    infinite = (kept[0] - kept[1]) / (1 / math.sqrt(samples[0]) - noise) * noise
+    factor = 1 - infinite * (1 - math.sqrt(samples[1] / total)) / kept[1]
+    scatter = DRAW_ERROR * kept[1] * math.sqrt(1 / samples[1] - 1 / total)
+    return max(LEAST, min(1.0, factor)), max(abs(infinite), scatter)
 
 
 def saturation(kept: tuple[float, float], coverage: tuple[float, float], known: bool = True) -> tuple[float, float]:

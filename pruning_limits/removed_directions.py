@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from estimators import Tridiagonal, UserError, gauss, gauss_radau
+from estimators import SpectralMeasure, Tridiagonal, UserError, gauss, gauss_radau
 from estimators.measure import Rule
 from pruning_limits.directions import Directions, Slope, slopes
 from pruning_limits.estimates import Estimates
@@ -53,7 +53,8 @@ def removed_directions(
         root = pruned.limit(directions)
         distances = [abs(pruned.place(root) - pruned.place(knot)) for knot in directions.sparsities]
         if stopping.enough_knots(distances):
-            return directions
+            growth, spread = estimates.carried(ggn, pruned.solve(directions))
+            return replace(directions, growth=growth, spread=spread)
         directions = pruned.measured([root], directions)
 
 
@@ -68,8 +69,12 @@ class _Pruned:
 
     def limit(self, directions: Directions) -> float:
         """Return the directional limit on the sub-sample."""
+        return replace(self.ggn, growth=1.0).limit(self.solve(directions))
+
+    def solve(self, directions: Directions) -> Callable[[SpectralMeasure], float]:
+        """Return what solves the directional equation on a measure of the GGN."""
         curve, epsilon = self.estimates.curve, self.estimates.epsilon
-        return replace(self.ggn, growth=1.0).limit(lambda measure: directions.limit(measure, curve, epsilon).sparsity)
+        return lambda measure: directions.limit(measure, curve, epsilon).sparsity
 
     def place(self, sparsity: float) -> float:
         """Return -log(1 - s), finite."""
@@ -78,9 +83,8 @@ class _Pruned:
     def measured(self, knots: Sequence[float], known: Directions | None = None) -> Directions:
         """Add knots to known directions: recurrences run until Gauss and Gauss-Radau give the same limit."""
         subsamples, settings, stopping = self.estimates.subsamples, self.estimates.settings, self.estimates.stopping
-        affordable = self.estimates.subsamples.budget.directions(stopping.ggn_steps)
-        samples, floor = min(self.ggn.samples, affordable), subsamples.floor
-        operator = subsamples.operator("ggn", samples, narrow=self.gradient is None and floor == 0)
+        floor = subsamples.floor
+        operator = subsamples.operator("ggn", self.ggn.samples, narrow=self.gradient is None and floor == 0)
         removed = torch.stack([self.profile.removed(knot) for knot in knots], dim=1)
         removed = operator.project(removed)  # what is lost has no curvature and no gradient
         at_knots = slopes(operator, removed, self.gradient)
@@ -91,8 +95,10 @@ class _Pruned:
                 self._joined(knots, at_knots, [rule(matrix) for matrix in matrices], known)
                 for rule in (gauss, partial(gauss_radau, node=floor))
             )
-            gap = self._gap(low, high)
-            if not (ended or gap <= stopping.directions * settings.tolerance):
+            lower, upper = self._ends(low, high)
+            gap = abs(upper - lower)
+            wanted = min(stopping.directions * settings.tolerance, stopping.direction_share * (1 - upper))
+            if not (ended or gap <= wanted):
                 return None
             return replace(high, step_error=max(gap, known.step_error if known else 0.0))
 
@@ -115,12 +121,12 @@ class _Pruned:
         squared = tuple(self.profile.removed_norm(knot) ** 2 for knot in sparsities)
         return Directions(sparsities, measures, rises, squared)
 
-    def _gap(self, low: Directions, high: Directions) -> float:
-        """Width of the bracket of the limit, from the isotropic one where Gauss sees no way to epsilon."""
+    def _ends(self, low: Directions, high: Directions) -> tuple[float, float]:
+        """Return the bracket of the limit, from the isotropic one where Gauss sees no way to epsilon."""
         ends = []
         for directions in (low, high):
             try:
                 ends.append(self.limit(directions))
             except UserError:
                 ends.append(self.estimates.root(self.ggn))
-        return abs(ends[1] - ends[0])
+        return ends[0], ends[1]

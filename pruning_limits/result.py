@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from pruning_limits.shrinking import Timing
 
 Value = TypeVar("Value")
-FORMAT = "pruning-limit/6"
+FORMAT = "pruning-limit/7"
 LAYER_SPARSITIES, LAYER_SAMPLES = (0.5, 0.7, 0.9), 2048
 LEAST_LOGARITHM, LARGEST_SCALE = -700.0, 1e50
 

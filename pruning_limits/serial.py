@@ -281,7 +281,8 @@ def _tuning(plain: dict[str, Any] | None, infinite: set[str]) -> Tuning | None:
 def _directions(plain: dict[str, Any]) -> Directions:
     sparsities, rises, squared = (tuple(_floats(plain[name]).tolist()) for name in ("sparsities", "rises", "squared"))
     rules = tuple((_floats(nodes), _floats(weights)) for nodes, weights in plain["rules"])
-    return Directions(sparsities, rules, rises, squared, float(plain["step_error"]))
+    errors = (float(plain[name]) for name in ("step_error", "growth", "spread"))
+    return Directions(sparsities, rules, rises, squared, *errors)
 
 
 def _floats(values: Any) -> NDArray[np.float64]:

@@ -21,6 +21,7 @@ class Stopping:
             tolerance. A choice, not measured.
         other: The same of the other spectrum, whose limits have no tolerance of their own. A choice, not measured.
         directions: Width of the bracket of the directional limit, in units of the tolerance. A choice, not measured.
+        direction_share: The same as a share of what the limit keeps, where that is less. A choice, not measured.
         ggn_steps: Steps of the GGN that a budget is planned for. A choice for their cost.
         ggn_most: Largest number of steps on a sub-sample of a large model, whose samples are worth more. A choice.
         hessian_steps: Steps of the Hessian that a budget is planned for, and their largest number on a sub-sample of a
@@ -74,6 +75,7 @@ class Stopping:
     answer: float = 1 / 4
     other: float = 2.0
     directions: float = 1 / 2
+    direction_share: float = 1 / 10
     ggn_steps: int = 24
     ggn_most: int = 40
     hessian_steps: int = 48

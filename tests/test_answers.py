@@ -10,6 +10,7 @@ from pruning_limits.answers import (
     Answer,
     bound,
     crossed,
+    directional,
     ggn_formula,
     one_shot,
     retrained,
@@ -75,24 +76,56 @@ def test_without_a_measurement_pruning_alone_is_a_formula():
 @pytest.mark.parametrize("error", [0.0, 0.01])
 def test_the_bound_is_the_directional_limit_and_the_window(by_loss, error):
     at = 0.8
-    answer = bound(with_error(by_loss.evidence, error), at, 0.5)
+    answer = bound(with_error(by_loss.evidence, error), Allowed.exactly(by_loss.epsilon), at, 0.5)
     expected = at + concentration_width(at * 108, 108) / 108
-    if expected + error >= 1:
+    if with_window(at + error, 108) >= 1:
         pytest.skip("the window alone reaches 100 %")
     assert answer.sparsity == pytest.approx(expected) == with_window(at, 108)
-    assert (answer.low, answer.high) == pytest.approx((expected - error, expected + error))
+    assert (answer.low, answer.high) == pytest.approx((with_window(at - error, 108), with_window(at + error, 108)))
     assert answer.basis == "bound"
 
 
+def test_samples_move_what_the_bound_keeps_by_a_factor(by_loss):
+    evidence, allowed, at = with_error(by_loss.evidence, 0.0), Allowed.exactly(by_loss.epsilon), 0.5
+    drawn = dataclasses.replace(evidence, directions=dataclasses.replace(evidence.directions, spread=0.5))
+    exact, answer = bound(evidence, allowed, at, 0.1), bound(drawn, allowed, at, 0.1)
+    assert answer.sparsity == exact.sparsity
+    assert answer.high == pytest.approx(with_window(1 - 0.5 / 1.5, 108))
+    assert answer.low == pytest.approx(with_window(1 - 0.5 * 1.5, 108))
+
+
+def test_the_directional_limit_grows_by_itself(by_loss):
+    evidence, allowed = by_loss.evidence, Allowed.exactly(by_loss.epsilon)
+    grown = dataclasses.replace(evidence, directions=dataclasses.replace(evidence.directions, growth=2.0))
+    assert 1 - directional(grown, allowed) == pytest.approx(2 * (1 - directional(evidence, allowed)))
+
+
+def test_steps_move_the_bound_as_they_move_the_directional_limit(by_loss):
+    evidence, allowed = by_loss.evidence, Allowed.exactly(by_loss.epsilon)
+    apart = evidence.ggn.measure.scaled(2.0)
+    ggn = dataclasses.replace(evidence.ggn, step_error=0.9, sample_error=0.0, above=apart, bracket=None, growth=1.0)
+    evidence = dataclasses.replace(
+        evidence, ggn=ggn, directions=dataclasses.replace(evidence.directions, step_error=0.01)
+    )
+    ends = [
+        evidence.directions.limit(measure, evidence.curve, allowed.epsilon).sparsity for measure in (ggn.measure, apart)
+    ]
+    at = directional(evidence, allowed)
+    answer = bound(evidence, allowed, at, 0.0)
+    widest = max(abs(end - at) for end in ends)
+    assert 0 < widest < 0.5
+    assert answer.low == pytest.approx(with_window(at - widest - 0.01, 108))
+
+
 def test_a_bound_is_unknown_where_it_says_nothing(by_loss):
-    evidence = by_loss.evidence
-    wide = bound(with_error(evidence, 0.99), 0.5, 0.1)
-    refuted = bound(with_error(evidence, 0.0), 0.3, 0.99)
-    silent = bound(unknown_limit().evidence, None, 0.1)
+    evidence, allowed = by_loss.evidence, Allowed.exactly(by_loss.epsilon)
+    wide = bound(with_error(evidence, 0.99), allowed, 0.5, 0.1)
+    refuted = bound(with_error(evidence, 0.0), allowed, 0.3, 0.99)
+    silent = bound(unknown_limit().evidence, allowed, None, 0.1)
     for answer in (wide, refuted, silent):
         assert answer.basis == "unknown"
         assert answer.sparsity is answer.low is answer.high is None
-    assert "numerical error of 99.0 points" in wide.status
+    assert "numerical error of 99.00 points" in wide.status
     assert refuted.status.startswith(answers.REFUTED)
     assert "99.00%" in refuted.status
     assert silent.status.startswith("the GGN is zero")

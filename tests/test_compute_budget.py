@@ -8,6 +8,7 @@ from pruning_limits.compute_budget import (
     EPOCH,
     FEWEST,
     FEWEST_DIAGNOSTIC,
+    FEWEST_LOSSES,
     FREE_OPERATIONS,
     PRODUCT,
     SHARES,
@@ -38,24 +39,19 @@ def test_an_epoch_that_is_asked_for_is_no_more_than_that():
 
 @pytest.mark.parametrize(
     ("passes", "losses"),
-    [(180_000, 60_000), (179_999, 22_499), (90_000, 11_250), (2_040, FEWEST), (1, FEWEST)],
+    [(180_000, 60_000), (179_999, 22_499), (90_000, 11_250), (2_040, FEWEST_LOSSES), (1, FEWEST_LOSSES)],
 )
 def test_losses_are_of_all_data_from_one_epoch_on_else_an_eighth_of_the_budget(passes, losses):
     assert ComputeBudget(passes, 60_000).losses == losses
 
 
-# One epoch of 60,000 samples is 180,000 passes; a spectrum and a third of it for smaller ones.
+# One epoch of 60,000 samples is 180,000 passes; a spectrum, a third of it for smaller ones, and two directions.
 @pytest.mark.parametrize(
     ("kind", "steps", "expected"),
-    [("ggn", 24, 351), ("ggn", 8, 1054), ("hessian", 48, 256), ("hessian", 16, 632), ("hessian", 400, FEWEST)],
+    [("ggn", 24, 196), ("ggn", 8, 590), ("hessian", 48, 175), ("hessian", 16, 527), ("hessian", 400, FEWEST)],
 )
 def test_samples_of_a_spectrum_are_its_share_by_the_products(kind, steps, expected):
     assert ComputeBudget(180_000, 60_000).samples(kind, steps) == expected
-
-
-def test_directions_take_two_recurrences():
-    assert ComputeBudget(1_800_000, 60_000).directions(24) == 1_800_000 * 0.05 // (2 * 4 * 24) == 468
-    assert ComputeBudget(180_000, 60_000).directions(24) == FEWEST
 
 
 def test_diagnostics_take_forty_products_and_few_samples_at_least():
@@ -66,11 +62,11 @@ def test_diagnostics_take_forty_products_and_few_samples_at_least():
 @pytest.mark.parametrize("total", [1, 63, 255])
 def test_no_part_takes_more_samples_than_there_are(total):
     budget = ComputeBudget(1e9, total)
-    parts = [budget.samples("ggn", 1), budget.samples("hessian", 1), budget.directions(1), budget.diagnostics]
-    assert parts == [total] * 4
+    parts = [budget.samples("ggn", 1), budget.samples("hessian", 1), budget.diagnostics]
+    assert parts == [total] * 3
     assert budget.losses == total
     few = ComputeBudget(1, total)
-    assert few.samples("ggn", 24) == few.directions(24) == total
+    assert few.samples("ggn", 24) == min(FEWEST, total)
 
 
 @given(epochs_, totals, st.floats(1.0, 1e12))
@@ -80,11 +76,9 @@ def test_the_parts_together_cost_no_more_than_the_budget_but_for_what_they_take_
     for kind in ("ggn", "hessian"):
         samples = budget.samples(kind, STOPPING.steps(kind))
         if samples > FEWEST:
-            cost = PRODUCT * STOPPING.steps(kind) * samples * 4 / 3
+            cost = PRODUCT * STOPPING.steps(kind) * samples * (4 / 3 + 2 * (kind == "ggn"))
             assert cost <= SHARES[kind] * budget.passes
             spent += cost
-    if (samples := budget.directions(STOPPING.ggn_steps)) > FEWEST:
-        spent += 2 * PRODUCT * STOPPING.ggn_steps * samples
     if (samples := budget.diagnostics) > FEWEST_DIAGNOSTIC:
         spent += PRODUCT * 40 * samples
     assert spent <= 0.7 * budget.passes * (1 + 1e-12)
@@ -94,7 +88,6 @@ def test_the_parts_together_cost_no_more_than_the_budget_but_for_what_they_take_
 def test_a_larger_budget_never_takes_fewer_samples(kind, passes, factor, total, steps):
     small, large = ComputeBudget(passes, total), ComputeBudget(factor * passes, total)
     assert small.samples(kind, steps) <= large.samples(kind, steps) <= total
-    assert small.directions(steps) <= large.directions(steps)
     assert small.diagnostics <= large.diagnostics
 
 

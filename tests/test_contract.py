@@ -129,7 +129,7 @@ def test_verdicts(limit):
 
 def test_files_of_the_first_format_are_refused_in_one_line(limit, tmp_path):
     path = tmp_path / "limit.json"
-    for name in ("pruning-limit/1", "pruning-limit/2", "pruning-limit/3", "pruning-limit/4"):
+    for name in (f"pruning-limit/{number}" for number in range(1, 7)):
         path.write_text(json.dumps(json.loads(limit.to_json()) | {"format": name}))
         with pytest.raises(pruning_limits.UserError, match=r"predict it again$") as caught:
             PruningLimit.from_json(path)

@@ -94,34 +94,44 @@ def test_a_hessian_that_falls_with_the_root_of_the_samples_is_exact(ratio, total
     def law(n):
         return 0.2 + 1.5 / math.sqrt(n)
 
-    samples = 1024
-    factor, error = settling(law(samples), law(samples / ratio), ratio, samples / total)
-    assert law(samples) * factor == pytest.approx(law(total), rel=1e-12)
-    assert error == pytest.approx(law(samples) - 0.2, rel=1e-9)
+    samples = (1024 // ratio, 1024)
+    factor, error = settling((law(samples[0]), law(samples[1])), samples, total)
+    assert law(samples[1]) * factor == pytest.approx(law(total), rel=1e-12)
+    assert error == pytest.approx(law(samples[1]) - 0.2, rel=1e-9)
 
 
 # Kept percentages of FC5, 64 samples with 32 steps and 1,024 with 16; all 50,000 with 48 keep 3.39.
 @pytest.mark.parametrize(("before", "kept"), [(4.465, 4.253), (4.587, 4.156), (4.482, 4.248), (4.521, 4.205)])
 def test_the_hessian_of_fc5_comes_nearer_to_all_data(before, kept):
-    factor, error = settling(kept / 100, before / 100, 16, 1024 / 50_000)
+    factor, error = settling((before / 100, kept / 100), (64, 1024), 50_000)
     assert factor < 1
     assert 3.39 < kept * factor < kept
     assert (kept - kept * factor) / 100 <= error
 
 
 def test_a_hessian_that_rises_is_left_alone_and_the_rise_is_error():
-    factor, error = settling(0.12, 0.1, 4, 0.01)
+    factor, error = settling((0.1, 0.12), (2500, 10_000), 1_000_000)
     assert factor == 1
     assert error == pytest.approx(0.02)
 
 
-def test_no_change_corrects_nothing():
-    assert settling(0.1, 0.1, 4, 0.01) == (1.0, 0.0)
+def test_two_sub_samples_that_agree_have_the_error_of_a_draw():
+    factor, error = settling((0.1, 0.1), (25, 100), 400)
+    assert factor == 1
+    assert error == pytest.approx(2.5 * 0.1 * math.sqrt(0.01 - 0.0025))
 
 
-@given(fractions, fractions, st.floats(1.01, 1e3), st.floats(1e-6, 1 - 1e-6))
-def test_the_hessian_keeps_its_side_and_stays_a_fraction(kept, before, ratio, left):
-    factor, error = settling(kept, before, ratio, left)
+def test_the_error_of_a_draw_of_nearly_all_data_vanishes():
+    assert settling((0.1, 0.1), (2500, 9999), 10_000)[1] == pytest.approx(0.0, abs=3e-5)
+
+
+sizes = st.lists(st.integers(1, 1 << 24), min_size=3, max_size=3, unique=True).map(sorted)
+
+
+@given(fractions, fractions, sizes)
+def test_the_hessian_keeps_its_side_and_stays_a_fraction(kept, before, sizes):
+    factor, error = settling((before, kept), (sizes[0], sizes[1]), sizes[2])
     assert 0.5 <= factor <= 1
     assert error >= abs(kept * factor - kept) * (1 - 1e-9) - 1e-15
+    assert error >= kept * math.sqrt(1 / sizes[1] - 1 / sizes[2])
     assert math.isfinite(error)

@@ -241,7 +241,7 @@ def lacking(key: str, rule: bool = False) -> dict[str, Any]:
 
 DAMAGED = {
     "another format": (changed("format", "pruning-forecast/0"), "its format is 'pruning-forecast/0'"),
-    "a limit": ({"format": "pruning-limit/6"}, "its format is 'pruning-limit/6'"),
+    "a limit": ({"format": "pruning-limit/7"}, "its format is 'pruning-limit/7'"),
     "no format": (lacking("format"), "'format' is missing"),
     "no version": (lacking("version"), "'version' is missing"),
     "no slopes": (lacking("slopes", rule=True), "'slopes' is missing"),

@@ -9,8 +9,6 @@ from helpers import random
 from torch import nn
 
 from estimators import Objective
-from pruning_limits import compute_budget
-from pruning_limits.compute_budget import ComputeBudget
 from pruning_limits.estimates import Estimates
 from pruning_limits.isotropic import isotropic_limit
 from pruning_limits.losses import all_losses
@@ -31,7 +29,7 @@ def squares(model, batch):
     return 0.5 * (model(batch[0]) - batch[1])[:, 0] ** 2
 
 
-def problem(stopping=STOPPING, progress=False, allowed=None, **options):
+def problem(stopping=STOPPING, progress=False, **options):
     """Estimates and magnitudes of a regression at its minimum, whose GGN is X^T X / n."""
     model = nn.Linear(D, 1, bias=False).double()
     with torch.no_grad():
@@ -41,7 +39,7 @@ def problem(stopping=STOPPING, progress=False, allowed=None, **options):
     objective = Objective(model, [(INPUTS, INPUTS @ WEIGHTS[:, None] + noise)], squares)
     profile = MagnitudeProfile(objective.chosen)
     settings = Settings(epsilon=EPSILON, **options)
-    subsamples = Subsamples(all_losses(objective), settings, stopping=stopping, budget=allowed)
+    subsamples = Subsamples(all_losses(objective), settings, stopping=stopping)
     return Estimates(subsamples, profile.curve(), EPSILON, progress), profile
 
 
@@ -97,12 +95,19 @@ def test_knots_begin_at_the_isotropic_limit_and_end_near_the_directional_one():
     assert min(abs(math.log((1 - root) / (1 - knot))) for knot in near.sparsities) < 0.05
 
 
-def test_directions_take_the_samples_that_their_share_of_the_budget_allows(monkeypatch):
-    monkeypatch.setattr(compute_budget, "FEWEST", 1)
+def test_directions_take_the_samples_of_the_spectrum():
     stages = []
-    allowed = ComputeBudget(70 * 2 * 4 * 24 / 0.05 + 1, len(INPUTS))
-    estimates, profile = problem(progress=lambda stage, *_: stages.append(stage), allowed=allowed)
+    estimates, profile = problem(progress=lambda stage, *_: stages.append(stage))
     ggn = estimates.estimate("ggn")
+    stages.clear()
     removed_directions(estimates, ggn, profile, None)
-    assert ggn.samples == len(INPUTS)
-    assert set(stages) == {"directions, 70 samples"}
+    assert set(stages) == {f"directions, {ggn.samples} samples"}
+
+
+@pytest.mark.parametrize("tolerance", [0.5, 1e-6])
+def test_steps_go_on_until_the_bracket_is_a_small_part_of_what_is_kept(tolerance):
+    estimates, profile = problem(tolerance=tolerance)
+    ggn = estimates.estimate("ggn")
+    directions = removed_directions(estimates, ggn, profile, None)
+    kept = 1 - directions.limit(ggn.measure, estimates.curve, EPSILON).sparsity
+    assert directions.step_error <= 0.11 * kept

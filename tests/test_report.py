@@ -185,7 +185,7 @@ def test_the_command_writes_the_page(limit, tmp_path, monkeypatch):
     [
         (["none.json"], 1, "limit: cannot read none.json: No such file or directory"),
         (["text.json"], 1, "limit: text.json is not valid JSON"),
-        (["other.json"], 1, "limit: other.json is not a pruning limit of format pruning-limit/6; predict it again"),
+        (["other.json"], 1, "limit: other.json is not a pruning limit of format pruning-limit/7; predict it again"),
         (["limit.json", "-o", "page.pdf"], 1, "cannot write page.pdf: expected a name that ends in .html, .htm"),
         (
             ["limit.json", "-o", "text.json/page.html"],

@@ -98,7 +98,7 @@ def test_json_is_strict_and_names_its_format(limit):
         raise AssertionError(constant)
 
     plain = json.loads(limit.to_json(), parse_constant=refuse)
-    assert plain["format"] == "pruning-limit/6"
+    assert plain["format"] == "pruning-limit/7"
     assert plain["settings"]["parameters"] == ["0.weight", "2.weight"]
     assert "profile" not in plain
 

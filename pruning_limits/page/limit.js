@@ -215,7 +215,7 @@ function directionalLimit(measure, directions, curve, epsilon) {
 /** Directional limit plus the kinematic window at 5 %, at most 1. */
 function withWindow(directional, dimension) {
   const log = -Math.log(ETA);
-  const delta = directional * dimension;
+  const delta = Math.min(1, directional) * dimension;
   const width = (2 / 3) * log + Math.sqrt((4 / 9) * log ** 2 + 4 * log * Math.min(delta, dimension - delta));
   return Math.min(1, directional + width / dimension);
 }
@@ -340,20 +340,33 @@ function forecastOf({ forecast, pattern, parameters }, settings, spectra, reache
   return { rung: "re-trained", sparsity, low, high, basis: "forecast", metric: null, status };
 }
 
-function boundOf({ ggn, directions, unknown, parameters }, at, lower, by) {
-  if (at === null) return unknownAnswer("bound", unknown);
-  const upper = withWindow(at, parameters);
-  const error = ggn.step_error + ggn.sample_error + directions.step_error;
-  const high = upper + error;
+/** The GGN with the growth of the directional limit. */
+const alongDirections = ({ ggn, directions }) => ({ ...ggn, growth: directions.growth });
+
+/** By how much less and more may be kept at the directional limit, see answers._bound_errors. */
+function boundErrors(evidence, at, epsilon) {
+  const { directions, curve } = evidence;
+  const kept = 1 - at;
+  const factor = 1 + directions.spread;
+  const solved = (measure) => directionalLimit(measure, directions, curve, epsilon);
+  const steps = certified(alongDirections(evidence), solved).step_error + directions.growth * directions.step_error;
+  return [kept * (1 - 1 / factor) + steps, kept * (factor - 1) + steps];
+}
+
+function boundOf(evidence, at, epsilon, lower, by) {
+  if (at === null) return unknownAnswer("bound", evidence.unknown);
+  const upper = withWindow(at, evidence.parameters);
+  const [fewer, more] = boundErrors(evidence, at, epsilon);
+  const [early, high] = [at - more, at + fewer].map((end) => withWindow(Math.max(0, end), evidence.parameters));
   if (lower > high) {
     const reached = `it is ${hundredths(upper)}, and ${by} reaches ${hundredths(lower)}`;
     return unknownAnswer("bound", `the quadratic model's bound is refuted: ${reached}`);
   }
   if (high >= 1) {
-    const wide = `has a numerical error of ${fixed(100 * error, 1)} points`;
+    const wide = `has a numerical error of ${fixed(100 * fewer, 2)} points`;
     return unknownAnswer("bound", `the quadratic model's bound, ${hundredths(upper)}, ${wide}`);
   }
-  const low = Math.max(lower, upper - error);
+  const low = Math.max(lower, early);
   return { rung: "bound", sparsity: Math.max(lower, upper), low, high, basis: "bound", metric: null };
 }
 
@@ -375,7 +388,8 @@ function solve(evidence, settings, allowed) {
   const known = { ...evidence, hessian: sure(evidence.hessian), ggn: sure(evidence.ggn) };
   const { ggn, directions } = known;
   const alone = oneShot(known, settings, allowed);
-  const directional = ggn && combined(ggn, (measure) => directionalLimit(measure, directions, curve, epsilon));
+  const solved = (measure) => directionalLimit(measure, directions, curve, epsilon);
+  const directional = ggn && combined(alongDirections(known), solved);
   const paper = rung("formula", known.hessian, settings.negative);
   const lower = alone.sparsity;
   const tuned = retunedOf(known, settings, allowed, alone);
@@ -388,6 +402,7 @@ function solve(evidence, settings, allowed) {
   const bound = boundOf(
     known,
     directional,
+    epsilon,
     further ? tuned[0].sparsity : lower,
     further ? "re-tuning" : "pruning alone",
   );

@@ -71,19 +71,20 @@ def spectral(limit: PruningLimit, epsilon: float, loss: float, shift: float) -> 
     ggn = evidence.ggn
     if ggn is not None:
         fitted = fitted_epsilon(epsilon, loss)
-        along = directional(evidence, Allowed.exactly(epsilon))
+        allowed = Allowed.exactly(epsilon)
+        along = directional(evidence, allowed)
         row |= {
             "ggn_fitted": 1 - carried_limit(ggn, evidence.curve, fitted, "clip"),
             "ggn_objective": 1 - carried_limit(shifted(ggn, shift), evidence.curve, epsilon, "clip"),
             "directional": None if along is None else 1 - along,
-            "bound": _bound(evidence, along),
+            "bound": _bound(evidence, allowed, along),
         }
     return row
 
 
-def _bound(evidence: Evidence, along: float | None) -> float | None:
+def _bound(evidence: Evidence, allowed: Allowed, along: float | None) -> float | None:
     """Kept fraction below which hope ends, with the bound's numerical error; None where no bound is established."""
-    high = bound(evidence, along, evidence.already_removed).high
+    high = bound(evidence, allowed, along, evidence.already_removed).high
     return None if high is None else 1 - high
 
 
