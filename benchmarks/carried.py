@@ -97,14 +97,15 @@ def rows_of(name: str, runs: Path, kind: Kind) -> list[Row]:
 
 
 def bound_rows(name: str, runs: Path) -> list[Row]:
-    """Compare what sub-samples keep at the directional limit, carried, with that of all data, steps as needed."""
+    """Compare what sub-samples keep at the directional limit, carried, with that of all data."""
     trained = (CASES | OTHERS)[name].trained(runs)
     objective = Objective(trained.model, first(trained.batches, SAMPLES[name]))
     losses, profile = all_losses(objective), MagnitudeProfile(objective.chosen)
     curve, total, gradient = profile.curve(), objective.samples, objective.gradient()
     rows, truth = list[Row](), 0.0
     for samples in (total, *(total // part for part in PARTS)):
-        estimates = Estimates(Subsamples(losses, Settings(samples=samples, probes=1)), curve, losses.epsilon(), False)
+        settings = Settings(samples=samples, steps=STOPPING.ggn_most, probes=1)
+        estimates = Estimates(Subsamples(losses, settings), curve, losses.epsilon(), False)
         ggn = estimates.estimate("ggn")
         directions = removed_directions(estimates, ggn, profile, gradient)
         drawn, solve = replace(ggn, growth=1.0), partial(_directional, directions, curve, losses.epsilon())
@@ -161,8 +162,8 @@ def main() -> None:
         "The rules were chosen with two of the networks, marked; the others were held out. The stated error is that of "
         "the samples; the interval of a prediction adds those of steps and probes.",
         "Bound: what is kept at the directional limit of the GGN, by the rule of the isotropic limit, which was chosen "
-        "without it, so that all networks are held out. It takes as many steps as it asks for, and the stated error is "
-        "that of samples and steps, upwards; the smaller error downwards counts in the last column.",
+        f"without it, so that all networks are held out. {STOPPING.ggn_most} steps at most of spectrum and directions; "
+        "the stated error is that of samples and steps, upwards; the last column takes the smaller one downwards, too.",
     ]
     write_table(
         arguments.out, Page("carried", "Limits carried to all data", notes, columns), rows, environment=environment()
