@@ -102,7 +102,9 @@ class _Pruned:
                 return None
             return replace(high, step_error=max(gap, known.step_error if known else 0.0))
 
-        most = min(settings.steps or stopping.most_steps(operator.shape[0]), operator.shape[0])
+        drawn = self.ggn.samples < self.estimates.losses.total
+        most = settings.steps or stopping.most_steps(self.profile.dimension, "ggn", drawn)
+        most = min(most, operator.shape[0])
         key, stage = f"directions-{operator.samples}-{knots}", f"directions, {operator.samples} samples"
         plan = Plan(key, stage, most, pace=lambda _: stopping.steps_at_once, known=[])
         return self.estimates.recurrences.advance(plan, operator, torch.stack(vectors, dim=1), read)
