@@ -12,14 +12,13 @@ from torch import nn
 from estimators import UserError
 from pruning_limits import PruningLimit, predict_limit
 from pruning_limits.plotting import BLUE, GREEN, ORANGE, new_figure, save, sparsity_axis
-from validation.models import build_model
 from validation.studies.limits.predicted import limit_notes
 from validation.tables.kinds import kind
 from validation.tables.storage import read_json, write_json
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
 from validation.tables.writing import Column, Page, Row, mean_and_spread, network_row, write_table
-from validation.training import Course, accuracy, train
+from validation.training import Course, accuracy, fresh_network, train
 
 NAME = "early"
 CLOSE = 0.01
@@ -87,7 +86,7 @@ def checkpoints(wanted: Sequence[int], epochs: int) -> list[int]:
 def run(cell: Cell, bench: Bench) -> Row:
     """Train one network once more and predict its limit at every checkpoint of this one run."""
     network, folder = cell.network, bench.folder
-    model = build_model(network.model, bench.data.shape, bench.data.classes, network.seed)
+    model = fresh_network(network, bench.data)
     epochs = checkpoints(bench.suite.settings(EarlySettings).epochs, network.recipe.epochs)
     per_epoch = len(bench.data.batches("train", network.recipe.batch_size))
     for epoch in epochs:
