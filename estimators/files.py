@@ -61,11 +61,12 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def save_tensors(path: Path, state: dict[str, Any]) -> None:
-    """Save a nested dictionary of tensors and plain numbers atomically."""
+    """Save a nested dictionary of tensors and plain numbers atomically; tensors are stored as those of the CPU."""
     import torch
+    from torch.utils._pytree import tree_map_only
 
     with _whole(path) as file:
-        torch.save(state, file)
+        torch.save(tree_map_only(torch.Tensor, lambda tensor: tensor.cpu(), state), file)
 
 
 def load_tensors(path: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -607,13 +608,21 @@ class PruningLimit:
             UserError: The file is missing, is not JSON, or is not a limit of this version.
         """
         plain = read_plain(Path(path))
-        if not isinstance(plain, dict) or plain.get("format") != FORMAT:
+        stated = plain.get("format") if isinstance(plain, dict) else None
+        if _is_format(stated) and stated != FORMAT:
+            raise UserError(f"limit: {path} has format {stated} of another version, not {FORMAT}; predict it again")
+        if stated != FORMAT:
             raise UserError(f"limit: {path} is not a pruning limit of format {FORMAT}; predict it again")
         try:
             return cls(**fields_of(plain))
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             detail = str(error) or type(error).__name__
             raise UserError(f"limit: {path} is damaged ({detail.splitlines()[0][:200]}); predict it again") from None
+
+
+def _is_format(stated: object) -> bool:
+    """Tell whether a value is the format of some version."""
+    return isinstance(stated, str) and re.fullmatch(r"pruning-limit/\d{1,3}", stated) is not None
 
 
 def established(value: Value | None) -> Value:

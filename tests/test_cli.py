@@ -173,7 +173,7 @@ def test_help(command):
 
 
 def test_version():
-    assert run("--version").stdout.strip().endswith("0.1.0")
+    assert run("--version").stdout.strip().endswith("0.2.0")
 
 
 # --------------------------------------------------------------------------------------------- model and data

@@ -47,12 +47,23 @@ class ImageData:
         channels, height, width = self.train_x.shape[1:]
         return int(channels), int(height), int(width)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the images lie; networks are trained, pruned and measured there."""
+        return self.train_x.device
+
+    def to(self, device: torch.device) -> ImageData:
+        """Return the data set with images and labels on a device; nothing is drawn there."""
+        parts = ("train_x", "train_y", "test_x", "test_y")
+        return replace(self, **{name: getattr(self, name).to(device) for name in parts})
+
     @cached_property
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation per channel of the training images scaled to [0, 1]."""
         counts = torch.stack(
             [torch.bincount(self.train_x[:, c].reshape(-1), minlength=256) for c in range(self.shape[0])]
         )
+        counts = counts.cpu()  # what is rounded does not depend on the device
         weights = counts.double() / counts.sum(dim=1, keepdim=True)
         levels = torch.arange(256, dtype=torch.float64) / 255
         mean = weights @ levels
@@ -87,11 +98,12 @@ class Batches:
     """Normalised ``(x, y)`` batches over tensors in memory.
 
     Without ``order`` every pass yields the same batches. ``shuffled`` gives one epoch of training batches whose
-    order and augmentation depend only on ``(seed, epoch)``, so that training can start at any step.
+    order and augmentation depend only on ``(seed, epoch)``, so that training can start at any step. They are drawn on
+    the CPU, wherever the images lie, so that they are the same on every device.
 
     Args:
         x: Images, uint8 ``[n, c, h, w]``.
-        y: Labels, int64 ``[n]``.
+        y: Labels, int64 ``[n]``, on the device of the images.
         normalise: From images to inputs.
         batch_size: Samples per batch.
     """
@@ -123,7 +135,7 @@ class Batches:
         Yields:
             ``(x, y)`` with ``x`` float32 ``[batch, c, h, w]``.
         """
-        order = torch.randperm(len(self.y), generator=_generator(seed, epoch))
+        order = torch.randperm(len(self.y), generator=_generator(seed, epoch)).to(self.y.device)
         for number in range(start, len(self)):
             index = order[number * self.batch_size : (number + 1) * self.batch_size]
             x = self.x[index]
@@ -231,9 +243,9 @@ def _shift_and_flip(x: Tensor, generator: torch.Generator, pad: int = 4) -> Tens
     down = torch.randint(0, 2 * pad + 1, (n, 1), generator=generator)
     right = torch.randint(0, 2 * pad + 1, (n, 1), generator=generator)
     flip = torch.rand(n, 1, generator=generator) < 0.5
-    rows = down + torch.arange(height)
-    columns = right + torch.where(flip, torch.arange(width - 1, -1, -1), torch.arange(width))
-    samples = torch.arange(n)[:, None, None]
+    rows = (down + torch.arange(height)).to(x.device)
+    columns = (right + torch.where(flip, torch.arange(width - 1, -1, -1), torch.arange(width))).to(x.device)
+    samples = torch.arange(n, device=x.device)[:, None, None]
     return padded[samples, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 

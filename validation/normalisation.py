@@ -69,7 +69,10 @@ class Affine:
             return inputs
         if len(self.mean) not in (1, images.shape[1]):
             raise UserError(f"mean, std: expected 1 or {images.shape[1]} values, one per channel, got {len(self.mean)}")
-        mean, std = (torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1) for values in (self.mean, self.std))
+        mean, std = (
+            torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1).to(images.device)
+            for values in (self.mean, self.std)
+        )
         return inputs.sub_(mean).div_(std)
 
 

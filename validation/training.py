@@ -17,10 +17,12 @@ from tqdm import tqdm
 from estimators import L1, L2
 from estimators.errors import UserError
 from validation.data import ImageData
+from validation.devices import described
 from validation.masks import Masks
 from validation.models import build_model
 from validation.tables.storage import load_tensors, run_folder, save_tensors, write_json
 
+CPU = torch.device("cpu")
 SCHEDULES = ("constant", "cosine", "multistep")
 OPTIMIZERS = ("sgd", "adamw")
 
@@ -179,7 +181,7 @@ def train(
                 for group in optimizer.param_groups:
                     group["lr"] = recipe.learning_rate(step, per_epoch)
                 optimizer.zero_grad()
-                with fixed_randomness(seed, step):
+                with fixed_randomness(seed, step, device):
                     loss = nn.functional.cross_entropy(model(x.to(device)), y.to(device))
                 loss.backward()  # type: ignore[no-untyped-call]
                 if penalty is not None:
@@ -224,9 +226,17 @@ def hold_masks(model: nn.Module, optimizer: torch.optim.Optimizer, masks: Masks)
 
 
 @contextmanager
-def fixed_randomness(seed: int, step: int) -> Iterator[None]:
-    """Draw dropout of one step from (seed, step) and put the global random state back afterwards."""
-    with torch.random.fork_rng():
+def fixed_randomness(seed: int, step: int, device: torch.device = CPU) -> Iterator[None]:
+    """Draw dropout of one step from (seed, step) and put the global random state back afterwards.
+
+    Dropout alone is drawn where the network lies, so that its draws differ between kinds of devices.
+
+    Args:
+        seed: Seed of the run.
+        step: Number of the step.
+        device: Where the network lies.
+    """
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed * 1_000_003 + step)
         yield
 
@@ -237,7 +247,7 @@ def accuracy(model: nn.Module, data: ImageData, split: str = "test") -> float:
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
-    correct = sum(int((model(x.to(device)).argmax(1).cpu() == y).sum()) for x, y in data.batches(split, 1000))
+    correct = sum(int((model(x.to(device)).argmax(1) == y.to(device)).sum()) for x, y in data.batches(split, 1000))
     model.train(was_training)
     return correct / (data.test_y if split == "test" else data.train_y).numel()
 
@@ -262,27 +272,32 @@ def _gradient(parameter: Tensor) -> Tensor:
     return parameter.grad
 
 
+def fresh_network(network: Network, data: ImageData) -> nn.Module:
+    """Return the network at its initial weights, which are drawn on the CPU, on the device of its data."""
+    return build_model(network.model, data.shape, data.classes, network.seed).to(data.device)
+
+
 def trained_network(network: Network, data: ImageData, out: Path, progress: bool = False) -> nn.Module:
-    """Return the trained network, from its run folder when it has been trained before.
+    """Return the trained network, from its run folder when it has been trained before, on whatever device.
 
     Args:
         network: What to train.
-        data: The data set named by ``network.dataset``.
+        data: The data set named by ``network.dataset``; the network is trained where it lies.
         out: Folder of all runs; weights go to ``out/network-<hash>/weights.pt``.
         progress: Show a progress bar.
 
     Returns:
-        The network in evaluation mode on the CPU.
+        The network in evaluation mode on the device of its data.
     """
     folder = run_folder(out, "network", network.settings())
-    model = build_model(network.model, data.shape, data.classes, network.seed)
+    model = fresh_network(network, data)
     weights = folder / "weights.pt"
     if not weights.exists():
         label = f"{network.model} seed {network.seed}" if progress else None
         seconds = train(
             model, data, network.recipe, network.seed, course=Course(state=folder / "state.pt", progress=label)
         )
-        write_json(folder / "training.json", {"seconds": round(seconds, 1)})
+        write_json(folder / "training.json", {"seconds": round(seconds, 1), "device": described(data.device)})
         save_tensors(weights, model.state_dict())
         (folder / "state.pt").unlink(missing_ok=True)
     model.load_state_dict(load_tensors(weights))

@@ -35,6 +35,12 @@ from validation.tables.runner import Run, run_table
 @click.option("--resume/--fresh", default=True, show_default=True, help="Keep finished cells, or compute all anew.")
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Cells computed at the same time.")
 @click.option("--executor", type=click.Choice(EXECUTORS), default="process", show_default=True, help="Where jobs run.")
+@click.option(
+    "--device",
+    default="cpu",
+    show_default=True,
+    help="Where networks are trained, pruned and measured: cpu, cuda, cuda:1 ...",
+)
 @alone
 def validate(suite_name: str, names: tuple[str, ...], only: str, **options: Any) -> None:
     """Train, prune and measure: tables of predicted against actual limits."""

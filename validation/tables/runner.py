@@ -8,19 +8,23 @@ from pathlib import Path
 from typing import Any
 
 from estimators import UserError
-from validation.data import load_data
+from validation.data import ImageData, load_data
+from validation.devices import chosen_device, described
 from validation.tables.discovery import tables
 from validation.tables.executors import run_all
 from validation.tables.storage import folder_of, read_json, run_folder, write_json
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
 from validation.tables.writing import Row
-from validation.training import Network
+from validation.training import CPU, Network
 
 
 @dataclass(frozen=True)
 class Run:
-    """Where and how the cells of tables are computed; no result depends on it.
+    """Where and how the cells of tables are computed; it is no part of what a cell is.
+
+    A cell that is finished stays finished on every device, though another device sums in another order and so gives
+    other last digits; its row names the device that made it.
 
     Args:
         out: Folder of all runs; a table goes to ``out/<suite>``.
@@ -29,6 +33,7 @@ class Run:
         jobs: Number of cells computed at the same time.
         executor: ``"process"`` or ``"ray"``; one job runs in this process.
         command: The command to note in the tables.
+        device: Where networks are trained, pruned and measured: ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
     """
 
     out: Path
@@ -37,6 +42,7 @@ class Run:
     jobs: int = 1
     executor: str = "process"
     command: str = ""
+    device: str = "cpu"
 
 
 def run_table(name: str, suite: Suite, run: Run) -> Path:
@@ -52,8 +58,9 @@ def run_table(name: str, suite: Suite, run: Run) -> Path:
 
     Raises:
         UserError: The suite asks nothing of the table, the output folder cannot be written, or a cell fails on what
-            the user gave.
+            the user gave; or the device cannot be used.
     """
+    chosen_device(run.device)
     table = tables()[name]
     cells = table.cells(suite)
     if not cells:
@@ -109,9 +116,14 @@ def _work(name: str, suite: Suite, run: Run, task: Network | Cell) -> None:
     """Compute a cell; or prepare a network before its cells want it."""
     table, progress = tables()[name], run.jobs == 1
     if isinstance(task, Network):
-        table.prepare(task, Bench(suite, load_data(task.dataset, run.data_dir), run.out, run.out, progress))
+        table.prepare(task, Bench(suite, _data(task, run), run.out, run.out, progress))
         return
     folder = run_folder(run.out, table.rows_of or table.name, settings_of(table, suite, task))
-    data = None if task.start is None else load_data(task.start.dataset, run.data_dir)
+    data = None if task.start is None else _data(task.start, run)
     row: Row = table.run(task, Bench(suite, data, run.out, folder, progress))
-    write_json(folder / "row.json", row)
+    made_on = CPU if data is None else data.device  # a table without networks computes on the CPU
+    write_json(folder / "row.json", row | {"device": described(made_on)})
+
+
+def _data(network: Network, run: Run) -> ImageData:
+    return load_data(network.dataset, run.data_dir).to(chosen_device(run.device))

@@ -41,7 +41,7 @@ class Bench:
 
     Attributes:
         suite: Settings shared by all cells.
-        images: The network's data set; None in a table without networks.
+        images: The network's data set, on the device that the cell works on; None in a table without networks.
         out: Folder of all runs.
         folder: Folder of this cell.
         progress: Show progress bars.
@@ -59,7 +59,7 @@ class Bench:
         return _present(self.images)
 
     def model(self, network: Network) -> nn.Module:
-        """Return the trained network, trained once for all tables."""
+        """Return the trained network, trained once for all tables, on the device of its data."""
         return trained_network(network, self.data, self.out, self.progress)
 
 

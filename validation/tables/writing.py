@@ -71,7 +71,7 @@ class Page:
 
 
 def write_table(folder: Path, page: Page, rows: Sequence[Row], **extra: Any) -> None:
-    """Write a table as JSON and Markdown.
+    """Write a table as JSON and Markdown; it tells of every device but the CPU that its rows were made on.
 
     Args:
         folder: Where to; the files are called ``page.name`` with the endings ``.json`` and ``.md``.
@@ -79,10 +79,13 @@ def write_table(folder: Path, page: Page, rows: Sequence[Row], **extra: Any) -> 
         rows: One dictionary per row.
         extra: Further entries of the JSON file.
     """
-    name, columns = page.name, page.columns
+    name, columns, notes = page.name, page.columns, list(page.notes)
+    devices = sorted({row["device"] for row in rows if "device" in row})
+    if any(device != "cpu" for device in devices):
+        notes.append(f"Made on {', '.join(devices)}.")
     plain = {"title": page.title, "rows": list(rows), "environment": environment(), **extra}
     write_json(folder / f"{name}.json", plain)
-    lines = [f"# {page.title}", "", *[line for note in page.notes for line in (note, "")]]
+    lines = [f"# {page.title}", "", *[line for note in notes for line in (note, "")]]
     lines += ["| " + " | ".join(_escaped(column.heading) for column in columns) + " |"]
     lines += ["|" + "|".join("---:" if column.form else "---" for column in columns) + "|"]
     lines += ["| " + " | ".join(column.text(row) for column in columns) + " |" for row in rows]

@@ -17,14 +17,13 @@ from estimators import UserError
 from estimators.vectors import flatten
 from validation.dmd import Modes, dmd, record_snapshots, recorded_parameters
 from validation.masks import select
-from validation.models import build_model
 from validation.pruners import Problem
 from validation.pruners.koopman import gradient_mode, magnitude_mode, sizes, trained_further
 from validation.studies.limits.early import checkpoints
 from validation.tables.storage import load_tensors, run_folder, save_tensors
 from validation.tables.suite import Suite
 from validation.tables.table import Bench
-from validation.training import Course, Network, train
+from validation.training import Course, Network, fresh_network, train
 
 
 @dataclass(frozen=True)
@@ -110,8 +109,8 @@ class Recorded:
 
     @property
     def weights(self) -> Tensor:
-        """Recorded weights and biases at the end of the epoch, ``[N]``."""
-        return flatten(list(recorded_parameters(self.model).values()))
+        """Recorded weights and biases at the end of the epoch, ``[N]``, on the CPU as the modes are."""
+        return flatten(list(recorded_parameters(self.model).values())).cpu()
 
     def masks(self, compression: float) -> dict[str, Tensor]:
         """Masks of Koopman magnitude pruning at a compression."""
@@ -136,8 +135,8 @@ class Recording:
 
     @property
     def final_weights(self) -> Tensor:
-        """Recorded weights and biases at the end of the recipe, ``[N]``."""
-        return flatten(list(recorded_parameters(self.final).values()))
+        """Recorded weights and biases at the end of the recipe, ``[N]``, on the CPU as the modes are."""
+        return flatten(list(recorded_parameters(self.final).values())).cpu()
 
     def state(self, point: Recorded) -> Path:
         """File of weights, momentum and step at the end of a recorded epoch."""
@@ -194,7 +193,7 @@ def _train(network: Network, bench: Bench, model: nn.Module, epoch: int, state: 
 
 def _record(network: Network, bench: Bench, folder: Path, epoch: int) -> None:
     """Train to the start of an epoch, record that epoch, and leave ``state.pt`` at its end."""
-    model = build_model(network.model, bench.data.shape, bench.data.classes, network.seed)
+    model = fresh_network(network, bench.data)
     state, during, snapshots = folder / "state.pt", folder / "recording.pt", folder / "snapshots.npy"
     _train(network, bench, model, epoch - 1, state)
     during.unlink(missing_ok=True)
@@ -211,7 +210,7 @@ def _record(network: Network, bench: Bench, folder: Path, epoch: int) -> None:
 
 def _record_converged(network: Network, bench: Bench, folder: Path) -> None:
     """Train to the end of the recipe and record one further epoch at a small constant rate."""
-    model = build_model(network.model, bench.data.shape, bench.data.classes, network.seed)
+    model = fresh_network(network, bench.data)
     state, snapshots = folder / "state.pt", folder / "snapshots.npy"
     _train(network, bench, model, network.recipe.epochs, state)
     shutil.copyfile(state, folder / f"state-{network.recipe.epochs}.pt")
@@ -259,7 +258,7 @@ def _plain(modes: Modes) -> dict[str, Any]:
 
 
 def _model(network: Network, bench: Bench, state: dict[str, Any]) -> nn.Module:
-    model = build_model(network.model, bench.data.shape, bench.data.classes, network.seed)
+    model = fresh_network(network, bench.data)
     model.load_state_dict(state["model"])
     return model.eval()
 

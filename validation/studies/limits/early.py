@@ -10,14 +10,13 @@ from typing import Any, ClassVar
 from estimators import UserError
 from pruning_limits import PruningLimit
 from pruning_limits.plotting import BLUE, GREEN, ORANGE, new_figure, save, sparsity_axis
-from validation.models import build_model
 from validation.studies.limits.predicted import BriefSettings, brief_limit, limit_notes
 from validation.tables.kinds import kind
 from validation.tables.storage import read_json, write_json
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
 from validation.tables.writing import Column, Page, Row, mean_and_spread, network_row, write_table
-from validation.training import Course, accuracy, train
+from validation.training import Course, accuracy, fresh_network, train
 
 NAME = "early"
 CLOSE = 0.01
@@ -80,7 +79,7 @@ def checkpoints(wanted: Sequence[int], epochs: int) -> list[int]:
 def run(cell: Cell, bench: Bench) -> Row:
     """Train one network once more and predict its limit at every checkpoint of this one run."""
     network, folder, settings = cell.network, bench.folder, bench.suite.settings(EarlySettings)
-    model = build_model(network.model, bench.data.shape, bench.data.classes, network.seed)
+    model = fresh_network(network, bench.data)
     epochs = checkpoints(settings.epochs, network.recipe.epochs)
     per_epoch = len(bench.data.batches("train", network.recipe.batch_size))
     for epoch in epochs:

@@ -46,7 +46,7 @@ class Measured:
     held_out: float
 
     @classmethod
-    @torch.inference_mode()
+    @torch.no_grad()
     def of(cls, model: nn.Module, data: ImageData) -> Measured:
         """Measure a network in evaluation mode."""
         was_training = model.training

@@ -96,7 +96,7 @@ def schur(objective: Objective, epsilons: Sequence[float]) -> list[float]:
         epsilons: Allowed rises.
     """
     profile = MagnitudeProfile(objective.chosen)
-    model = Quadratic.of(GGN(objective), objective.gradient().numpy())
+    model = Quadratic.of(GGN(objective), objective.gradient().cpu().numpy())
     counts = np.unique(np.geomspace(1, profile.dimension, 60).round().astype(int))[::-1]
     rows: list[Row] = []
     for count in counts.tolist():

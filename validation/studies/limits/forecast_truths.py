@@ -126,7 +126,7 @@ class Truths:
         profile = MagnitudeProfile(objective.chosen)
 
         def measure(place: int) -> Row:
-            kept = torch.zeros(profile.dimension, dtype=torch.bool)
+            kept = torch.zeros(profile.dimension, dtype=torch.bool, device=profile.order.device)
             kept[profile.order[removed_count(self.sparsity(place), profile.dimension) :]] = True
             optimum = masked_optimum(objective, profile.vector, kept, ITERATIONS)
             model = copy.deepcopy(self.model)

@@ -46,7 +46,7 @@ def loss_and_gradient(objective: Objective, weights: Tensor) -> tuple[float, Ten
         Loss, and gradient ``[D]``.
     """
     leaf = weights.detach().clone().requires_grad_()
-    total = torch.zeros((), dtype=torch.float64)
+    total = torch.zeros((), dtype=torch.float64, device=weights.device)
     with torch.enable_grad():
         for batch, size in objective.batches():
             losses = objective.losses(named(leaf, objective.chosen), batch, twice=False)
@@ -85,18 +85,18 @@ def masked_optimum(
         raise UserError(f"penalty: expected L1 or None, got {objective.penalty}")
     price = objective.penalty.coefficient if objective.penalty else 0.0
     signs = np.array([1.0, -1.0] if price else [1.0])
-    index = kept.nonzero()[:, 0]
+    index = kept.nonzero()[:, 0].cpu()
 
     def spread(parts: Floats) -> Tensor:
         full = torch.zeros(len(kept), dtype=torch.float64)
         full[index] = torch.from_numpy(signs @ parts.reshape(len(signs), -1))
-        return full
+        return full.to(weights.device)
 
     def evaluate(parts: Floats) -> tuple[float, Floats]:
         loss, gradient = loss_and_gradient(objective, spread(parts))
-        return loss + price * parts.sum(), (np.outer(signs, gradient[index].numpy()) + price).ravel()
+        return loss + price * parts.sum(), (np.outer(signs, gradient.cpu()[index].numpy()) + price).ravel()
 
-    start = np.outer(signs, weights[index].double().numpy())
+    start = np.outer(signs, weights.cpu()[index].double().numpy())
     result = minimize(
         evaluate,
         (np.maximum(start, 0.0) if price else start).ravel(),

@@ -163,7 +163,7 @@ class _Trials:
 
     def limit(self, start: float, allowed: float, evaluations: int) -> tuple[float, list[Trial]]:
         """Return how far training reaches, see ``actual.retrained_limit``, and every trial."""
-        reached, trials = retrained_limit(self.at, self.dense + allowed, start, evaluations)
+        reached, trials = retrained_limit(self.at, self.dense + allowed, min(start, self.most), evaluations)
         return min(reached, self.most), trials
 
 

@@ -64,11 +64,12 @@ def run(cell: Cell, bench: Bench) -> Row:
     exact = dimension <= EXACT
     operator = Hessian(objective.subset(objective.samples if exact else settings.samples, network.seed))
     if exact:
-        eye = torch.eye(dimension)
+        eye = torch.eye(dimension, device=operator.device)
         norms = torch.cat([operator.matmat(part).abs().sum(0) for part in torch.split(eye, 64, dim=1)]).double()
     else:
         norms = row_norms(operator, settings.probes, network.seed)
-    profile = MagnitudeProfile(prunable(model))
+    norms = norms.cpu()
+    profile = MagnitudeProfile({name: weight.cpu() for name, weight in prunable(model).items()})
     sorted_norms = norms[profile.order].numpy()
     parts = np.array_split(sorted_norms, 100)
     tenths = [float(part.mean()) for part in np.array_split(sorted_norms, 10)]

@@ -86,13 +86,13 @@ def refined_crossing(
 
 def removed_part(profile: MagnitudeProfile, sparsity: float) -> Floats:
     """Return the removed part d of the weights at a sparsity, float64 ``[D]``."""
-    removed: Floats = profile.removed(sparsity).numpy()
+    removed: Floats = profile.removed(sparsity).cpu().numpy()
     return removed
 
 
 def kept_positions(profile: MagnitudeProfile, sparsity: float) -> Positions:
     """Return the positions of the weights that a magnitude mask keeps, by rising magnitude, ``[k]``."""
-    kept: Positions = profile.order[removed_count(sparsity, profile.dimension) :].numpy()
+    kept: Positions = profile.order[removed_count(sparsity, profile.dimension) :].cpu().numpy()
     return kept
 
 
@@ -128,7 +128,7 @@ def limits_and_truths(objective: Objective) -> Row:
     """
     epsilon, dense = all_losses(objective).deviation(), objective.value()
     profile = MagnitudeProfile(objective.chosen)
-    gradient = objective.gradient().numpy()
+    gradient = objective.gradient().cpu().numpy()
     slope = np.zeros_like(gradient) if isinstance(objective.penalty, L1) else gradient
     hessian, ggn = Quadratic.of(Hessian(objective), slope), Quadratic.of(GGN(objective), slope)
     one_shot = Quadratic(hessian.curvature, gradient)

@@ -60,7 +60,7 @@ def run(cell: Cell, bench: Bench) -> Row:
     vectors = []
     for seed in cell.part["seeds"]:
         model = bench.model(replace(cell.network, seed=seed))
-        vectors.append(flatten(list(prunable(model).values())).double().numpy())
+        vectors.append(flatten(list(prunable(model).values())).double().cpu().numpy())
     pooled = np.concatenate(vectors)
     reach = float(np.quantile(np.abs(pooled), 0.9999))
     edges = np.linspace(-reach, reach, BINS + 1)

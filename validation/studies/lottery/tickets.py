@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ from estimators import Objective
 from pruning_limits.plotting import BLUE, GREY, ORANGE, new_figure, save, sparsity_axis
 from validation.data import ImageData
 from validation.masks import Masks, shuffled, sparsity_of
-from validation.models import build_model
 from validation.pruners import Problem
 from validation.pruners.imp import levels
 from validation.pruners.random_masks import mask_seed
@@ -23,7 +23,7 @@ from validation.tables.kinds import kinds_of
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
 from validation.tables.writing import COLOURS, Column, Page, Row, mean_and_spread, network_row, recipes, write_table
-from validation.training import Course, accuracy, train
+from validation.training import Course, accuracy, fresh_network, train
 
 NAME = "lottery-tickets"
 SPARSITY, ROUNDS, COMPARED = 0.95, 8, (2, 5, 8)
@@ -86,7 +86,7 @@ def run(cell: Cell, bench: Bench) -> Row:
         points.append({"kind": TICKET if number else DENSE, **own, **epochs.taken()})
         if number in COMPARED:
             for kind, (seed, masks) in _controls(level.masks, network.seed).items():
-                model = build_model(network.model, data.shape, data.classes, seed)
+                model = fresh_network(replace(network, seed=seed), data)
                 train(model, data, recipe, network.seed, masks=masks, course=Course(on_step=epochs))
                 points.append({"kind": kind, **own, **epochs.taken()})
     return network_row(network) | {"points": [_summed_up(point, points[0]) for point in points]}
