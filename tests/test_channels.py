@@ -344,7 +344,7 @@ def test_what_the_graph_does_not_follow_is_left_dense_and_told_by_name():
         probes=1,
         progress=False,
     )
-    (note,) = [note for note in limit.notes if "layers dense" in note]
+    (note,) = [note for note in limit.notes if "dense (" in note]
     assert note.startswith("channels leaves ")
     assert "a.weight: the network without its channels puts out something else than with zeros in their place" in note
 
