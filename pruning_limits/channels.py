@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMALISATIONS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 MISSING = "pattern: channels need the package torch-pruning; install it with pip install 'pruning-limits[structured]'"
+OTHERS = "take heads, blocks or N:M, which need no such graph"
 ALONE = "no channel of it can go"
 UNEQUAL = "the network without its channels puts out something else than with zeros in their place"
 OUTPUT = "its channels are outputs of the network; without them nothing is connected to it"
@@ -153,7 +154,7 @@ def _graph(model: nn.Module, trial: Trial, beside: set[int]) -> Any:
         import torch_pruning
     except ImportError:
         raise UserError(MISSING) from None
-    graph = torch_pruning.DependencyGraph()
+    graph = _followed(torch_pruning)
     try:
         with torch.enable_grad():
             for parameter in model.parameters():
@@ -162,11 +163,56 @@ def _graph(model: nn.Module, trial: Trial, beside: set[int]) -> Any:
     except UserError:
         raise
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"pattern: the layers of {type(model).__name__} cannot be followed: {reason}") from error
+        reason = _joined_to_unknown(graph, model) or (str(error).strip() or type(error).__name__).splitlines()[0]
+        name = type(model).__name__
+        raise UserError(f"pattern: the layers of {name} cannot be followed: {reason}; {OTHERS}") from error
     for node in graph.module2node.values():
         _follow_padding(node, beside)
     return graph
+
+
+def _followed(torch_pruning: Any) -> Any:
+    """Return a graph of dependencies, not yet built, that takes a concatenation of tokens for none of channels."""
+
+    class Graph(torch_pruning.DependencyGraph):  # type: ignore[misc]
+        def _trace(self, *arguments: Any, **options: Any) -> Any:
+            nodes = super()._trace(*arguments, **options)
+            for node in nodes.values():
+                if node.type == self.ops.OPTYPE.CONCAT and _beside_channels(node.grad_fn):
+                    node.type = self.ops.OPTYPE.ELEMENTWISE
+            return nodes
+
+    return Graph()
+
+
+def _beside_channels(concatenation: Any) -> bool:
+    """Tell whether a concatenation is along a dimension, counted from the end, that holds no channels.
+
+    Such are the keys and values that a language model keeps, and rotations of them: torch-pruning takes those for
+    channels, and fails on what is not there yet.
+    """
+    dimension, shapes = getattr(concatenation, "_saved_dim", 0), getattr(concatenation, "_input_metadata", ())
+    if dimension < 1 << 63 or not shapes:  # autograd keeps a negative number without its sign
+        return False
+    size = len(shapes[0].shape)
+    channels = (1,) if size >= len("nchw") else (1, size - 1)
+    return dimension - (1 << 64) + size not in channels
+
+
+def _joined_to_unknown(graph: Any, model: nn.Module) -> str:
+    """Name the layer before a concatenation whose numbers of channels torch-pruning does not know; empty where none."""
+    names = {module: name for name, module in model.named_modules() if name}
+    for node in getattr(graph, "module2node", {}).values():
+        if None not in (getattr(node.module, "concat_sizes", None) or ()):
+            continue
+        ahead, known = list(node.inputs), {node}
+        while ahead:
+            before = ahead.pop(0)
+            if before.module in names:
+                return f"the outputs of {names[before.module]} are joined to others whose channels are not known"
+            ahead += [source for source in before.inputs if source not in known]
+            known.update(before.inputs)
+    return ""
 
 
 @dataclass(frozen=True)
@@ -331,7 +377,7 @@ def _coupled(outputs: int, places: Sequence[tuple[Any, str, int, list[int], list
     for side, name, _, indices, roots in places:
         for index, root in zip(indices, roots, strict=True):
             before = first.setdefault((id(side), name, index), root)
-            if before != root:
+            if before != root and max(before, root) < outputs:  # others are refused
                 edges.append((np.array([before]), np.array([root])))
     left, right = (np.concatenate(ends) for ends in zip(*edges, strict=True))
     graph = coo_matrix((np.ones(len(left)), (left, right)), shape=(outputs, outputs))

@@ -117,6 +117,22 @@ class GroupProfile(MagnitudeProfile):
             raise UserError(f"sparsity: {name} removes at most {self.most:.4f} of the weights here, got {sparsity:g}")
         return int(self.counts[place])
 
+    def refuse_other(self, sparsity: float) -> None:
+        """Refuse a sparsity that a pattern of one sparsity, as N:M, does not have.
+
+        Args:
+            sparsity: Removed fraction of the weights, as it was asked for.
+
+        Raises:
+            UserError: It removes another number of weights.
+        """
+        name = self.groups.pattern.name
+        if self.groups.pattern.fixed and removed_count(sparsity, self.dimension) != self.counts[-1]:
+            raise UserError(
+                f"sparsity: {name} removes {self.most:.4f} of the weights here and no other share, got {sparsity:g}; "
+                "leave the sparsity out"
+            )
+
     def threshold(self, sparsity: float) -> float:
         """Largest magnitude that is removed; 0 when nothing is."""
         removed = self.removed(sparsity)

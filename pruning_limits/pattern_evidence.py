@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -77,11 +78,26 @@ def pattern_notes(own: PatternEvidence | None) -> list[str]:
     Args:
         own: What was computed about it; None of single weights.
     """
+    return [] if own is None else group_notes(own.name, own.left, own.ragged)
+
+
+def group_notes(name: str, left: Sequence[tuple[str, str]], ragged: int) -> list[str]:
+    """Say the same of groups of weights.
+
+    Args:
+        name: The pattern.
+        left: Why layers are left dense, pairs of a parameter's name and a reason.
+        ragged: Number of weights in groups that are smaller than the pattern's.
+
+    Example:
+        >>> group_notes("2:4", [("0.weight", "3 inputs are no multiple of 4")], 0)
+        ['2:4 leaves 1 layer dense (0.weight: 3 inputs are no multiple of 4)']
+    """
     notes = []
-    if own is not None and own.left:
-        named = "; ".join(f"{name}: {reason}" for name, reason in own.left[:3])
-        more = f"; and {len(own.left) - 3} more" if len(own.left) > 3 else ""
-        notes.append(f"{own.name} leaves {len(own.left)} layers dense ({named}{more})")
-    if own is not None and own.ragged:
-        notes.append(f"{own.ragged:,} weights are in smaller {own.name.partition(':')[0]} at the edges of layers")
+    if left:
+        named = "; ".join(f"{layer}: {reason}" for layer, reason in left[:3])
+        more = f"; and {len(left) - 3} more" if len(left) > 3 else ""
+        notes.append(f"{name} leaves {len(left)} {'layer' if len(left) == 1 else 'layers'} dense ({named}{more})")
+    if ragged:
+        notes.append(f"{ragged:,} weights are in smaller {name.partition(':')[0]} at the edges of layers")
     return notes

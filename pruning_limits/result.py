@@ -283,7 +283,7 @@ class PruningLimit:
             model: The network that the limit was predicted for; it is left as it is.
             loader: Batches of its training data, as for ``predict_limit``.
             sparsity: Removed fraction in [0, 1), at least what is removed already. None takes that of the pattern,
-                where it has one only, as N:M.
+                where it has one only, as N:M; another one is refused there.
             loss_fn: The loss that the limit was predicted with; default cross-entropy on ``(x, y)``.
             metric: The metric; default accuracy where it is that of the limit, and else none.
             held_out: Batches that the metric is measured on, and nothing else; None takes the training data.

@@ -113,7 +113,9 @@ def retuned_copy(
 
 
 def _refuse_sparsity(profile: MagnitudeProfile, sparsity: float) -> None:
-    """Refuse a sparsity below what is removed already, beyond that of a pattern, and one that leaves nothing."""
+    """Refuse a sparsity below what is removed already, other than that of a pattern, and one that leaves nothing."""
+    if isinstance(profile, GroupProfile):
+        profile.refuse_other(sparsity)
     count = profile.count(sparsity)
     if count < profile.zeros:
         share = profile.zeros / profile.dimension

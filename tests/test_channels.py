@@ -1,5 +1,6 @@
 """Coupled channels against derivatives, and the masked network against the physically smaller one."""
 
+import copy
 import sys
 
 import pytest
@@ -9,7 +10,7 @@ from torch import nn
 from torch.func import functional_call
 
 from estimators import Objective, UserError
-from pruning_limits import predict_limit
+from pruning_limits import channels, predict_limit
 from pruning_limits.channels import smaller_network
 from pruning_limits.group_profile import GroupProfile
 from pruning_limits.groups import NONE
@@ -212,6 +213,93 @@ def test_the_hidden_layer_of_a_block_of_gpt2_loses_channels():
     assert groups.members[1]["0.c_proj.weight"].flatten().tolist() == [*range(8)]
 
 
+class Kept(nn.Module):
+    """Attention of one head whose keys go behind those that it keeps, none at first; a hidden layer follows."""
+
+    def __init__(self):
+        super().__init__()
+        self.maps = nn.Linear(6, 12)
+        self.hidden, self.back, self.head = nn.Linear(6, 5), nn.Linear(5, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        query, key = (part.view(len(x), -1, 1, 6).transpose(1, 2) for part in self.maps(x).split(6, dim=2))
+        key = torch.cat([torch.tensor([], dtype=x.dtype), key], dim=-2)
+        x = x + nn.functional.scaled_dot_product_attention(query, key, key).transpose(1, 2).flatten(2)
+        return self.head(x + self.back(torch.tanh(self.hidden(x)))).mean(1)
+
+
+def test_tokens_that_are_joined_are_no_channels():
+    groups = groups_of("channels", objective_of(Kept, (4, 6)))
+    assert groups.members[0]["hidden.weight"].flatten().tolist() == [*range(5)]
+    assert groups.members[1]["back.weight"].flatten().tolist() == [*range(5)]
+    assert set(groups.left) >= {"maps.weight", "head.weight"}
+
+
+@pytest.mark.parametrize("name", ["GPT2LMHeadModel", "GPT2ForSequenceClassification"])
+def test_a_gpt2_loses_the_channels_of_its_hidden_layers(name):
+    transformers = pytest.importorskip("transformers")
+    places = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
+    config = transformers.GPT2Config(n_layer=2, n_head=2, n_embd=8, n_inner=12, vocab_size=11, n_positions=5, **places)
+    tokens = torch.arange(45).reshape(9, 5) % 10 + 1
+
+    def losses(model, batch):
+        scores = model(input_ids=batch).logits
+        return scores.double().square().reshape(len(batch), -1).mean(1)
+
+    objective = Objective(seeded(lambda: getattr(transformers, name)(config)).eval(), [tokens], losses)
+    groups = groups_of("channels", objective)
+    for layer in ("transformer.h.0.mlp.c_fc.weight", "transformer.h.1.mlp.c_fc.weight"):
+        ids, back = groups.members[0][layer].flatten(), layer.replace("c_fc", "c_proj")
+        assert len(ids.unique()) == 12
+        assert torch.equal(groups.members[1][back].flatten(), ids)
+        assert torch.equal(groups.companions[layer.replace("weight", "bias")], ids)
+    assert groups.count == 24
+    assert all(f"transformer.h.{block}.attn.c_attn.weight" in groups.left for block in (0, 1))
+    profile = GroupProfile(objective.chosen, groups)
+    masks = profile.masks(0.1) | profile.companions(0.1)
+    gone = {path: profile.gone(0.1)[ids].nonzero().flatten().tolist() for path, ids in groups.roots.items()}
+    smaller = smaller_network(objective.model, Trial(objective), gone)
+    assert sum(p.numel() for p in smaller.parameters()) < sum(p.numel() for p in objective.model.parameters())
+    zeroed = copy.deepcopy(objective.model)
+    with torch.no_grad():
+        for path, mask in masks.items():
+            zeroed.get_parameter(path).mul_(mask)
+        assert_close(losses(smaller, tokens), losses(zeroed, tokens))
+
+
+def test_a_llama_loses_the_channels_of_its_gated_layers():
+    transformers = pytest.importorskip("transformers")
+    places = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
+    sizes = {"hidden_size": 8, "intermediate_size": 6, "num_hidden_layers": 1, "vocab_size": 11}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 5}
+    config = transformers.LlamaConfig(**sizes, **heads, **places)
+    tokens = torch.arange(45).reshape(9, 5) % 10 + 1
+
+    def losses(model, batch):
+        return model(input_ids=batch).logits.double().square().mean((1, 2))
+
+    groups = groups_of(
+        "channels", Objective(seeded(lambda: transformers.LlamaForCausalLM(config)).eval(), [tokens], losses)
+    )
+    rows, columns = groups.members
+    assert set(rows) == {f"model.layers.0.mlp.{name}_proj.weight" for name in ("up", "gate")}
+    ids = rows["model.layers.0.mlp.up_proj.weight"].flatten()
+    assert sorted(ids.tolist()) == [*range(6)]
+    assert torch.equal(rows["model.layers.0.mlp.gate_proj.weight"].flatten(), ids)
+    assert torch.equal(columns["model.layers.0.mlp.down_proj.weight"].flatten(), ids)
+
+
+def test_what_cannot_be_followed_is_told_by_name_with_what_does_work(monkeypatch):
+    monkeypatch.setattr(channels, "_beside_channels", lambda concatenation: False)
+    objective = objective_of(Kept, (4, 6))
+    with pytest.raises(UserError) as error:
+        groups_of("channels", objective)
+    told = "the outputs of maps are joined to others whose channels are not known"
+    ways = "take heads, blocks or N:M, which need no such graph"
+    assert str(error.value) == f"pattern: the layers of Kept cannot be followed: {told}; {ways}"
+    assert groups_of("blocks:2x2", objective).count
+
+
 def test_channels_that_are_joined_to_inputs_cannot_be_followed_and_stay():
     groups = groups_of("channels", objective_of(JoinedToInputs))
     assert set(groups.members[0]) == {"c.weight"}
@@ -344,7 +432,7 @@ def test_what_the_graph_does_not_follow_is_left_dense_and_told_by_name():
         probes=1,
         progress=False,
     )
-    (note,) = [note for note in limit.notes if "layers dense" in note]
+    (note,) = [note for note in limit.notes if "dense (" in note]
     assert note.startswith("channels leaves ")
     assert "a.weight: the network without its channels puts out something else than with zeros in their place" in note
 

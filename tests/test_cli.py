@@ -461,12 +461,74 @@ def test_retune_goes_the_way_of_a_limit(checkpoints):
     assert f"to {answer.metric:.4g} on" in told.output or "pruning alone reaches as far" in answer.status
 
 
+def groups_that_are_zero(weight, pattern):
+    """Share of the groups of a linear layer that are zero as a whole; of 2:4 that of its runs with two zeros."""
+    if pattern == "2:4":
+        return float(((weight.view(len(weight), -1, 4) == 0).sum(2) == 2).float().mean())
+    rows, columns = weight.shape
+    blocks = weight.view(rows // 4, 4, columns // 4, 4).movedim(2, 1)
+    zeros = (blocks == 0).sum((2, 3))
+    assert set(zeros.unique().tolist()) <= {0, 16}
+    return float((zeros == 16).float().mean())
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "blocks:4x4"])
+def test_retune_in_a_pattern_writes_groups_that_the_gate_reads(checkpoints, pattern):
+    dense, options = checkpoints / "net.safetensors", () if pattern == "2:4" else ("--sparsity", 0.5)
+    predicted = ("predict", *TASK, *FAST, "--checkpoint", dense, "--pattern", "unstructured", "--pattern", pattern)
+    run(*predicted, "--max-drop", 0.05, "--json", "l.json")
+    told = run(*RETUNE, "--checkpoint", dense, "--pattern", pattern, *options, "-o", "p.safetensors")
+    assert f" removed in {pattern}: pruned and re-tuned " in told.output
+    weights = load_file("p.safetensors")
+    layers = [weight for name, weight in weights.items() if name.endswith("weight") and weight.dim() == 2]
+    fitting = [layer for layer in layers if layer.shape[1] % 4 == 0 and layer.shape[0] % 4 == 0]
+    shares = [groups_that_are_zero(layer, pattern) for layer in fitting]
+    assert shares == [1.0] * len(shares) if pattern == "2:4" else 0.3 < max(shares) < 1
+    gate = ("check", "--dense", dense, "--pruned", "p.safetensors", "--limit", "l.json", *TASK, "--json")
+    result = json.loads(CliRunner().invoke(cli.main, [str(part) for part in gate]).stdout)
+    assert result["pattern"] == pattern
+    counted = sum(int((layer == 0).sum()) for layer in layers) / sum(layer.numel() for layer in layers)
+    assert result["sparsity"] == pytest.approx(counted)
+    again = run(
+        "retune",
+        *TASK,
+        "--checkpoint",
+        dense,
+        "--pattern",
+        pattern,
+        *options,
+        "-o",
+        "q.safetensors",
+        "--limit",
+        "l.json",
+    )
+    assert f" removed in {pattern}: " in again.output
+
+
+def test_retune_refuses_patterns_that_do_not_fit(checkpoints):
+    for options, code, message in (
+        (
+            ("--pattern", "5:7"),
+            1,
+            "Error: pattern: 5:7 fits no layer of this network (1.weight: 64 inputs are no multiple of 7",
+        ),
+        (("--pattern", "2:4", "--sparsity", 0.3), 1, "and no other share, got 0.3; leave the sparsity out"),
+        (("--pattern", "rows", "--sparsity", 0.3), 1, "Error: pattern: expected unstructured, N:M such as 2:4"),
+        (("--pattern", "blocks:4x4"), 2, "missing --sparsity; blocks:4x4 has many"),
+        (("--pattern", "heads", "--sparsity", 0.3), 1, "Error: pattern: heads fits no layer of this network"),
+    ):
+        told = run(*RETUNE, "--checkpoint", checkpoints / "net.safetensors", *options, "-o", "p.safetensors", code=code)
+        assert message in told.output
+        assert not Path("p.safetensors").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
         (("--sparsity", 1.0, "-o", "p.safetensors"), 1, "sparsity: expected a number in [0, 1)"),
         (("--sparsity", 0.5, "-o", "p.pt"), 1, "cannot write p.pt: expected a name that ends in .safetensors"),
         (("--sparsity", 0.5), 2, "Missing option '-o'"),
+        (("-o", "p.safetensors"), 2, "missing --sparsity; unstructured has many"),
         (("--sparsity", 0.5, "-o", "p.safetensors", "--steps", 3), 2, "--steps and --probes are for predict"),
         (("--sparsity", 0.5, "-o", "p.safetensors", "--passes", 0), 1, "passes: expected a whole number, at least 1"),
     ],

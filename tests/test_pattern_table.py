@@ -63,7 +63,7 @@ def test_what_is_left_dense_or_ragged_is_told_in_the_notes(limit):
     assert "24 weights are in smaller blocks at the edges of layers" not in limit.notes
     notes = limit.for_pattern("blocks:5x1").notes
     assert "48 weights are in smaller blocks at the edges of layers" in notes
-    assert limit.for_pattern("1:4").notes[0].startswith("1:4 leaves 1 layers dense (0.weight: 6 inputs are no multiple")
+    assert limit.for_pattern("1:4").notes[0].startswith("1:4 leaves 1 layer dense (0.weight: 6 inputs are no multiple")
     assert "pruned in blocks:5x1" in limit.for_pattern("blocks:5x1").summary()
 
 

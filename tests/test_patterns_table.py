@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from pruning_limits import PruningLimit
 from validation.studies.limits.patterns import TABLE, PatternSettings, factor
 from validation.studies.limits.predicted import LimitSettings
 from validation.tables.discovery import tables
@@ -40,6 +41,7 @@ def test_a_ratio_of_kept_fractions_leaves_out_runs_and_what_is_missing():
     assert mean == pytest.approx(8**0.5)
     assert spread == pytest.approx(2 ** (0.5**0.5))
     assert factor(rows[2:], "a", "b") is None
+    assert factor([row | {"most": 0.95} for row in rows], "a", "b")[0] == pytest.approx(2)
 
 
 def test_rows_are_those_of_networks_that_are_pruned_and_trained_by_hand(tmp_path, digits):
@@ -79,16 +81,25 @@ def test_rows_are_those_of_networks_that_are_pruned_and_trained_by_hand(tmp_path
 
     dense = loss(model)
     assert row["one_shot_rise"] == pytest.approx(loss(pruned) - dense, abs=1e-5)
+    limit = PruningLimit.from_json(next(tmp_path.glob("pattern-limit-*")) / "limit.json")
+    tuned, _ = limit.for_pattern("2:4").retune(model, digits.batches("train", 1000))
+    assert row["retuned_rise"] == pytest.approx(loss(tuned) - dense, abs=1e-5)
+    assert row["retuned"] == (row["most"] if row["retuned_rise"] <= 0.1 else row["one_shot"])
+    with torch.no_grad():
+        right = torch.cat([model(x).argmax(1) == y for x, y in digits.batches("test", 1000)]).double().mean()
+    assert (row["dense_loss"], row["dense_accuracy"]) == (pytest.approx(dense), pytest.approx(float(right)))
     train(pruned, digits, RECIPE, 1000, masks=masks)
     assert row["again_rise"] == pytest.approx(loss(pruned) - dense, abs=1e-5)
     assert row["again"] == (row["most"] if row["again_rise"] <= 0.1 else 0.0)
     for name in ("unstructured", "channels"):
         assert rows[name]["again"] >= rows[name]["one_shot"]
+        assert rows[name]["one_shot"] <= rows[name]["retuned"] <= rows[name]["most"]
         assert len(rows[name]["trials"]) == 1
     TABLE.write(list(rows.values()), SUITE, tmp_path, "a command")
     text = (tmp_path / "patterns.md").read_text()
     assert "heads: fits no layer of these networks." in text
-    assert "2:4: holds alone in " in text
+    assert "2:4: one-shot: holds in " in text
+    assert f"cnn-tiny on digits, seed 0: {dense:.3g}, {float(right):.1%}." in text
     assert (tmp_path / "patterns.png").exists()
     stored = json.loads((tmp_path / "patterns.json").read_text())["rows"]
     assert [one["pattern"] for one in stored] == ["unstructured", "2:4", "channels", "heads"]

@@ -185,8 +185,13 @@ def test_a_limit_of_a_pattern_returns_a_network_of_that_pattern(problem, limit):
             kept = (layer.weight != 0).view(-1, *size).sum(1)
             assert set(kept.tolist()) <= ({2} if pattern == "2:4" else {0, 4})
         assert answer.metric == pytest.approx(accuracy(result, data), abs=1e-12)
-    with pytest.raises(UserError, match=r"^sparsity: 2:4 removes at most 0\.5000 of the weights here, got 0\.7"):
-        limit.for_pattern("2:4").retune(model, data, 0.7)
+    for other in (0.7, 0.3):
+        with pytest.raises(UserError) as error:
+            limit.for_pattern("2:4").retune(model, data, other)
+        expected = f"sparsity: 2:4 removes 0.5000 of the weights here and no other share, got {other}; leave the "
+        assert str(error.value) == expected + "sparsity out"
+    with pytest.raises(UserError, match=r"^pattern: 3:7 fits no layer of this network \(0\.weight: "):
+        limit.for_pattern("3:7").retune(model, data)
     with pytest.raises(UserError, match=r"^sparsity: expected a number in \[0, 1\); unstructured has many"):
         limit.retune(model, data)
 

@@ -13,7 +13,8 @@ import numpy as np
 from torch import nn
 
 from estimators import Objective, UserError
-from pruning_limits import MagnitudeProfile, PruningLimit, predict_limit
+from pruning_limits import MagnitudeProfile, PruningLimit, Retuning, predict_limit
+from pruning_limits.answers import ggn_formula
 from pruning_limits.group_profile import GroupProfile
 from pruning_limits.pattern_names import UNSTRUCTURED, parsed
 from pruning_limits.patterns import groups_of
@@ -36,13 +37,21 @@ COLUMNS = (
     Column("most", "removes at most", ".1%"),
     Column("one_shot", "actual: one-shot", ".1%"),
     Column("isotropic", "predicted: Hessian", ".1%"),
+    Column("retuned", "actual: re-tuned", ".1%"),
     Column("again", "actual: whole recipe", ".1%"),
     Column("retrained", "predicted: GGN", ".1%"),
     Column("one_shot_rise", "rise at its sparsity: one-shot", ".3g"),
+    Column("retuned_rise", "re-tuned", "+.3g"),
     Column("again_rise", "whole recipe", "+.3g"),
     Column("again_drop", "points of accuracy lost", "+.2f"),
 )
 KEYS = ("model", "dataset", "penalty", "pattern")
+# What was measured, what is said of it by which curvature, and its name.
+KINDS = (
+    ("one_shot", "isotropic", "one-shot", "Hessian"),
+    ("retuned", "retrained", "re-tuned", "GGN"),
+    ("again", "retrained", "whole recipe", "GGN"),
+)
 
 
 @dataclass(frozen=True)
@@ -53,6 +62,8 @@ class PatternSettings:
         names: Names of patterns; one that fits no layer of a network is left out there.
         epsilon: Allowed rise of the mean training loss.
         evaluations: Number of sparsities that are trained beyond what pruning reaches alone.
+        retuned_epochs: Most that re-tuning may cost in all patterns of a network together, in epochs of training; each
+            pattern has one stage at least.
     """
 
     section: ClassVar[str] = "patterns"
@@ -60,6 +71,7 @@ class PatternSettings:
     names: tuple[str, ...] = ("unstructured", "2:4", "4:8", "1:4", "blocks:4x4", "blocks:16x1", "channels", "heads")
     epsilon: float = 0.02
     evaluations: int = 4
+    retuned_epochs: float = 40.0
 
     def __post_init__(self) -> None:
         for name in self.names:
@@ -87,7 +99,9 @@ def run(cell: Cell, bench: Bench) -> Row:
         return row | {"reason": "no layer fits"}
     own = limit.for_pattern(pattern)
     trials = _Trials(network, bench, pattern)
-    row |= {"most": trials.most, "isotropic": own.sparsity, "retrained": own.retrained, "one_shot": own.achieved}
+    row |= {"dense_loss": trials.dense, "dense_accuracy": trials.accuracy}
+    row |= {"most": trials.most, "isotropic": own.sparsity, "one_shot": own.achieved}
+    row |= {"retrained": ggn_formula(own.evidence, own.allowed).sparsity, "retuned": own.answer("re-tuned").sparsity}
     if parsed(pattern).fixed:
         trial = trials.at(trials.most)
         holds = trial["rise"] <= settings.epsilon
@@ -95,6 +109,7 @@ def run(cell: Cell, bench: Bench) -> Row:
         return row | {
             "again": trials.most if holds else 0.0,
             "one_shot_rise": rise,
+            "retuned_rise": max(point.rise for point in own.evidence.retuned.points) if own.evidence.retuned else None,
             "again_rise": trial["rise"],
             "again_drop": trial["drop"],
             "trials": [trial],
@@ -116,13 +131,15 @@ def _limit(network: Network, bench: Bench) -> PruningLimit | None:
                 continue
             names.append(name)
     wanted = {"network": network.settings(), **limits, "epsilon": patterns.epsilon}
-    file = run_folder(bench.out, "pattern-limit", wanted | {"patterns": names}) / "limit.json"
+    wanted |= {"patterns": names, "retuned_epochs": patterns.retuned_epochs}
+    file = run_folder(bench.out, "pattern-limit", wanted) / "limit.json"
     if not file.exists():
         predict_limit(
             model,
             bench.data.batches("train", 1000),
             epsilon=patterns.epsilon,
             pattern=names,
+            retune=Retuning(epochs=patterns.retuned_epochs),
             seed=network.seed,
             progress=None if bench.progress else False,
             **limits["limit"],
@@ -143,6 +160,7 @@ class _Trials:
             self.profile = GroupProfile(weights, groups_of(pattern, self.objective))
         self.dense = self.objective.value()
         self.accuracy = accuracy(self.model, bench.data)
+        self._made = dict[int, Trial]()
 
     @property
     def most(self) -> float:
@@ -151,8 +169,14 @@ class _Trials:
 
     def at(self, sparsity: float) -> Trial:
         """Prune to a sparsity, train, and measure the mean training loss and the fall of the accuracy."""
-        model: nn.Module = copy.deepcopy(self.model)
         wanted = min(sparsity, self.most)
+        count = self.profile.count(wanted)
+        if count not in self._made:
+            self._made[count] = self._trained(wanted)
+        return self._made[count]
+
+    def _trained(self, wanted: float) -> Trial:
+        model: nn.Module = copy.deepcopy(self.model)
         masks = self.profile.masks(wanted) | self.profile.companions(wanted)
         apply_masks(model, masks)
         train(model, self.bench.data, self.network.recipe, self.network.seed + 1000, masks=masks)
@@ -170,6 +194,8 @@ class _Trials:
 def factor(rows: Sequence[Row], predicted: str, actual: str) -> tuple[float, float] | None:
     """Mean ratio of kept fractions, predicted over actual, and its spread as a factor; None without rows.
 
+    Patterns of one sparsity are left out, and rows in which all that the pattern may remove can go.
+
     Example:
         >>> factor([{"a": 0.8, "b": 0.9, "pattern": "channels"}] * 2, "a", "b")
         (2.0, 1.0)
@@ -178,7 +204,7 @@ def factor(rows: Sequence[Row], predicted: str, actual: str) -> tuple[float, flo
         math.log((1 - row[predicted]) / (1 - row[actual]))
         for row in rows
         if not parsed(row["pattern"]).fixed and None not in (row.get(predicted), row.get(actual))
-        if row[predicted] < 1 and row[actual] < 1
+        if row[predicted] < 1 and row[actual] < row.get("most", 1)
     ]
     if not logarithms:
         return None
@@ -194,10 +220,13 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
         "Sparsity is the removed fraction of convolution and linear weights. Allowed is a rise of the mean training "
         f"loss by {patterns.epsilon:g}. Predicted: the isotropic equation with R of the pattern, by the absolute "
         "Hessian and by the GGN; one spectrum serves all patterns of a network. Actual: one-shot pruning, groups by "
-        "root mean square; and after the whole training recipe once more on the fixed mask, interpolated after "
-        f"{patterns.evaluations} sparsities. N:M has one sparsity: what is predicted there is the sparsity that "
+        "root mean square; re-tuned in stages, for at most "
+        f"{patterns.retuned_epochs:g} epochs of a network in all patterns; and after the whole training recipe once "
+        f"more on the fixed mask, interpolated after {patterns.evaluations} sparsities. "
+        "N:M has one sparsity: what is predicted there is the sparsity that "
         "its R allows, to be compared with what it removes; actual is that sparsity where it holds, else 0.",
         recipes(suite),
+        f"Dense networks, training loss and held-out accuracy: {_dense_words(rows)}.",
         *_words(rows),
     ]
     write_table(
@@ -215,49 +244,64 @@ def _words(rows: Sequence[Row]) -> list[str]:
         elif parsed(pattern).fixed:
             lines.append(f"{pattern}: {_fixed_words(own)}.")
         else:
-            parts = []
-            for truth, predicted, name in (
-                ("one_shot", "isotropic", "one-shot"),
-                ("again", "retrained", "whole recipe"),
-            ):
-                ratio = factor(own, predicted, truth)
-                if ratio is not None:
-                    parts.append(f"{name}: kept predicted / actual {ratio[0]:.2f}, spread x{ratio[1]:.2f}")
-            lines.append(f"{pattern}: {'; '.join(parts)}.")
+            lines.append(f"{pattern}: {'; '.join(filter(None, (_kept_words(own, kind) for kind in KINDS)))}.")
     return lines
 
 
+def _dense_words(rows: Sequence[Row]) -> str:
+    parts = {
+        (row["model"], row["dataset"], row["seed"]): f"{row['dense_loss']:.3g}, {row['dense_accuracy']:.1%}"
+        for row in rows
+        if row.get("dense_loss") is not None
+    }
+    return "; ".join(f"{model} on {data}, seed {seed}: {text}" for (model, data, seed), text in parts.items())
+
+
+def _kept_words(rows: Sequence[Row], kind: tuple[str, str, str, str]) -> str:
+    """Compare what networks keep with what was predicted, and count those in which all of the pattern can go."""
+    truth, predicted, name, curvature = kind
+    known = [row for row in rows if None not in (row.get(truth), row.get(predicted))]
+    whole = [row for row in known if row[truth] >= row["most"]]
+    ratio, parts = factor(known, predicted, truth), []
+    if ratio is not None:
+        parts.append(f"kept predicted / actual {ratio[0]:.2f}, spread x{ratio[1]:.2f}, n={len(known) - len(whole)}")
+    if whole:
+        same = sum(row[predicted] >= row["most"] for row in whole)
+        parts.append(f"all that may go can go in {len(whole)}, as the {curvature}'s equation says of {same}")
+    return f"{name}: {', '.join(parts)}" if parts else ""
+
+
 def _fixed_words(rows: Sequence[Row]) -> str:
-    alone = [row["one_shot"] >= row["most"] for row in rows]
-    again = [row["again"] >= row["most"] for row in rows]
-    by_hessian = [row["isotropic"] >= row["most"] for row in rows]
-    by_ggn = [(row["retrained"] or 0.0) >= row["most"] for row in rows]
-    return (
-        f"holds alone in {sum(alone)} of {len(rows)} networks, the Hessian's equation says the same of "
-        f"{sum(a == b for a, b in zip(alone, by_hessian, strict=True))}; after the whole recipe in {sum(again)}, the "
-        f"GGN's says the same of {sum(a == b for a, b in zip(again, by_ggn, strict=True))}"
-    )
+    parts = []
+    for truth, predicted, name, curvature in KINDS:
+        known = [row for row in rows if None not in (row.get(truth), row.get(predicted))]
+        holds = [row[truth] >= row["most"] for row in known]
+        said = [row[predicted] >= row["most"] for row in known]
+        same = sum(a == b for a, b in zip(holds, said, strict=True))
+        text = f"{name}: holds in {sum(holds)} of {len(known)} networks"
+        parts.append(f"{text}, the {curvature}'s equation says so of {sum(said)} and is right in {same}")
+    return "; ".join(parts)
 
 
 def _figure(rows: Sequence[Row], path: Path) -> None:
-    figure, panels = new_figure(1, 2, size=(10.0, 4.6), sharex=True, sharey=True)
+    figure, panels = new_figure(1, len(KINDS), size=(14.0, 4.6), sharex=True, sharey=True)
     measured = [row for row in rows if row.get("most") is not None and not parsed(row["pattern"]).fixed]
-    kept = [1 - row[key] for row in measured for key in ("one_shot", "isotropic", "again", "retrained") if row[key]]
+    kept = [1 - row[key] for row in measured for pair in KINDS for key in pair[:2] if row.get(key)]
     least = 0.7 * min([value for value in kept if value > 0], default=1.0)
-    kinds = (("one_shot", "isotropic", "one-shot, Hessian"), ("again", "retrained", "whole recipe, GGN"))
-    for panel, (truth, predicted, title) in zip(panels, kinds, strict=True):
+    patterns = list(dict.fromkeys(row["pattern"] for row in measured))
+    for panel, (truth, predicted, name, curvature) in zip(panels, KINDS, strict=True):
         panel.plot([1, least], [1, least], color="#666666", linewidth=1, label="predicted = actual")
-        for colour, pattern in zip(COLOURS * 2, dict.fromkeys(row["pattern"] for row in measured), strict=False):
+        for colour, pattern in zip(COLOURS * 2, patterns, strict=False):
             own = [row for row in measured if row["pattern"] == pattern]
-            across, up = ([max(1 - (row[key] or 0.0), least) for row in own] for key in (truth, predicted))
+            across, up = ([max(1 - (row.get(key) or 0.0), least) for row in own] for key in (truth, predicted))
             panel.plot(across, up, "o", color=colour, markersize=5, label=pattern)
         sparsity_axis(panel.xaxis, least)
         sparsity_axis(panel.yaxis, least)
         panel.set(xlabel="actual (sparsity)")
-        panel.set_title(title, loc="left", fontsize=10)
+        panel.set_title(f"{name}, {curvature}", loc="left", fontsize=10)
         panel.grid(alpha=0.25)
     panels[0].set_ylabel("predicted (sparsity)")
-    panels[1].legend(fontsize=8)
+    panels[-1].legend(fontsize=8)
     save(figure, path)
 
 
