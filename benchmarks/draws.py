@@ -38,20 +38,20 @@ def row(network: Network, runs: Path) -> Row:
         missed[seed] = draw.deviation() / float(draw.shares.mean()) / ratio - 1
         stated[seed] = math.hypot(draw.deviation_error, draw.curvature_error)
     accepted = stated <= DRAWN_ERROR
-    found: Row = {"model": network.model, "dataset": network.dataset, "samples": whole.total}
-    found |= {"kurtosis": whole.kurtosis, "epsilon": whole.deviation()}
-    found |= {"missed": float(missed.square().mean().sqrt()), "stated": float(stated.square().mean().sqrt())}
-    found |= {"held": float((missed.abs() <= 2 * stated).double().mean()), "accepted": float(accepted.double().mean())}
-    found["worst"] = float(missed[accepted].abs().max()) if accepted.any() else None
-    print(found, flush=True)
-    return found
+    entry: Row = {"model": network.model, "dataset": network.dataset, "samples": whole.total}
+    entry |= {"kurtosis": whole.kurtosis, "epsilon": whole.deviation()}
+    entry |= {"missed": float(missed.square().mean().sqrt()), "stated": float(stated.square().mean().sqrt())}
+    entry |= {"held": float((missed.abs() <= 2 * stated).double().mean()), "accepted": float(accepted.double().mean())}
+    entry["worst"] = float(missed[accepted].abs().max()) if accepted.any() else None
+    print(entry, flush=True)
+    return entry
 
 
 def main() -> None:
     """Write the table."""
     arguments = options(__doc__).parse_args()
     torch.set_num_threads(1)
-    networks = {one.model: one for one in reversed(load_suite("cpu").networks) if one.model in MODELS}
+    networks = {network.model: network for network in reversed(load_suite("cpu").networks) if network.model in MODELS}
     rows = [row(networks[model], arguments.runs) for model in MODELS]
     columns = [
         Column("model", "model"),

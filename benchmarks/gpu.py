@@ -192,8 +192,8 @@ def calls_of(matrix: str, objective: Objective, device: torch.device) -> dict[st
         "curvlinops": lambda: linear @ parts,
     }
     if matrix == "Hessian":
-        other = PyHessian(model, loss, dataloader=batches, cuda=device.type == "cuda")
-        calls["PyHessian"] = lambda: other.dataloader_hv_product(parts)[1]
+        pyhessian = PyHessian(model, loss, dataloader=batches, cuda=device.type == "cuda")
+        calls["PyHessian"] = lambda: pyhessian.dataloader_hv_product(parts)[1]
     return calls
 
 
@@ -353,12 +353,12 @@ def rows_of(table: str, network: str, arguments: Namespace) -> list[Row]:
 
 def machine(device: torch.device) -> Row:
     """Return what the tables were made on."""
-    found = environment() | {"device": str(device), "name": "CPU"}
+    row = environment() | {"device": str(device), "name": "CPU"}
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
-        found |= {"name": properties.name, "gib": round(properties.total_memory / GIB, 1), "driver": driver()}
-        found |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
-    return found
+        row |= {"name": properties.name, "gib": round(properties.total_memory / GIB, 1), "driver": driver()}
+        row |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
+    return row
 
 
 def driver() -> str:

@@ -54,8 +54,8 @@ def objective(width: int, samples: int) -> Objective:
         return Objective(model, [(torch.randn(count, 3, side, side), torch.arange(count) % CLASSES)])
     sizes = [INPUTS, width, width, CLASSES]
     layers: list[nn.Module] = []
-    for one, other in itertools.pairwise(sizes):
-        layers += [nn.Linear(one, other), nn.ReLU()]
+    for inputs, outputs in itertools.pairwise(sizes):
+        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
     x, y = torch.randn(samples, INPUTS), torch.arange(samples) % CLASSES
     batches = [(x[start : start + BATCH], y[start : start + BATCH]) for start in range(0, samples, BATCH)]
     return Objective(nn.Sequential(*layers[:-1]), batches)
@@ -77,7 +77,7 @@ def child(width: int, samples: int) -> None:
     torch.set_num_threads(1)
     before = resident("VmRSS")
     part = objective(width, samples)
-    found: Row = {"dimension": part.dimension, "samples": part.samples}
+    row: Row = {"dimension": part.dimension, "samples": part.samples}
     works: dict[str, Callable[[], object]] = {
         "product": lambda: Hessian(part, memory=0).matmat(sphere_probes(probe, 1)),
         "none": lambda: Lanczos(Hessian(part), sphere_probes(probe, 1), "none").advance(STEPS),
@@ -87,9 +87,9 @@ def child(width: int, samples: int) -> None:
     for task, work in works.items():
         gc.collect()
         Path("/proc/self/clear_refs").write_text("5")
-        found[f"{task}_seconds"] = shortest(work)
-        found[f"{task}_mib"] = (resident("VmHWM") - before) / (1 << 20)
-    print(json.dumps(found))
+        row[f"{task}_seconds"] = shortest(work)
+        row[f"{task}_mib"] = (resident("VmHWM") - before) / (1 << 20)
+    print(json.dumps(row))
 
 
 def point(width: int, samples: int) -> Row:
@@ -110,12 +110,12 @@ def exponents(rows: list[Row]) -> dict[str, dict[str, float]]:
     smallest, *others = [row for row in rows if row["series"] == "weights"]
     large = [row for row in others if row["dimension"] >= LARGE]
     more = [row for row in rows if row["series"] == "samples"]
-    found: dict[str, dict[str, float]] = {"dimension": {}, "samples": {}}
+    fitted: dict[str, dict[str, float]] = {"dimension": {}, "samples": {}}
     for key in (f"{task}_{what}" for task in TASKS for what in HEADINGS):
         fixed = smallest[key] if key.endswith("mib") else 0.0
-        found["dimension"][key] = exponent(large, "dimension", key, fixed)
-        found["samples"][key] = exponent(more, "samples", key)
-    return found
+        fitted["dimension"][key] = exponent(large, "dimension", key, fixed)
+        fitted["samples"][key] = exponent(more, "samples", key)
+    return fitted
 
 
 def figure(rows: list[Row], fitted: dict[str, dict[str, float]], path: Path) -> None:
@@ -123,7 +123,7 @@ def figure(rows: list[Row], fitted: dict[str, dict[str, float]], path: Path) -> 
     drawing, panels = new_figure(2, 2, size=(10.0, 7.6), sharey="col")
     for line, (across, series) in zip(panels, (("dimension", "weights"), ("samples", "samples")), strict=True):
         own = [row for row in rows if row["series"] == series]
-        other = [row for row in rows if row["series"] == "resnet"] if series == "weights" else []
+        resnet = [row for row in rows if row["series"] == "resnet"] if series == "weights" else []
         for panel, (what, heading) in zip(line, HEADINGS.items(), strict=True):
             for task, (words, colour, marker) in TASKS.items():
                 key = f"{task}_{what}"
@@ -137,7 +137,7 @@ def figure(rows: list[Row], fitted: dict[str, dict[str, float]], path: Path) -> 
                     label=label,
                     markersize=5,
                 )
-                panel.plot([r[across] for r in other], [r[key] for r in other], "*", color=colour, markersize=10)
+                panel.plot([r[across] for r in resnet], [r[key] for r in resnet], "*", color=colour, markersize=10)
             panel.set(
                 xscale="log", yscale="log", xlabel="weights D" if series == "weights" else "samples", ylabel=heading
             )

@@ -31,12 +31,12 @@ def trained(name: str, data: ImageData, seed: int) -> torch.nn.Module:
 def errors(model: torch.nn.Module, batches: list[object]) -> list[float]:
     """Relative error of a product with a random vector, for both curvatures."""
     objective = Objective(model, batches)
-    found = []
+    relative = []
     for kind in (Hessian, GGN):
         vector = sphere_probes(kind(objective), 1)[:, 0]
-        exact, rounded = (kind(objective, precision=one) @ vector for one in ("full", "bfloat16"))
-        found.append(float((rounded - exact).norm() / exact.norm()))
-    return found
+        exact, rounded = (kind(objective, precision=precision) @ vector for precision in ("full", "bfloat16"))
+        relative.append(float((rounded - exact).norm() / exact.norm()))
+    return relative
 
 
 def cells(limit: PruningLimit) -> str:
@@ -57,7 +57,7 @@ def main() -> None:
     for name in NETWORKS:
         for seed in SEEDS:
             model, batches = trained(name, data, seed), list(data.batches("train", 256))
-            found = errors(model, batches)
+            relative_errors = errors(model, batches)
             for precision in ("full", "bfloat16"):
                 limit = predict_limit(
                     model,
@@ -70,7 +70,7 @@ def main() -> None:
                     progress=False,
                     precision=precision,
                 )
-                shown = " | ".join("" if precision == "full" else f"{one:.1%}" for one in found)
+                shown = " | ".join("" if precision == "full" else f"{error:.1%}" for error in relative_errors)
                 print(f"| {name} | {seed} | {precision} | {cells(limit)} | {shown} |", flush=True)
 
 

@@ -49,11 +49,13 @@ def row(name: str, matrix: str) -> Row:
     _, samples, size = WORK[name]
     model, data = problem(name)
     objective = Objective(model, data)
-    chosen = [model.get_parameter(one) for one in objective.names]
+    chosen = [model.get_parameter(key) for key in objective.names]
     for parameter in model.parameters():
-        parameter.requires_grad_(any(parameter is one for one in chosen))
+        parameter.requires_grad_(any(parameter is weight for weight in chosen))
     vector = torch.randn(objective.dimension, generator=torch.Generator().manual_seed(1))
-    parts = [part.view_as(one) for part, one in zip(vector.split([p.numel() for p in chosen]), chosen, strict=True)]
+    parts = [
+        part.view_as(weight) for part, weight in zip(vector.split([p.numel() for p in chosen]), chosen, strict=True)
+    ]
     loss = nn.CrossEntropyLoss()
     ours, curvlinops = MATRICES[matrix]
     kept = ours(objective, memory=8 << 30)
@@ -73,11 +75,11 @@ def row(name: str, matrix: str) -> Row:
                 "single": lambda: hessian_vector_product(single.gradsH, single.params, parts),
             }
         seconds = interleaved(works, REPEATS)
-    found: Row = {"model": name, "matrix": matrix, "dimension": objective.dimension, "samples": samples, "batch": size}
+    entry: Row = {"model": name, "matrix": matrix, "dimension": objective.dimension, "samples": samples, "batch": size}
     best = min(seconds[which] for which in ("pyhessian", "curvlinops") if which in seconds)
-    found |= seconds | {"ratio_rebuilt": best / seconds["rebuilt"], "ratio_kept": best / seconds["kept"]}
-    print(found, flush=True)
-    return found
+    entry |= seconds | {"ratio_rebuilt": best / seconds["rebuilt"], "ratio_kept": best / seconds["kept"]}
+    print(entry, flush=True)
+    return entry
 
 
 def main() -> None:

@@ -38,7 +38,7 @@ class Reference:
 
     def __init__(self, model: nn.Module, data: ImageData) -> None:
         self.model = model
-        self.weights = [one.weight for one in model.modules() if isinstance(one, nn.Linear | nn.Conv2d)]
+        self.weights = [layer.weight for layer in model.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
         count = len(data.train_y) // DATA_PART
         self.samples = len(data.train_y)
         self.part = list(data.batches("train", BATCH, limit=count))
@@ -86,12 +86,12 @@ class Reference:
 
     def levels(self, grid: np.ndarray[Any, Any], density: np.ndarray[Any, Any]) -> list[float]:
         """Find the removed weights and sum over the grid at some sparsity levels; the weights are sorted already."""
-        found = []
+        sums = []
         for sparsity in np.linspace(0.5, 0.99, LEVELS_TIMED):
             removed = self.flat[: int(sparsity * self.dimension)].square().sum()
             scale = 1e-3 / float(removed)
-            found.append(float((density * scale / (scale + np.abs(grid))).sum()))
-        return found
+            sums.append(float((density * scale / (scale + np.abs(grid))).sum()))
+        return sums
 
     def seconds(self) -> dict[str, float]:
         """Time every part once."""
@@ -136,7 +136,9 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     networks = load_suite("cpu").networks
-    network = next(one for one in networks if (one.model, one.dataset, one.seed) == (MODEL, DATASET, SEED))
+    network = next(
+        network for network in networks if (network.model, network.dataset, network.seed) == (MODEL, DATASET, SEED)
+    )
     data = load_data(DATASET)
     model = trained_network(network, data, arguments.runs)
     reference = Reference(model, data)

@@ -102,8 +102,8 @@ def subject(name: str, runs: Path) -> Subject:
     trained = case.trained(runs)
     if isinstance(case, Text):
         x, _ = windows()
-        other = x.roll(7, 0).flatten()[: len(x) // 16 * x.shape[1]].view(-1, x.shape[1])
-        held_out = [(part[:, :-1], part[:, 1:]) for part in torch.split(other[: HELD_OUT // 5], BATCH // 4)]
+        shifted = x.roll(7, 0).flatten()[: len(x) // 16 * x.shape[1]].view(-1, x.shape[1])
+        held_out = [(part[:, :-1], part[:, 1:]) for part in torch.split(shifted[: HELD_OUT // 5], BATCH // 4)]
         return Subject(trained.model, trained.batches, held_out)
     assert isinstance(case, Images)
     data = load_data(case.network.dataset)
@@ -367,22 +367,22 @@ METHODS: dict[str, Callable[[Cell, Mapping[str, float]], tuple[FineTuning, Netwo
 def sparsities(name: str, own: Subject, runs: Path) -> dict[str, float]:
     """Find where pruning alone has lost so many points of held-out accuracy; the dense accuracy is beside them."""
     file = run_folder(runs, "retuned-sparsities", {"name": name, "lost": list(LOST), "held_out": HELD_OUT}) / "row.json"
-    found: dict[str, float] | None = read_json(file)
-    if found is not None:
-        return found
+    levels: dict[str, float] | None = read_json(file)
+    if levels is not None:
+        return levels
     cell = Cell(own, 0.0, 1, 0)
     tuning = cell.tuning(of_labels=True)
     dense = cell.accuracy(tuning, tuning.dense)
-    found = {"dense": dense}
+    levels = {"dense": dense}
     for lost in LOST:
         low, high = 0.0, math.log(2000.0)
         for _ in range(12):
             middle = (low + high) / 2
             network = tuning.pruned(tuning.dense, removed_count(1 - math.exp(-middle), tuning.dimension))
             low, high = (middle, high) if cell.accuracy(tuning, network) > dense - lost else (low, middle)
-        found[str(lost)] = 1 - math.exp(-high)
-    write_json(file, found)
-    return found
+        levels[str(lost)] = 1 - math.exp(-high)
+    write_json(file, levels)
+    return levels
 
 
 def row_of(cell: Cell, method: str, seconds: Mapping[str, float]) -> Row:
@@ -468,7 +468,7 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
         own = [row for row in rows if row["samples"] == samples]
         said = []
         for method in METHODS:
-            best = sum(row[method] >= max(row[other] for other in METHODS) - 1e-9 for row in own)
+            best = sum(row[method] >= max(row[rival] for rival in METHODS) - 1e-9 for row in own)
             fall = sum(row["dense"] - row[method] for row in own) / len(own)
             seconds = sum(row[f"{method} seconds"] for row in own) / len(own)
             said.append(f"{method} {fall:.2f} ({best}; {seconds:.1f} s)")

@@ -48,7 +48,7 @@ class Study:
     @property
     def network(self) -> Network:
         """The first of these networks."""
-        return next(one for one in load_suite(self.suite).networks if one.model == self.model)
+        return next(network for network in load_suite(self.suite).networks if network.model == self.model)
 
 
 STUDIES = (
@@ -77,9 +77,13 @@ def rows_of(study: Study, runs: Path) -> list[Row]:
             row: Row = {"model": network.model, "dataset": network.dataset, "samples": samples, "draw": seed}
             row |= {"steps": steps, "probes": study.probes}
             for kind in KINDS:
-                found = estimates.estimate(kind)
-                carried = carried_limit(found, curve, allowed, "abs")
-                row |= {f"{kind}_raw": found.on_samples(carried), kind: carried, f"{kind}_error": found.sample_error}
+                estimate = estimates.estimate(kind)
+                carried = carried_limit(estimate, curve, allowed, "abs")
+                row |= {
+                    f"{kind}_raw": estimate.on_samples(carried),
+                    kind: carried,
+                    f"{kind}_error": estimate.sample_error,
+                }
             rows.append(row)
             print(row, flush=True)
     return rows

@@ -277,7 +277,7 @@ def report(rows: list[Row], passed: Cost, out: Path) -> None:
         Column("vectors", "in vectors", ".1f"),
     ]
     for row in rows:
-        same = [other for other in rows if other["task"] == "forward" and other["series"] == row["series"]]
+        same = [peer for peer in rows if peer["task"] == "forward" and peer["series"] == row["series"]]
         forward = next(r for r in same if all(r[key] == row[key] for key in ("network", "width", "samples")))
         row["relative"] = row["flops"] / forward["flops"] if row.get("flops") else None
     said = "; ".join(

@@ -178,8 +178,8 @@ def readings(bed: Bed, steps: int, seed: int) -> dict[str, float]:
     matrix = tridiagonal(bed.eigenvalues, steps, seed)
     rules = {"gauss": gauss(matrix), "averaged": averaged_gauss(matrix), "steady": steady_gauss(matrix)}
     rules["below"], rules["above"] = even_bracket(matrix)
-    found = {name: bed.limit(SpectralMeasure((rule,), size)) for name, rule in rules.items()}
-    found["geometric"] = 1 - math.sqrt((1 - found["below"]) * (1 - found["above"]))
+    limits = {name: bed.limit(SpectralMeasure((rule,), size)) for name, rule in rules.items()}
+    limits["geometric"] = 1 - math.sqrt((1 - limits["below"]) * (1 - limits["above"]))
     order = np.argsort(-np.abs(bed.eigenvalues))
     outliers, rest = bed.eigenvalues[order[:DEFLATED]], bed.eigenvalues[order[DEFLATED:]]
     zeros = np.abs(bed.eigenvalues) < 1e-12 * np.abs(outliers[0])
@@ -190,18 +190,18 @@ def readings(bed: Bed, steps: int, seed: int) -> dict[str, float]:
         if steps > spent:
             nodes, weights = steady_gauss(tridiagonal(left, steps - spent, seed))
             both = np.append(nodes, known), np.append(weights * len(left) / size, np.full(len(known), 1 / size))
-            found[name] = bed.limit(SpectralMeasure((both,), size))
-    return found
+            limits[name] = bed.limit(SpectralMeasure((both,), size))
+    return limits
 
 
 def rule_rows(name: str, bed: Bed) -> list[Row]:
     """Compare the rules on one bed."""
     rows = []
     for steps in STEPS:
-        found = [readings(bed, steps, seed) for seed in range(SEEDS_OF_RULES)]
+        runs = [readings(bed, steps, seed) for seed in range(SEEDS_OF_RULES)]
         row: Row = {"bed": name, "dimension": len(bed.eigenvalues), "truth": bed.truth, "steps": steps}
         for rule in RULES:
-            values = [one[rule] for one in found if rule in one]
+            values = [run[rule] for run in runs if rule in run]
             if values:
                 row[rule] = 100 * (float(np.mean(values)) - bed.truth)
         rows.append(row)
@@ -217,11 +217,11 @@ def coverage_row(name: str, bed: Bed, seeds: int) -> Row:
     for seed in tqdm(range(seeds), desc=name, leave=False, disable=None):
         settings = Settings(epsilon=bed.epsilon, probes=1, seed=seed)
         estimates = Estimates(Subsamples(losses, settings), bed.curve, bed.epsilon, progress=False)
-        found = estimates.estimate("hessian")
-        error = isotropic_limit(found.measure, bed.curve, bed.epsilon).standard_error
-        halves.append(found.half_width(error))
-        hits.append(abs(found.limit(bed.limit) - bed.truth) <= halves[-1])
-        steps.append(found.steps)
+        estimate = estimates.estimate("hessian")
+        error = isotropic_limit(estimate.measure, bed.curve, bed.epsilon).standard_error
+        halves.append(estimate.half_width(error))
+        hits.append(abs(estimate.limit(bed.limit) - bed.truth) <= halves[-1])
+        steps.append(estimate.steps)
     return {
         "bed": name,
         "dimension": len(values),

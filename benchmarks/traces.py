@@ -122,8 +122,8 @@ class Bed:
         epsilon = all_losses(objective).deviation()
         curve = MagnitudeProfile(objective.chosen).curve()
         self.eigenvalues = stored["eigenvalues"].numpy()
-        found = isotropic_limit(SpectralMeasure.from_eigenvalues(self.eigenvalues), curve, epsilon)
-        self.limit, self.scale = found.sparsity, found.scale
+        limit = isotropic_limit(SpectralMeasure.from_eigenvalues(self.eigenvalues), curve, epsilon)
+        self.limit, self.scale = limit.sparsity, limit.scale
         self.operator = Counted(GGN(objective))
         self.floor = recipe.penalty.curvature if recipe.penalty else 0.0
 
@@ -168,19 +168,23 @@ def methods(bed: Bed, name: str, function: Function) -> Iterator[tuple[str, Esti
 
     yield "ours: spectral_measure", quadrature, lanczos
     if name == "x":
-        for one in (ours.hutchinson, ours.hutch_plus_plus, ours.xtrace):
-            yield f"ours: {one.__name__}", lambda b, seed, one=one: one(bed.operator, *b, seed).value, plain
+        for trace in (ours.hutchinson, ours.hutch_plus_plus, ours.xtrace):
+            yield f"ours: {trace.__name__}", lambda b, seed, trace=trace: trace(bed.operator, *b, seed).value, plain
     else:
         yield "ours: spectral_measure, 'none'", lambda b, seed: quadrature(b, seed, "none"), lanczos
     for kind in (LanczosApproximateSpectrumCached, LanczosApproximateLogSpectrumCached):
         yield f"curvlinops: {kind.__name__}", lambda b, _, kind=kind: density_trace(kind, bed, function, b), dense
-    for one in (hutchinson_trace, hutchpp_trace, xtrace):
+    for trace in (hutchinson_trace, hutchpp_trace, xtrace):
         if name == "x":
-            yield f"curvlinops: {one.__name__}", lambda b, _, one=one: float(one(Theirs(bed.operator), *b)), plain
+            yield (
+                f"curvlinops: {trace.__name__}",
+                lambda b, _, trace=trace: float(trace(Theirs(bed.operator), *b)),
+                plain,
+            )
         else:
             budgets = list(itertools.product(INVERSE_BUDGETS, RESIDUALS))
-            words = f"curvlinops: {one.__name__} of CGInverseLinearOperator"
-            yield words, lambda b, _, one=one: inverse_trace(one, bed, b), budgets
+            words = f"curvlinops: {trace.__name__} of CGInverseLinearOperator"
+            yield words, lambda b, _, trace=trace: inverse_trace(trace, bed, b), budgets
 
 
 def seeded(estimate: Estimator, budget: tuple[Any, ...], seed: int) -> float:
@@ -193,7 +197,7 @@ def seeded(estimate: Estimator, budget: tuple[Any, ...], seed: int) -> float:
 def smallest(bed: Bed, estimate: Estimator, ladder: list[tuple[Any, ...]], truth: float) -> Row | None:
     """Find the budget of fewest products at which the error of every seed is small enough."""
     best: Row | None = None
-    for budget in sorted(ladder, key=lambda one: np.prod([part for part in one if isinstance(part, int)])):
+    for budget in sorted(ladder, key=lambda rung: np.prod([part for part in rung if isinstance(part, int)])):
         least = np.prod([part for part in budget if isinstance(part, int)])
         if best is not None and least >= best["products"]:
             break
@@ -222,16 +226,16 @@ def rows_of(name: str, runs: Path) -> list[Row]:
         truth, calls = bed.truth(function), {}
         bed.operator.searching = True
         for method, estimate, ladder in methods(bed, label, function):
-            found = smallest(bed, estimate, ladder, truth)
+            best = smallest(bed, estimate, ladder, truth)
             row: Row = {"network": name, "dimension": len(bed.eigenvalues), "function": label, "method": method}
             rows.append(row)
-            if found is None:
+            if best is None:
                 row["budget"] = "none of the ladder"
                 print(row, flush=True)
                 continue
-            row |= found | {"fresh": fresh_share(estimate, found["budget"], truth)}
-            row |= {"budget": " x ".join(f"{part:g}" for part in found["budget"])}
-            calls[method] = lambda e=estimate, b=found["budget"]: seeded(e, b, 0)
+            row |= best | {"fresh": fresh_share(estimate, best["budget"], truth)}
+            row |= {"budget": " x ".join(f"{part:g}" for part in best["budget"])}
+            calls[method] = lambda e=estimate, b=best["budget"]: seeded(e, b, 0)
             print(row, flush=True)
         bed.operator.searching = False
         seconds = interleaved(calls, REPEATS)

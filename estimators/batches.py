@@ -72,8 +72,8 @@ def map_leaves(function: Callable[..., Any], first: Any, *others: Any) -> Any:
     children = _children(first)
     if children is None:
         return function(first, *others)
-    rest = [_children(other) or {} for other in others]
-    mapped = {key: map_leaves(function, child, *(other[key] for other in rest)) for key, child in children.items()}
+    rest = [_children(batch) or {} for batch in others]
+    mapped = {key: map_leaves(function, child, *(entries[key] for entries in rest)) for key, child in children.items()}
     return _rebuilt(first, mapped)
 
 

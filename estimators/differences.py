@@ -232,7 +232,7 @@ class DifferenceGGN(Differences):
         slopes = _slopes(forward.loss, outputs)
         for move in moves:
             ahead, behind = (self._outputs(at, batch, places) for at in self._around(move))
-            bent, along = curving(slopes, [end - other for end, other in zip(ahead, behind, strict=True)])
+            bent, along = curving(slopes, [after - before for after, before in zip(ahead, behind, strict=True)])
             if not bent:
                 yield None
                 continue

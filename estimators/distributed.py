@@ -106,9 +106,9 @@ def together(equal: Callable[[], Mapping[str, str]] = dict) -> Iterator[None]:
         raise
     own = equal()
     reports = gathered(("", [*own.values()]))
-    for other, (reason, _) in enumerate(reports):
+    for number, (reason, _) in enumerate(reports):
         if reason:
-            raise UserError(f"distributed: rank {other} stopped: {reason}")
+            raise UserError(f"distributed: rank {number} stopped: {reason}")
     if len({len(values) for _, values in reports}) > 1:
         raise UserError("distributed: the ranks do different things at the same time; give all the same arguments")
     for complaint, *answers in zip(own, *(values for _, values in reports), strict=True):

@@ -106,17 +106,17 @@ class Objective:
 
     def in_weights(self, weights: Weights) -> Objective:
         """Return the mean loss of the same samples, without penalty, as a function of other weights of the model."""
-        other = copy.copy(self)
-        other.weights, other.penalty = weights, None
-        return other
+        objective = copy.copy(self)
+        objective.weights, objective.penalty = weights, None
+        return objective
 
     def among(self, names: Sequence[str]) -> Objective:
         """Return the same objective of some of the chosen weights, given by their names."""
-        other = copy.copy(self)
+        objective = copy.copy(self)
         with plain_modes():
-            other.weights = Weights(self.model, [escape(name) for name in names])
-        other.patterns = list(names)
-        return other
+            objective.weights = Weights(self.model, [escape(name) for name in names])
+        objective.patterns = list(names)
+        return objective
 
     def with_buffers(self, buffers: Mapping[str, Tensor]) -> Objective:
         """Return the same objective of a model with other buffers, such as batch-norm statistics measured anew.
@@ -124,9 +124,9 @@ class Objective:
         Args:
             buffers: Tensors by name; buffers that are not named stay the model's.
         """
-        other = copy.copy(self)
-        other.weights = self.weights.with_buffers(buffers)
-        return other
+        objective = copy.copy(self)
+        objective.weights = self.weights.with_buffers(buffers)
+        return objective
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -431,8 +431,8 @@ class Objective:
     def _described(self, batch: Any) -> str:
         """Say what was passed when the user's code failed."""
         kinds = {leaf.dtype for leaf in leaves(batch) if isinstance(leaf, Tensor) and leaf.is_floating_point()}
-        other = next((kind for kind in kinds if kind != self.dtype), None)
-        mixed = "" if other is None else f"; the model is {self.dtype} and the batch {other}: convert one of them"
+        dtype = next((kind for kind in kinds if kind != self.dtype), None)
+        mixed = "" if dtype is None else f"; the model is {self.dtype} and the batch {dtype}: convert one of them"
         return (
             f"model or loss_fn: failed on batch {self.data.number} ({described(batch)}) on {self.device}, "
             f"the model in evaluation mode{mixed}"

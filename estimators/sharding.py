@@ -35,7 +35,7 @@ def gathers(hook: Any) -> bool:
     return _of_fsdp(hook)
 
 
-def _of_fsdp(thing: Any) -> bool:
+def _of_fsdp(definition: Any) -> bool:
     """Tell whether a class or a function was defined in one of the places where ``fully_shard`` has lived."""
-    place = str(getattr(thing, "__module__", ""))
+    place = str(getattr(definition, "__module__", ""))
     return place.startswith("torch.distributed.") and "fsdp" in place

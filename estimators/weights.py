@@ -62,9 +62,9 @@ class Weights:
 
     def with_buffers(self, buffers: Mapping[str, Tensor]) -> Weights:
         """Return the same weights beside other buffers, by name; those that are not named stay the model's."""
-        other = copy.copy(self)
-        other.buffers = {name: buffers.get(name, buffer) for name, buffer in self.buffers.items()}
-        return other
+        weights = copy.copy(self)
+        weights.buffers = {name: buffers.get(name, buffer) for name, buffer in self.buffers.items()}
+        return weights
 
     def project(self, vectors: Tensor) -> Tensor:
         """Return columns ``[D, K]`` over the chosen weights as they are: these are all of them."""

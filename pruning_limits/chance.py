@@ -78,9 +78,9 @@ def gain_over_strangers(objective: Objective, seed: int = 0) -> tuple[float, flo
     else:
         exchanged = [(x[torch.randperm(len(x), generator=generator).to(x.device)], y) for x, y in pairs]
     strangers = Shard([type(pair)(parts) for pair, parts in zip(pairs, exchanged, strict=True)])
-    other = Objective(objective.model, strangers, objective.loss_fn, None, objective.patterns)
+    shuffled = Objective(objective.model, strangers, objective.loss_fn, None, objective.patterns)
     values, counts = objective.sample_losses(objective.vector())
-    others, _ = other.sample_losses(other.vector())
+    others, _ = shuffled.sample_losses(shuffled.vector())
     gains = others - values
     if len(gains) < 2 or not bool(gains.isfinite().all()) or torch.allclose(others.sort().values, values.sort().values):
         return None

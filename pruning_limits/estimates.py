@@ -139,8 +139,8 @@ class Estimates:
             return self._inner(replace(estimate, growth=1.0).limit(solve))
 
         factor, error = self._saturation(self._before, ggn, kept)
-        other = ggn.sample_error - self._saturation(self._before, ggn, self._kept)[1]
-        return factor, error / (kept(ggn) * factor) + max(0.0, other) / isotropic
+        remainder = ggn.sample_error - self._saturation(self._before, ggn, self._kept)[1]
+        return factor, error / (kept(ggn) * factor) + max(0.0, remainder) / isotropic
 
     def _kept(self, estimate: Estimate) -> float:
         """Return the kept fraction at the isotropic limit on the sub-sample itself, in (0, 1)."""

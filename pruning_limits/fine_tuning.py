@@ -478,6 +478,6 @@ class FineTuning:
 
 def _of_loss(objective: Objective, loss_fn: LossFunction) -> Objective:
     """Return the objective of another loss of the same samples."""
-    other = copy.copy(objective)
-    other.loss_fn = loss_fn
-    return other
+    changed = copy.copy(objective)
+    changed.loss_fn = loss_fn
+    return changed

@@ -289,7 +289,7 @@ def _check_weights(limit: PruningLimit, dense: Mapping[str, Tensor], pruned: Map
         if bad:
             raise UserError(f"{which}: holds NaN or infinite weights in {bad[0]}; save the network again")
     total = sum(weight.numel() for weight in dense.values())
-    kept, left = (sum(int(weight.count_nonzero()) for weight in one.values()) for one in (dense, pruned))
+    kept, left = (sum(int(weight.count_nonzero()) for weight in weights.values()) for weights in (dense, pruned))
     if kept < (1 - MOST_ZEROS_IN_DENSE) * total:
         raise UserError(
             f"dense: {1 - kept / total:.2%} of its weights are zero, at most {MOST_ZEROS_IN_DENSE:.0%} is taken for "

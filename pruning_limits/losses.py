@@ -148,9 +148,9 @@ def drawn_losses(objective: Objective, least: int, seed: int) -> Losses:
     """
     total, size = objective.samples, max(gathered(objective.data.sample_bytes))
     part = objective.subset(max(least, FEWEST_DRAWN, min(DRAWN_SAMPLES, DRAWN_BYTES // max(1, size))), seed)
-    found = _passed(part, total)
-    error = math.hypot(found.deviation_error, found.curvature_error)
-    return found if error <= DRAWN_ERROR else all_losses(objective)
+    losses = _passed(part, total)
+    error = math.hypot(losses.deviation_error, losses.curvature_error)
+    return losses if error <= DRAWN_ERROR else all_losses(objective)
 
 
 def _passed(objective: Objective, total: int | None = None) -> Losses:

@@ -78,5 +78,5 @@ def check_fit(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     for name, mask in masks.items():
         if shapes.get(name) != mask.shape:
-            found = "no such parameter" if name not in shapes else f"a parameter of shape {tuple(shapes[name])}"
-            raise UserError(f"masks: {name} has shape {tuple(mask.shape)}, the model has {found}")
+            available = "no such parameter" if name not in shapes else f"a parameter of shape {tuple(shapes[name])}"
+            raise UserError(f"masks: {name} has shape {tuple(mask.shape)}, the model has {available}")

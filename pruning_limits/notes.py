@@ -136,7 +136,7 @@ def note_doubles(objective: Objective) -> tuple[str, ...]:
     Returns:
         One note, or none; a tensor of one value throughout has no double.
     """
-    pairs = [f"{name} and {other}" for name, other in _doubles(objective)]
+    pairs = [f"{name} and {double}" for name, double in _doubles(objective)]
     if not pairs:
         return ()
     return (

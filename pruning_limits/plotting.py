@@ -466,8 +466,8 @@ def spectrum_figure(measure: SpectralMeasure, title: str) -> Figure:
     plot_spectrum(measure, axes[0, 1])
     _cumulative(axes[1, 1], measure)
     _tails(axes[1, 0], measure)
-    for one in (axes[0, 0], axes[1, 0], axes[1, 1]):
-        one.grid(alpha=0.25)
+    for panel in (axes[0, 0], axes[1, 0], axes[1, 1]):
+        panel.grid(alpha=0.25)
     return figure
 
 

@@ -124,10 +124,10 @@ def watched(layers: Mapping[str, nn.Module], sums: dict[str, tuple[Tensor, int]]
     def adding(name: str) -> Any:
         def add(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
             given = arguments[0] if arguments else keywords.get("query", keywords.get("input"))
-            seen = _thinned(module, given.detach()) if isinstance(given, Tensor) and len(given) else None
-            if seen is not None:
-                total, count = sums.get(name, (torch.zeros((), dtype=torch.float64, device=seen.device), 0))
-                sums[name] = total + (seen @ seen.T).double(), count + seen.shape[1]
+            features = _thinned(module, given.detach()) if isinstance(given, Tensor) and len(given) else None
+            if features is not None:
+                total, count = sums.get(name, (torch.zeros((), dtype=torch.float64, device=features.device), 0))
+                sums[name] = total + (features @ features.T).double(), count + features.shape[1]
 
         return add
 
@@ -142,9 +142,9 @@ def watched(layers: Mapping[str, nn.Module], sums: dict[str, tuple[Tensor, int]]
 def _thinned(module: nn.Module, inputs: Tensor) -> Tensor | None:
     """Return about ``PLACES`` columns per sample, of every fourth image only, at places that differ."""
     inputs = inputs[::IMAGES] if isinstance(module, nn.Conv2d) and len(inputs) > IMAGES else inputs
-    seen = columns(module, inputs)
-    step = 1 if seen is None else seen.shape[1] // (PLACES * len(inputs))
-    return seen if seen is None or step <= 1 else seen[:, :: step | 1]
+    features = columns(module, inputs)
+    step = 1 if features is None else features.shape[1] // (PLACES * len(inputs))
+    return features if features is None or step <= 1 else features[:, :: step | 1]
 
 
 @dataclass(frozen=True)

@@ -335,8 +335,8 @@ class PruningLimit:
         points = () if tuning is None or settings.retune != self.settings.retune else tuning.run(0)
         values = None if metric is None else metric_loss(metric)
         subject = Subject(model, loader, loss_fn, penalty, None, values, held_out)
-        one = groups is not None and groups.pattern.fixed
-        way = [sparsity] if one else stages_to(points, sparsity, self.lower, self.evidence.already_removed)
+        fixed = groups is not None and groups.pattern.fixed
+        way = [sparsity] if fixed else stages_to(points, sparsity, self.lower, self.evidence.already_removed)
         return retuned_copy(subject, settings, way, progress, checkpoint, groups)
 
     @np.errstate(over="ignore")  # curves, measures and directions refuse what overflows
@@ -597,7 +597,7 @@ class PruningLimit:
 
     @cached_property
     def _plain(self) -> dict[str, Any]:
-        names = [one.name for one in dataclasses.fields(self) if one.name != "profile"]
+        names = [attribute.name for attribute in dataclasses.fields(self) if attribute.name != "profile"]
         return {"format": FORMAT} | {name: to_plain(getattr(self, name)) for name in names}
 
     @classmethod

@@ -70,21 +70,21 @@ def retuned_limit(
     if not 0 < epsilon < math.inf:
         raise UserError(f"epsilon: expected a positive number (the allowed rise of the objective), got {epsilon}")
     refuse_silence(operator)
-    found: dict[float, Retuned] = {}
+    evaluations: dict[float, Retuned] = {}
 
     def rise(sparsity: float) -> float:
         kept = flatten(list(profile.masks(sparsity).values()))
-        found[sparsity] = retune(
+        evaluations[sparsity] = retune(
             operator, profile.vector, kept, gradient, damping, floor, diagonal, tolerance, steps, target=epsilon
         )
-        return found[sparsity].rise
+        return evaluations[sparsity].rise
 
     sparsity = largest_passing(rise, epsilon, guess, profile.dimension, resolution)
-    open_ends = [s for s, one in found.items() if one.rise > epsilon and one.status.startswith("un")]
+    open_ends = [s for s, point in evaluations.items() if point.rise > epsilon and point.status.startswith("un")]
     first = min(open_ends, default=None)
     return RetunedLimit(
         sparsity=sparsity,
-        points=tuple(sorted((s, one.rise) for s, one in found.items())),
-        steps=sum(one.steps for one in found.values()),
-        status="converged" if first is None else f"unresolved: sparsity {first:.4f} is {found[first].status}",
+        points=tuple(sorted((s, point.rise) for s, point in evaluations.items())),
+        steps=sum(point.steps for point in evaluations.values()),
+        status="converged" if first is None else f"unresolved: sparsity {first:.4f} is {evaluations[first].status}",
     )

@@ -154,11 +154,11 @@ def _trials(name: str, weight: Tensor, sparsities: Sequence[float], groups: Grou
     """Yield a layer pruned to its sparsities, each once; nothing of a layer that is zero or that does not fit."""
     if not weight.any() or (groups is not None and not groups.of(name, weight)):
         return
-    seen = set[float]()
+    shares = set[float]()
     for sparsity in sorted(sparsities):
         share, pruned = pruned_layer(weight, name, sparsity, groups)
-        if share not in seen:
-            seen.add(share)
+        if share not in shares:
+            shares.add(share)
             yield name, share, pruned
 
 
@@ -166,11 +166,11 @@ def _differences(part: Objective, trials: Sequence[Trial], sign: int) -> list[tu
     """Return the mean difference of every pruned layer and its paired standard error."""
     dense, sizes = part.sample_losses()
     results = []
-    for some in _chunks(trials):
-        values = _losses_at(part, some)
+    for chunk in _chunks(trials):
+        values = _losses_at(part, chunk)
         if any(len(value) != len(dense) for value in values):  # memory ran out and batches were split
             dense, sizes = part.sample_losses()
-        for (name, _, pruned), value in zip(some, values, strict=True):
+        for (name, _, pruned), value in zip(chunk, values, strict=True):
             difference = sign * (value - dense)
             if not bool(difference.isfinite().all()):
                 results.append((math.inf, 0.0))
@@ -182,15 +182,15 @@ def _differences(part: Objective, trials: Sequence[Trial], sign: int) -> list[tu
 
 
 def _chunks(trials: Sequence[Trial]) -> Iterator[list[Trial]]:
-    some, size = list[Trial](), 0
+    chunk, size = list[Trial](), 0
     for trial in trials:
         grown = size + trial[2].numel() * trial[2].element_size()
-        if some and grown > MOST_BYTES:
-            yield some
-            some, grown = [], trial[2].numel() * trial[2].element_size()
-        some, size = [*some, trial], grown
-    if some:
-        yield some
+        if chunk and grown > MOST_BYTES:
+            yield chunk
+            chunk, grown = [], trial[2].numel() * trial[2].element_size()
+        chunk, size = [*chunk, trial], grown
+    if chunk:
+        yield chunk
 
 
 @shrinking

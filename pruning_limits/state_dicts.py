@@ -150,7 +150,7 @@ def _compared(entry: str, stored: Mapping[Any, Any], own: Mapping[str, Any], pre
     for key, tensor in own.items():
         names_of.setdefault(_memory(tensor), []).append(key)
     for key, tensor in own.items():
-        twins = [other for other in names_of[_memory(tensor)] if other != key and other in state]
+        twins = [twin for twin in names_of[_memory(tensor)] if twin != key and twin in state]
         if key not in state and twins:
             tied.append(f"{key} is tied to {twins[0]}")
             chosen[key] = state[twins[0]]
@@ -161,7 +161,7 @@ def _compared(entry: str, stored: Mapping[Any, Any], own: Mapping[str, Any], pre
         elif getattr(state[key], "shape", None) != getattr(tensor, "shape", None):
             problems["of another shape"].append(key)
             shapes[key] = tuple(getattr(state[key], "shape", ()))
-        elif any(isinstance(state[other], Tensor) and not torch.equal(state[other], state[key]) for other in twins):
+        elif any(isinstance(state[twin], Tensor) and not torch.equal(state[twin], state[key]) for twin in twins):
             problems["tied but unequal"].append(key)
         else:
             chosen[key] = state[key]

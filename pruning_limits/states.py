@@ -41,14 +41,16 @@ class States:
                 f"checkpoint: {path} belongs to another model, data or setting; delete it or name another file"
             )
         states = stored.get("states")
-        whole = isinstance(states, dict) and all(isinstance(one, dict) and "steps" in one for one in states.values())
+        whole = isinstance(states, dict) and all(
+            isinstance(state, dict) and "steps" in state for state in states.values()
+        )
         if not isinstance(states, dict) or not whole:
             raise UserError(f"checkpoint: {path} is damaged; delete it and start again")
         return states
 
     def _equal_on_all_ranks(self) -> dict[str, str]:
         elsewhere = f"checkpoint: the ranks read different states (here {self.path}); name one file that all can read"
-        states = self.path is None, [(key, one["steps"]) for key, one in self.states.items()]
+        states = self.path is None, [(key, state["steps"]) for key, state in self.states.items()]
         return {DIFFERENT_RANKS: self.fingerprint, elsewhere: repr(states)}
 
     def restore(self, key: str, run: Lanczos) -> None:

@@ -60,9 +60,9 @@ class Modes:
             Rounding of the Gram matrix hides errors below about 1e-8.
         """
         times = np.arange(len(self.snapshots))
-        found = self.reduced @ (self.coefficients @ self.eigenvalues[:, None] ** times)
+        fitted = self.reduced @ (self.coefficients @ self.eigenvalues[:, None] ** times)
         norms = np.linalg.norm(self.reduced, axis=0)
-        result: NDArray[np.float64] = np.linalg.norm(found - self.reduced, axis=0) / np.where(norms > 0, norms, 1)
+        result: NDArray[np.float64] = np.linalg.norm(fitted - self.reduced, axis=0) / np.where(norms > 0, norms, 1)
         return result
 
     def motion(self) -> float:

@@ -76,13 +76,13 @@ def layer_macs(model: nn.Module, shape: tuple[int, ...], masks: Masks | None = N
             handle.remove()
         for module, mode in modes.items():
             module.training = mode
-    found = []
+    counts = []
     for name, count in uses.items():
         weights = layers[name].weight.numel()
         mask = (masks or {}).get(f"{name}.weight" if name else "weight")
         kept = weights if mask is None else int(mask.sum())
-        found.append(LayerMacs(name, weights, kept, weights * count, kept * count))
-    return found
+        counts.append(LayerMacs(name, weights, kept, weights * count, kept * count))
+    return counts
 
 
 _CONVOLUTIONS = nn.Conv1d | nn.Conv2d | nn.Conv3d

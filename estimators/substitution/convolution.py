@@ -46,8 +46,8 @@ def convolution(native: Callable[..., Tensor], dimensions: int) -> Callable[...,
     ) -> Tensor:
         spread = _each(dilation, dimensions)
         around = _padding(padding, weight, spread)
-        other = around is None or input.dim() != dimensions + 2 or not input.is_floating_point()
-        if other or forward_ad._current_level >= 0:
+        unsupported = around is None or input.dim() != dimensions + 2 or not input.is_floating_point()
+        if unsupported or forward_ad._current_level >= 0:
             return native(input, weight, bias, stride, padding, dilation, groups)
         kind = autocast_type(input.device)
         if kind is not None and input.dtype != torch.float64:
@@ -62,8 +62,8 @@ def convolution(native: Callable[..., Tensor], dimensions: int) -> Callable[...,
 def autocast_type(device: torch.device) -> torch.dtype | None:
     """Return the type that ``torch.autocast`` multiplies float32 tensors in, None where it is off."""
     nothing = torch.empty(0, 0, dtype=torch.float32, device=device)
-    found = torch.mm(nothing, nothing).dtype
-    return None if found == torch.float32 else found
+    dtype = torch.mm(nothing, nothing).dtype
+    return None if dtype == torch.float32 else dtype
 
 
 def _each(value: int | Sequence[int], dimensions: int) -> tuple[int, ...]:
@@ -79,19 +79,19 @@ def _padding(padding: str | int | Sequence[int], weight: Tensor, dilation: Seque
     if padding == "valid":
         return (0,) * len(sizes)
     both = [spread * (size - 1) for spread, size in zip(dilation, sizes, strict=True)]
-    return None if padding != "same" or any(one % 2 for one in both) else tuple(one // 2 for one in both)
+    return None if padding != "same" or any(total % 2 for total in both) else tuple(total // 2 for total in both)
 
 
 def _gradients(slope: Tensor, input: Tensor, weight: Tensor, how: tuple[Any, ...], which: Sequence[bool]) -> Gradients:
     """Return the gradients with respect to the input and to the weight, those that are asked for."""
     turned = which[1] and len(slope) and _fewer_pixels_than_channels(slope, how)
     asked = which[0], which[1] and not turned, False
-    found = (None, None, None)
+    gradients = (None, None, None)
     if any(asked):
-        found = torch.ops.aten.convolution_backward(slope, input, weight, None, *how, asked)
+        gradients = torch.ops.aten.convolution_backward(slope, input, weight, None, *how, asked)
     if turned:
-        return found[0], torch.convolution(input.transpose(0, 1), slope.transpose(0, 1), None, *how).transpose(0, 1)
-    return found[0], found[1]
+        return gradients[0], torch.convolution(input.transpose(0, 1), slope.transpose(0, 1), None, *how).transpose(0, 1)
+    return gradients[0], gradients[1]
 
 
 def _zero(slope: Tensor) -> bool:
@@ -135,10 +135,10 @@ class _Convolution(Function):
     def backward(ctx: Any, *slopes: Any) -> Any:
         (slope,) = slopes
         by_input, by_weight = _asked(ctx, 2)
-        found: Gradients = (None, None)
+        gradients: Gradients = (None, None)
         if by_input or by_weight:
-            found = _Backward.apply(_node(slope), *ctx.saved_tensors, ctx.how, (by_input, by_weight))
-        return *found, slope.sum((0, *range(2, slope.dim()))) if ctx.needs_input_grad[2] else None, None
+            gradients = _Backward.apply(_node(slope), *ctx.saved_tensors, ctx.how, (by_input, by_weight))
+        return *gradients, slope.sum((0, *range(2, slope.dim()))) if ctx.needs_input_grad[2] else None, None
 
 
 class _Backward(Function):

@@ -27,7 +27,7 @@ def normalised_anew(model: nn.Module, x: Tensor) -> None:
     batches = [(part, torch.zeros(len(part), dtype=torch.long)) for part in torch.split(x, BATCH)]
     objective = Objective(model, batches)
     objective.loss_fn = ByBatch(objective.loss_fn, layers.values())
-    found = measured_statistics(objective, objective.chosen, [(batch, len(batch[0])) for batch in batches])
+    statistics = measured_statistics(objective, objective.chosen, [(batch, len(batch[0])) for batch in batches])
     for name, buffer in model.named_buffers():
-        if name in found:
-            buffer.copy_(found[name])
+        if name in statistics:
+            buffer.copy_(statistics[name])

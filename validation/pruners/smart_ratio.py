@@ -90,7 +90,7 @@ def kept_counts(fractions: Sequence[float], sizes: Sequence[int], total: int) ->
     by_remainder = sorted(range(len(sizes)), key=lambda layer: counts[layer] - fractions[layer] * sizes[layer])
     while (missing := total - sum(counts)) != 0:
         step = 1 if missing > 0 else -1
-        for layer in [one for one in by_remainder if 0 <= counts[one] + step <= sizes[one]][: abs(missing)]:
+        for layer in [index for index in by_remainder if 0 <= counts[index] + step <= sizes[index]][: abs(missing)]:
             counts[layer] += step
     return counts
 

@@ -86,7 +86,7 @@ def _in_processes(
                         deaths = 0
                         more = released(item)
                         waiting += more
-                        futures |= {pool.submit(call, one): one for one in more}
+                        futures |= {pool.submit(call, follower): follower for follower in more}
             except BrokenProcessPool:
                 deaths += 1
                 if deaths == ATTEMPTS:
@@ -122,7 +122,7 @@ def _on_ray(
             ray.get(done)
         except ray.exceptions.RayTaskError as error:
             raise error.cause from None
-        waiting |= {remote.remote(one): one for one in released(waiting.pop(done))}
+        waiting |= {remote.remote(item): item for item in released(waiting.pop(done))}
 
 
 def _threads(jobs: int) -> int:

@@ -28,7 +28,7 @@ NETWORK: dict[str, Any] = {"model": str, "dataset": str, "seeds": tuple[int, ...
 
 def known_suites() -> list[str]:
     """Names of the suites that come with the package."""
-    return sorted(one.stem for one in FOLDER.glob("*.toml"))
+    return sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 
 def load_suite(name: str) -> Suite:
@@ -71,8 +71,10 @@ def load_suite(name: str) -> Suite:
         raise UserError(f"suite: {path} names no [[network]]")
     twice = [network for network, count in Counter(networks).items() if count > 1]
     if twice:
-        one = twice[0]
-        raise UserError(f"suite: {path} names {one.model} on {one.dataset} with seed {one.seed} twice, recipe and all")
+        network = twice[0]
+        raise UserError(
+            f"suite: {path} names {network.model} on {network.dataset} with seed {network.seed} twice, recipe and all"
+        )
     settings = (_build(kind, top.inside(f"[{key}]"), plain[key]) for key, kind in kinds.items() if key in plain)
     return Suite(path.stem, tuple(networks), tuple(settings))
 
@@ -87,8 +89,8 @@ class _Place:
 
     def inside(self, header: str, number: int = 0) -> _Place:
         """Return the place from one of the lines with this header on; the whole file if there is none."""
-        found = [n for n, line in enumerate(self.lines) if re.sub(r"#.*|\s", "", line) == header]
-        return dataclasses.replace(self, first=found[number] if number < len(found) else 0)
+        starts = [n for n, line in enumerate(self.lines) if re.sub(r"#.*|\s", "", line) == header]
+        return dataclasses.replace(self, first=starts[number] if number < len(starts) else 0)
 
     def error(self, key: str, problem: str) -> UserError:
         """Return the error for a mistake at a key."""
@@ -101,9 +103,11 @@ class _Place:
 def _build(kind: type[Any], place: _Place, values: Any) -> Any:
     fields = dataclasses.fields(kind)
     required = {
-        one.name for one in fields if one.default is dataclasses.MISSING and one.default_factory is dataclasses.MISSING
+        field.name
+        for field in fields
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     }
-    _check_keys(place, values, {one.name for one in fields}, required)
+    _check_keys(place, values, {field.name for field in fields}, required)
     _check_types(place, values, get_type_hints(kind))
     return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
 
@@ -129,9 +133,9 @@ def _check_types(place: _Place, values: dict[str, Any], hints: dict[str, Any]) -
 
 def _fits(value: Any, hint: Any) -> bool:
     if get_origin(hint) is tuple:
-        return isinstance(value, list) and all(_fits(one, get_args(hint)[0]) for one in value)
+        return isinstance(value, list) and all(_fits(entry, get_args(hint)[0]) for entry in value)
     if get_origin(hint) is types.UnionType:
-        return any(_fits(value, one) for one in get_args(hint))
+        return any(_fits(value, option) for option in get_args(hint))
     if hint in (int, float):
         number = isinstance(value, int if hint is int else int | float) and not isinstance(value, bool)
         return number and value >= 0
@@ -142,6 +146,6 @@ def _said(hint: Any) -> str:
     if get_origin(hint) is tuple:
         return f"a list, each {_said(get_args(hint)[0])}"
     if get_origin(hint) is types.UnionType:
-        return " or ".join(_said(one) for one in get_args(hint) if one is not type(None))
+        return " or ".join(_said(option) for option in get_args(hint) if option is not type(None))
     names = {int: "a whole number >= 0", float: "a number >= 0", str: "a text", bool: "true or false", dict: "a table"}
     return names[hint]

@@ -80,13 +80,15 @@ def words(rows: Sequence[Row]) -> list[str]:
             conditions.append((text, row["peak"] <= row["paper_memory"]))
     full = [row for row in rows if row["method"] == "full SVD"]
     for row in full:
-        other = next(one for one in rows if one["method"] != "full SVD" and one["parameters"] == row["parameters"])
+        by_snapshots = next(
+            entry for entry in rows if entry["method"] != "full SVD" and entry["parameters"] == row["parameters"]
+        )
         text = f"{row['parameters']:,} parameters, the method of snapshots needs less time than a full SVD: "
         conditions.append(
-            (f"{text}{other['seconds']:.1f} s, {row['seconds']:.1f} s", other["seconds"] < row["seconds"])
+            (f"{text}{by_snapshots['seconds']:.1f} s, {row['seconds']:.1f} s", by_snapshots["seconds"] < row["seconds"])
         )
         text = "and less memory: "
-        conditions.append((f"{text}{_memory(other)}, {_memory(row)}", other["peak"] < row["peak"]))
+        conditions.append((f"{text}{_memory(by_snapshots)}, {_memory(row)}", by_snapshots["peak"] < row["peak"]))
     return [judged("K8, cost of the mode that stays", conditions)]
 
 

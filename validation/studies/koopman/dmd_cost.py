@@ -88,13 +88,13 @@ def measured(path: Path, method: str) -> dict[str, Any]:
 
 
 @contextmanager
-def _watched_memory(found: list[int]) -> Iterator[None]:
+def _watched_memory(memory: list[int]) -> Iterator[None]:
     """Append anonymous resident memory in bytes now and every 20 ms, on Linux."""
     stop = threading.Event()
 
     def watch() -> None:
         while True:
-            found.extend(_status("RssAnon"))
+            memory.extend(_status("RssAnon"))
             if stop.wait(0.02):
                 return
 

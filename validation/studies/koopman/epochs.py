@@ -55,23 +55,23 @@ BARRIERS = (
 
 def run(cell: Cell, bench: Bench) -> Row:
     """Compare one network's masks across epochs, and train a branch from every epoch on data in another order."""
-    one = recording(cell.network, bench)
+    training = recording(cell.network, bench)
     compressions = [c for c in bench.suite.settings(KoopmanSettings).compressions if c > 1]
     points: list[Row] = []
     for compression in compressions:
-        masks = {point.label: point.masks(compression) for point in one.points}
+        masks = {point.label: point.masks(compression) for point in training.points}
         floor = 1 / compression
         for first, second in combinations(masks, 2):
             row = {"first": first, "second": second, "compression": compression, "floor": floor}
             points.append(row | {"overlap": overlap(masks[first], masks[second])})
     barriers = []
-    for point in one.points[:-1] if bench.suite.settings(KoopmanSettings).branches_off(cell.network.seed) else ():
-        other = branch(one, bench, point, cell.network.seed + OTHER_ORDER, bench.folder)
+    for point in training.points[:-1] if bench.suite.settings(KoopmanSettings).branches_off(cell.network.seed) else ():
+        branched = branch(training, bench, point, cell.network.seed + OTHER_ORDER, bench.folder)
         alike = [overlap(point.masks(c), magnitude_masks(point.model, sparsity(c))) for c in compressions]
         barriers.append(
             {
                 "label": point.label,
-                "barrier": 100 * barrier(one.final, other, bench.data),
+                "barrier": 100 * barrier(training.final, branched, bench.data),
                 "overlap": float(np.mean(alike)) if alike else None,
             }
         )
@@ -163,11 +163,11 @@ def _connected(said: str, rows: Sequence[Row]) -> str:
     heights = [row["barrier"] for row in rows]
     first = next((row["label"] for row in rows if row["barrier"] <= FLAT), None)
     together = _rank_correlation(heights, [row["overlap"] for row in rows])
-    found = ", ".join(f"epoch {row['label']} {row['barrier']:.1f}" for row in rows)
+    barriers = ", ".join(f"epoch {row['label']} {row['barrier']:.1f}" for row in rows)
     conditions = [
         (
             f"linear mode connectivity (barrier at most {FLAT:g} points) begins between the recorded epochs: "
-            f"{'at none' if first is None else 'by epoch ' + first}, barriers in points {found}",
+            f"{'at none' if first is None else 'by epoch ' + first}, barriers in points {barriers}",
             first is not None and first != rows[0]["label"],
         ),
         (

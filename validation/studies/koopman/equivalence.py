@@ -50,10 +50,10 @@ COLUMNS = (
 
 def run(cell: Cell, bench: Bench) -> Row:
     """Prune one network at every recorded epoch by the three methods, and refine each for one epoch."""
-    one = recording(cell.network, bench)
+    training = recording(cell.network, bench)
     points = [
-        _measured(one.network, bench, point, compression)
-        for point in one.points
+        _measured(training.network, bench, point, compression)
+        for point in training.points
         for compression in bench.suite.settings(KoopmanSettings).compressions
     ]
     return network_row(cell.network) | {"points": points}
@@ -103,13 +103,13 @@ def words(table: Sequence[Row]) -> list[str]:
 
 
 def _close(rows: Sequence[Row], said: str) -> list[tuple[str, bool]]:
-    found = {"": largest(rows, gap)}
+    gaps = {"": largest(rows, gap)}
     if rows[0]["kmp_refined"] is not None:
-        found["_refined"] = largest(rows, partial(gap, suffix="_refined"))
+        gaps["_refined"] = largest(rows, partial(gap, suffix="_refined"))
     names = {"": "before", "_refined": "after"}
     return [
         (f"{said} accuracies within {GAP:g} points {names[key]} refining: at most {value:.1f} apart", value <= GAP)
-        for key, value in found.items()
+        for key, value in gaps.items()
     ]
 
 
@@ -133,7 +133,7 @@ def _shuffling(said: str, early: dict[str, list[Row]]) -> str:
             set(below) <= set(wins[last]),
         )
     )
-    text = "; ".join(f"{when(label)} at {_listed(found)}" for label, found in wins.items())
+    text = "; ".join(f"{when(label)} at {_listed(compressions)}" for label, compressions in wins.items())
     return (
         judged(f"K2, {said}, KMP and GMP are alike before convergence and come to beat LSP", conditions)
         + f" Both beat LSP after refining: {text}. The paper has two patterns for epoch {first}: none or hardly any "
@@ -150,7 +150,7 @@ def _static(said: str, early: dict[str, list[Row]]) -> str:
     labels = list(early)
     static = [label for label in labels if int(label) <= 10]
     lowest = min(labels, key=lambda label: least[label])
-    found = ", ".join(f"epoch {label} {value:.1%}" for label, value in least.items())
+    overlaps = ", ".join(f"epoch {label} {value:.1%}" for label, value in least.items())
     conditions = [
         (
             f"as ResNet-20, {ALIKE:.0%} or more up to epoch 10 at every compression",
@@ -163,7 +163,7 @@ def _static(said: str, early: dict[str, list[Row]]) -> str:
         ("as MnistNet, least at one of the first two", len(labels) > 2 and lowest in labels[:2]),
     ]
     claim = f"K3, {said}, overlap of KMP and GMP masks moves with training"
-    return judged(claim, conditions) + f" Least overlap over compressions: {found}."
+    return judged(claim, conditions) + f" Least overlap over compressions: {overlaps}."
 
 
 def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None:

@@ -53,8 +53,8 @@ COLUMNS = (
 
 def run(cell: Cell, bench: Bench) -> Row:
     """Predict one network's limit at every recorded epoch from its weights and from its fixed point."""
-    one = recording(cell.network, bench)
-    ends = {"final": one.final} | {point.label: point.model for point in one.points if not point.converged}
+    training = recording(cell.network, bench)
+    ends = {"final": training.final} | {point.label: point.model for point in training.points if not point.converged}
     limits = {}
     for label, model in ends.items():
         file = bench.folder / f"limit-{label}.json"
@@ -73,10 +73,10 @@ def run(cell: Cell, bench: Bench) -> Row:
                 progress=None if bench.progress else False,
             ).to_json(file)
         limits[label] = PruningLimit.from_json(file)
-    final, known = limits["final"], MagnitudeProfile(prunable(one.final))
+    final, known = limits["final"], MagnitudeProfile(prunable(training.final))
     points = [
         _point(point, limits[point.label], final, known) | {"accuracy": accuracy(point.model, bench.data)}
-        for point in one.points
+        for point in training.points
         if not point.converged
     ]
     return network_row(cell.network) | {"points": points}

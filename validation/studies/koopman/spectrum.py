@@ -64,14 +64,14 @@ PRUNED = (
 
 def run(cell: Cell, bench: Bench) -> Row:
     """Describe the spectrum at every recorded epoch of one network, and prune by its decaying mode."""
-    one = recording(cell.network, bench)
-    early = [point.label for point in one.points if not point.converged]
+    training = recording(cell.network, bench)
+    early = [point.label for point in training.points if not point.converged]
     pruned = []
-    for point in one.points:
+    for point in training.points:
         refine = point.label in early[-1:] and bench.suite.settings(KoopmanSettings).refines(point.label)
-        pruned += _pruned(one, bench, point, refine)
+        pruned += _pruned(training, bench, point, refine)
     return network_row(cell.network) | {
-        "points": [_described(one, point) for point in one.points],
+        "points": [_described(training, point) for point in training.points],
         "pruned": pruned,
         "spectra": [
             {
@@ -80,13 +80,13 @@ def run(cell: Cell, bench: Bench) -> Row:
                 "imaginary": point.eigenvalues.imag.tolist(),
                 "norms": point.norms.tolist(),
             }
-            for point in one.points
+            for point in training.points
         ],
     }
 
 
-def _described(one: Recording, point: Recorded) -> Row:
-    final = one.final_weights.double()
+def _described(training: Recording, point: Recorded) -> Row:
+    final = training.final_weights.double()
     last, fixed, unit = point.weights.double(), point.fixed.real.double(), float(final.norm())
     first = point.norms[0]
     decaying = None if point.decaying is None else float(torch.linalg.vector_norm(point.decaying))
@@ -106,9 +106,9 @@ def _described(one: Recording, point: Recorded) -> Row:
     }
 
 
-def _pruned(one: Recording, bench: Bench, point: Recorded, refine: bool) -> list[Row]:
+def _pruned(training: Recording, bench: Bench, point: Recorded, refine: bool) -> list[Row]:
     """Compare the decaying mode with the gradient of one batch at every compression."""
-    slopes = {name: slope.abs() for name, slope in gradients(problem_at(one.network, bench, point)).items()}
+    slopes = {name: slope.abs() for name, slope in gradients(problem_at(training.network, bench, point)).items()}
     rows: list[Row] = []
     for compression in bench.suite.settings(KoopmanSettings).compressions:
         removed = sparsity(compression)
@@ -118,9 +118,9 @@ def _pruned(one: Recording, bench: Bench, point: Recorded, refine: bool) -> list
             masks["kgp"] = select(sizes(point.decaying, point.model), removed)
         row["overlap"] = overlap(masks["kgp"], masks["jgp"]) if "kgp" in masks else None
         for key in ("kgp", "jgp"):
-            found = refine and key in masks
+            refining = refine and key in masks
             row[f"{key}_refined"] = (
-                accuracy(refined(one.network, bench, point, masks[key]), bench.data) if found else None
+                accuracy(refined(training.network, bench, point, masks[key]), bench.data) if refining else None
             )
         rows.append(row)
     return rows
@@ -230,7 +230,7 @@ def _figure(rows: Sequence[Row], pruned: Sequence[Row], path: Path) -> None:
         for panel, label in zip(line, labels, strict=False):
             panel.plot(circle.real, circle.imag, color=GREY, linewidth=0.8)
             for number, row in enumerate(own):
-                (spectrum,) = (one for one in row["spectra"] if one["label"] == label)
+                (spectrum,) = (entry for entry in row["spectra"] if entry["label"] == label)
                 _eigenvalues(panel, spectrum, COLOURS[number % len(COLOURS)], f"seed {row['seed']}")
             panel.set(aspect="equal", xlabel="real part", ylabel="imaginary part")
             panel.set_title(f"{which[0]}, {when(label)}", loc="left", fontsize=9)

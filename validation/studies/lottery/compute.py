@@ -106,8 +106,8 @@ def averaged(rows: Sequence[Row]) -> list[Row]:
         row["accuracy"], row["accuracy_spread"] = mean_and_spread(own, "accuracy")
         row["gain"], spread = mean_and_spread(own, "gain")
         row["gain_error"] = None if spread is None else spread / np.sqrt(len(own))
-        row["gains"] = [one["gain"] for one in own]
-        row["macs"] = float(np.mean([one["macs"] for one in own]))
+        row["gains"] = [cell["gain"] for cell in own]
+        row["macs"] = float(np.mean([cell["macs"] for cell in own]))
         row["factor"] = own[0]["dense_macs"] / row["macs"]
         table.append(row)
     return table

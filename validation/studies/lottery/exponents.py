@@ -60,11 +60,11 @@ def fit_power(x: ArrayLike, y: ArrayLike, confidence: float = 0.95) -> PowerLaw:
     across, up = _checked(x, y)
     if (up <= 0).any():
         raise UserError(f"y: a power law needs positive numbers, got {up.min():g}; leave such points out")
-    found = stats.linregress(np.log(across), np.log(up))
-    half = float(stats.t.ppf((1 + confidence) / 2, len(across) - 2) * found.stderr)
-    slope = float(found.slope)
-    scale = float(np.exp(found.intercept))
-    return PowerLaw(slope, slope - half, slope + half, scale, None, float(found.rvalue**2))
+    fit = stats.linregress(np.log(across), np.log(up))
+    half = float(stats.t.ppf((1 + confidence) / 2, len(across) - 2) * fit.stderr)
+    slope = float(fit.slope)
+    scale = float(np.exp(fit.intercept))
+    return PowerLaw(slope, slope - half, slope + half, scale, None, float(fit.rvalue**2))
 
 
 def fit_decline(x: ArrayLike, y: ArrayLike, limit: float | None = None, confidence: float = 0.95) -> PowerLaw:

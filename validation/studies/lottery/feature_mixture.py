@@ -102,8 +102,8 @@ def gradient(weights: Floats, signs: Floats, x: Floats, y: Floats) -> Floats:
     """Gradient of the mean hinge loss ``max(0, 1 - y f(x))``; shapes as for ``forward``, y ``[samples]``."""
     out, best, active = forward(weights, signs, x)
     pull = np.where(y * out < 1, -y, 0.0)[:, None] * signs * active / (len(y) * len(signs))
-    found: Floats = np.sum([(pull * (best == number)).T @ x[:, number] for number in range(x.shape[1])], axis=0)
-    return found
+    slopes: Floats = np.sum([(pull * (best == number)).T @ x[:, number] for number in range(x.shape[1])], axis=0)
+    return slopes
 
 
 def good_neurons(weights: Floats, signs: Floats, features: int) -> Bools:
@@ -121,8 +121,8 @@ def good_neurons(weights: Floats, signs: Floats, features: int) -> Bools:
         >>> good_neurons(np.array([[2.0, 1.0, 0.0], [2.0, 1.0, 0.0]]), np.array([1.0, -1.0]), 3).tolist()
         [True, False]
     """
-    found: Bools = weights[:, :features].argmax(-1) == np.where(signs > 0, 0, 1)
-    return found
+    good: Bools = weights[:, :features].argmax(-1) == np.where(signs > 0, 0, 1)
+    return good
 
 
 def train(mixture: Mixture, samples: int, rng: np.random.Generator) -> Training:

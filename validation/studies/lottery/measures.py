@@ -60,18 +60,18 @@ def landscape(part: Row, rng: np.random.Generator) -> Row:
     """
     teachers, x, y = drawn(part, rng)
     keys = ("radius", "turned", "least")
-    found: dict[str, list[float]] = {f"{prefix}{key}": [] for key in keys for prefix in ("", "population_")}
+    measured: dict[str, list[float]] = {f"{prefix}{key}": [] for key in keys for prefix in ("", "population_")}
     rays = inward(teachers, rng), turning(teachers, rng)
     for w, shrinking, turned, *data in zip(teachers.weights, *rays, teachers.support, x, y, strict=True):
         for prefix, curvature in _curvatures(w, shrinking, *data).items():
-            found[f"{prefix}radius"].append(convex_radius(curvature))
-            found[f"{prefix}least"].append(float(np.linalg.eigvalsh(curvature(0.0))[0]) * NEURONS**2)
+            measured[f"{prefix}radius"].append(convex_radius(curvature))
+            measured[f"{prefix}least"].append(float(np.linalg.eigvalsh(curvature(0.0))[0]) * NEURONS**2)
         for prefix, curvature in _curvatures(w, turned, *data).items():
-            found[f"{prefix}turned"].append(convex_radius(curvature))
-    means: Row = {key: float(np.mean(values)) for key, values in found.items()}
+            measured[f"{prefix}turned"].append(convex_radius(curvature))
+    means: Row = {key: float(np.mean(values)) for key, values in measured.items()}
     for key in ("radius", "turned"):
         means[f"{key}_ratio"] = means[key] / means[f"population_{key}"]
-    means["least_ratio"] = float(np.mean(np.divide(found["least"], found["population_least"])))
+    means["least_ratio"] = float(np.mean(np.divide(measured["least"], measured["population_least"])))
     return means
 
 

@@ -47,9 +47,9 @@ def run(cell: Cell, bench: Bench) -> Row:
     """Train networks on fresh mixtures and compare the neurons that are good and bad at the start."""
     rng = np.random.default_rng(cell.part["seed"])
     trainings = [train(MIXTURE, cell.part["samples"], rng) for _ in range(cell.part["trials"])]
-    good = np.concatenate([one.good for one in trainings], axis=1)
-    norm = np.concatenate([np.linalg.norm(one.weights, axis=1) for one in trainings])
-    moved = np.concatenate([np.linalg.norm(one.weights - one.start, axis=1) for one in trainings])
+    good = np.concatenate([training.good for training in trainings], axis=1)
+    norm = np.concatenate([np.linalg.norm(training.weights, axis=1) for training in trainings])
+    moved = np.concatenate([np.linalg.norm(training.weights - training.start, axis=1) for training in trainings])
     first, last = good[0], good[-1]
     staying = ~first & ~last
     return cell.part | {
@@ -63,7 +63,7 @@ def run(cell: Cell, bench: Bench) -> Row:
         "moved": float(moved[staying].mean() / moved[first].mean()),
         "moved_all": float(moved[~first].mean() / moved[first].mean()),
         "separated": float(((norm > norm[first].mean() / 2) == last).mean()),
-        "accuracy": float(np.mean([one.accuracy for one in trainings])),
+        "accuracy": float(np.mean([training.accuracy for training in trainings])),
         "norms": norm.round(4).tolist(),
         "kinds": np.where(first, "good", np.where(last, "turned", "bad")).tolist(),
     }

@@ -38,8 +38,8 @@ def kernel(u: Floats, v: Floats) -> Floats:
         [[0.5, 0.1592]]
     """
     a, b, angle = _geometry(u, v)
-    found: Floats = a * b * (np.sin(angle) + (np.pi - angle) * np.cos(angle)) / (2 * np.pi)
-    return found
+    values: Floats = a * b * (np.sin(angle) + (np.pi - angle) * np.cos(angle)) / (2 * np.pi)
+    return values
 
 
 def population_loss(weights: Floats, truth: Floats) -> Floats:
@@ -57,8 +57,8 @@ def population_loss(weights: Floats, truth: Floats) -> Floats:
         [0.0]
     """
     own, cross, fixed = (kernel(*pair).sum((-2, -1)) for pair in ((weights,) * 2, (weights, truth), (truth,) * 2))
-    found: Floats = (own - 2 * cross + fixed) / (2 * weights.shape[-2] ** 2)
-    return found
+    losses: Floats = (own - 2 * cross + fixed) / (2 * weights.shape[-2] ** 2)
+    return losses
 
 
 def population_gradient(weights: Floats, truth: Floats, support: Bools) -> Floats:
@@ -75,15 +75,15 @@ def population_gradient(weights: Floats, truth: Floats, support: Bools) -> Float
         The gradient, shaped like the weights.
     """
     total = _kernel_gradient(weights, weights) - _kernel_gradient(weights, truth)
-    found: Floats = total * support / weights.shape[-2] ** 2
-    return found
+    slopes: Floats = total * support / weights.shape[-2] ** 2
+    return slopes
 
 
 def _kernel_gradient(u: Floats, v: Floats) -> Floats:
     a, b, angle = _geometry(u, v)
     along = (b * np.sin(angle)).sum(-1, keepdims=True) * u / a
-    found: Floats = (along + (np.pi - angle) @ v) / (2 * np.pi)
-    return found
+    slopes: Floats = (along + (np.pi - angle) @ v) / (2 * np.pi)
+    return slopes
 
 
 def population_hessian(weights: Floats, truth: Floats, support: Bools) -> Floats:

@@ -28,17 +28,17 @@ class Descent:
     def iterations(self, error: float) -> NDArray[np.int64]:
         """First step at which every trial is within an error of the truth, ``[trials]``; -1 where never."""
         there = self.errors <= error
-        found: NDArray[np.int64] = np.where(there.any(0), there.argmax(0), -1)
-        return found
+        steps: NDArray[np.int64] = np.where(there.any(0), there.argmax(0), -1)
+        return steps
 
     def speed(self, floor: float = 1e-9) -> Floats:
         """Fall of the natural logarithm of the error per step, ``[trials]``, over the last half above a floor."""
-        found = []
+        speeds = []
         for errors in self.errors.T:
             above = int((errors > floor).sum())
             part = np.log(errors[above // 2 : above])
-            found.append(-np.polyfit(np.arange(len(part)), part, 1)[0])
-        return np.array(found)
+            speeds.append(-np.polyfit(np.arange(len(part)), part, 1)[0])
+        return np.array(speeds)
 
 
 def step_size(neurons: int) -> float:

@@ -68,14 +68,14 @@ COLUMNS = (
 
 def cells(suite: Suite) -> list[Cell]:
     """Return one cell per published network; no suite's networks are asked for."""
-    return [Cell(None, {"model": one.model}) for one in PUBLISHED]
+    return [Cell(None, {"model": published.model}) for published in PUBLISHED]
 
 
 def run(cell: Cell, bench: Bench) -> Row:
     """Count one torchvision network for an image of 224 x 224, without weights in memory."""
     import torchvision
 
-    published = next(one for one in PUBLISHED if one.model == cell.part["model"])
+    published = next(entry for entry in PUBLISHED if entry.model == cell.part["model"])
     with torch.device("meta"):
         model: nn.Module = getattr(torchvision.models, published.model)(**dict(published.options))
     layers = layer_macs(model, (3, 224, 224))
@@ -138,7 +138,7 @@ def verdict(table: Sequence[Row]) -> str:
 
 def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None:
     """Write the table and draw where weights and multiply-accumulates lie."""
-    lines = {one.model: one for one in PUBLISHED}
+    lines = {published.model: published for published in PUBLISHED}
     table = [compared(row, lines[row["model"]]) for row in rows]
     notes = [
         f"Made by `{command}`.",

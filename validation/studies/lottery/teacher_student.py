@@ -76,8 +76,8 @@ def draw_teachers(trials: int, neurons: int, inputs: int, kept: int, rng: np.ran
 
 def norms(weights: Floats) -> Floats:
     """Frobenius norm of every trial's weights, ``[trials]``."""
-    found: Floats = np.sqrt(np.square(weights).sum((-2, -1)))
-    return found
+    values: Floats = np.sqrt(np.square(weights).sum((-2, -1)))
+    return values
 
 
 def outputs(weights: Floats, x: Floats) -> Floats:
@@ -90,14 +90,14 @@ def outputs(weights: Floats, x: Floats) -> Floats:
     Returns:
         Outputs ``[trials, samples]``.
     """
-    found: Floats = np.maximum(x @ weights.swapaxes(-1, -2), 0).mean(-1)
-    return found
+    values: Floats = np.maximum(x @ weights.swapaxes(-1, -2), 0).mean(-1)
+    return values
 
 
 def loss(weights: Floats, x: Floats, y: Floats) -> Floats:
     """Objective on samples, ``[trials]``; arguments as for ``gradient``."""
-    found: Floats = np.square(outputs(weights, x) - y).mean(-1) / 2
-    return found
+    losses: Floats = np.square(outputs(weights, x) - y).mean(-1) / 2
+    return losses
 
 
 def gradient(weights: Floats, support: Bools, x: Floats, y: Floats) -> Floats:
@@ -115,8 +115,8 @@ def gradient(weights: Floats, support: Bools, x: Floats, y: Floats) -> Floats:
     hidden = x @ weights.swapaxes(-1, -2)
     residual = np.maximum(hidden, 0).mean(-1) - y
     pulled = (residual[..., None] * (hidden > 0)).swapaxes(-1, -2) @ x
-    found: Floats = pulled * support / (y.shape[-1] * weights.shape[-2])
-    return found
+    slopes: Floats = pulled * support / (y.shape[-1] * weights.shape[-2])
+    return slopes
 
 
 def hessian(weights: Floats, support: Bools, x: Floats, y: Floats, width: float) -> Floats:

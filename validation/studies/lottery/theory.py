@@ -117,15 +117,15 @@ def needed(rows: Sequence[Row]) -> list[Row]:
         >>> needed([{"kept": 5, "samples": n, "recovered": share} for n, share in ((20, 0.0), (40, 1.0))])
         [{'kept': 5, 'needed': 30.0}]
     """
-    found = []
+    thresholds = []
     for kept in dict.fromkeys(row["kept"] for row in rows):
         own = sorted((row["samples"], row["recovered"]) for row in rows if row["kept"] == kept)
         for (before, low), (after, high) in pairwise(own):
             if low < 0.5 <= high:
                 point = before + (0.5 - low) / (high - low) * (after - before)
-                found.append({"kept": kept, "needed": float(point)})
+                thresholds.append({"kept": kept, "needed": float(point)})
                 break
-    return found
+    return thresholds
 
 
 def points(claim: Claim, rows: Sequence[Row]) -> tuple[list[float], list[float]]:
@@ -191,12 +191,12 @@ def pruning_row(rows: Sequence[Row]) -> Row | None:
 
 def verdicts(rows: Sequence[Row]) -> list[Row]:
     """Return one row per claim with the fitted exponent, its interval and the verdict."""
-    found: list[Row] = []
+    table: list[Row] = []
     for claim in CLAIMS:
         across, up = points(claim, rows)
         law = fitted(claim, rows)
         ends = [up[int(np.argmin(across))], up[int(np.argmax(across))]]
-        found.append(
+        table.append(
             {
                 "claim": claim.claim,
                 "quantity": claim.quantity,
@@ -212,7 +212,7 @@ def verdicts(rows: Sequence[Row]) -> list[Row]:
             }
         )
     last = pruning_row(rows)
-    return [*found, last] if last else found
+    return [*table, last] if last else table
 
 
 def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None:
@@ -283,13 +283,13 @@ def _draw(rows: Sequence[Row], table: Sequence[Row], path: Path) -> None:
 
 def _draw_pruned(rows: Sequence[Row], axes: Any, word: str) -> None:
     """Draw the iterations after pruning against the pruning rate."""
-    for some, style, label in (
+    for own, style, label in (
         ([row for row in rows if row["reached"] == 1], "o-", "mean, all trials arrive"),
         ([row for row in rows if 0 < row["reached"] < 1], "s", "mean, some trials arrive"),
     ):
-        if some:
+        if own:
             axes.plot(
-                [row["sparsity"] for row in some], [row["iterations"] for row in some], style, color=BLUE, label=label
+                [row["sparsity"] for row in own], [row["iterations"] for row in own], style, color=BLUE, label=label
             )
     never = [row["sparsity"] for row in rows if row["reached"] == 0]
     if never:

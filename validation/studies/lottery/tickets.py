@@ -69,9 +69,9 @@ class Epochs:
 
     def taken(self) -> Row:
         """Return what was measured since the last call."""
-        found = {"losses": self.losses, "accuracies": self.accuracies}
+        measured = {"losses": self.losses, "accuracies": self.accuracies}
         self.losses, self.accuracies = [], []
-        return found
+        return measured
 
 
 def run(cell: Cell, bench: Bench) -> Row:
@@ -235,10 +235,10 @@ def _figure(table: Sequence[Row], path: Path) -> None:
 
 def _arrivals(panel: Any, rows: Sequence[Row], colour: str, marker: str, said: str) -> None:
     """Draw when networks arrive: filled where all seeds do, hollow where some do, nothing where none does."""
-    some = [row for row in rows if row["arrived"]]
-    panel.plot([1 - row["sparsity"] for row in some], [row["epochs"] for row in some], color=colour, linewidth=1)
+    arrived = [row for row in rows if row["arrived"]]
+    panel.plot([1 - row["sparsity"] for row in arrived], [row["epochs"] for row in arrived], color=colour, linewidth=1)
     for whole, face in ((True, colour), (False, "white")):
-        own = [row for row in some if (row["arrived"] == row["seeds"]) == whole]
+        own = [row for row in arrived if (row["arrived"] == row["seeds"]) == whole]
         label = said if whole else f"{said}, some seeds"
         panel.plot(
             [1 - row["sparsity"] for row in own],
