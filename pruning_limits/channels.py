@@ -127,7 +127,7 @@ def _as_linear(model: nn.Module) -> dict[str, nn.Module]:
             linear[part] = nn.Linear(inputs, outputs, device="meta")
             linear[part].weight = nn.Parameter(part.get_parameter("weight").detach().T.clone())
             linear[part].bias = nn.Parameter(part.get_parameter("bias").detach().clone())
-        model.set_submodule(path, linear[part])
+        _put(model, path, linear[part])
     return others
 
 
@@ -139,7 +139,7 @@ def _as_before(model: nn.Module, others: Mapping[str, nn.Module]) -> None:
         part.register_parameter("weight", nn.Parameter(linear.weight.detach().T.contiguous()))
         part.register_parameter("bias", nn.Parameter(linear.bias.detach()))
         part.nx, part.nf = linear.weight.T.shape  # type: ignore[assignment]
-        model.set_submodule(path, part)
+        _put(model, path, part)
 
 
 def _graph(model: nn.Module, trial: Trial, beside: set[int]) -> Any:
@@ -241,6 +241,12 @@ class _Padded:
             self.beside.update(place.root_idx for place in moved if not 0 <= place.idx < self.count)
             moved = [place for place in moved if 0 <= place.idx < self.count]
         return moved
+
+
+def _put(model: nn.Module, path: str, part: nn.Module) -> None:
+    """Put a module in the place of another, as ``set_submodule`` of torch 2.5 does."""
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, part)
 
 
 def _follow_padding(node: Any, beside: set[int]) -> None:
