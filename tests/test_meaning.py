@@ -94,6 +94,16 @@ def test_the_nearest_is_no_constant() -> None:
     assert nearest(lines[1:], "x") is None
 
 
+def test_the_finding_names_the_nearest_prediction_of_the_whole_recipe() -> None:
+    column = f"{WHOLE}, {LOSS}"
+    ggn = {"key": "ggn", "prediction": "formula, GGN", f"{column}, L1": 1.5, f"{column}, none": 3.0}
+    naive = {"key": "constant", "prediction": "c", f"{column}, L1": 1.1, f"{column}, none": None}
+    assert meaning.finding([ggn, naive]) == (
+        "What the whole recipe keeps is told best: with L1 the formula, GGN, off by x1.50 (a constant x1.10); "
+        "without the formula, GGN, off by x3.00"
+    )
+
+
 def test_words_follow_the_rows(tmp_path: Path, suite: Suite) -> None:
     rows = [row("a", ggn=0.8, hessian=0.95, directional=0.99, forecast=0.99, alone=0.5), row("b", "none", actual=0.8)]
     meaning.write(rows, suite, tmp_path, "test")

@@ -288,13 +288,15 @@ def test_a_lost_cell_is_computed_again_to_the_same_bytes(out: Path, tiny_suite: 
 def test_a_run_that_was_killed_in_the_middle_of_a_cell_ends_with_the_same_numbers(
     out: Path, tiny_suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stages = (("train", training), ("train", forecast_truths), ("retrained_limit", protocols))
-    for number, (stage, module) in enumerate(stages):
+    stages = (("train", training, 1), ("train", forecast_truths, 3), ("retrained_limit", protocols, 0))
+    for number, (stage, module, last) in enumerate(stages):
         real = getattr(module, stage)
         calls = iter(range(10))
 
-        def stopped(*args: Any, real: Any = real, calls: Iterator[int] = calls, **options: Any) -> Any:
-            if next(calls) == 1:
+        def stopped(
+            *args: Any, real: Any = real, calls: Iterator[int] = calls, last: int = last, **options: Any
+        ) -> Any:
+            if next(calls) == last:
                 raise KeyboardInterrupt
             return real(*args, **options)
 

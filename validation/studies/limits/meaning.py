@@ -148,6 +148,18 @@ def nearest(table: Sequence[Row], column: str) -> Row | None:
     return min(known, key=lambda line: float(line[column]), default=None)
 
 
+def finding(table: Sequence[Row]) -> str:
+    """Say what tells best where re-training with the whole recipe ends, beside a constant."""
+    parts = []
+    for group, words in GROUPS.items():
+        column = f"{WHOLE}, {LOSS}, {group}"
+        best, naive = nearest(table, column), table[-1][column]
+        if best is not None:
+            against = "" if naive is None else f" (a constant x{naive:.2f})"
+            parts.append(f"{words} the {best['prediction']}, off by x{best[column]:.2f}{against}")
+    return f"What the whole recipe keeps is told best: {'; '.join(parts) or 'not known'}"
+
+
 def _words(rows: Sequence[Row], table: Sequence[Row]) -> list[str]:
     lines = []
     for group, words in GROUPS.items():
@@ -194,6 +206,7 @@ def _figure(pairs: Sequence[Row], table: Sequence[Row], path: Path) -> None:
         panel.set_ylabel("predicted (sparsity)", fontsize=9)
     handles, labels = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, fontsize=8, loc="outside lower center", ncols=3)
+    figure.suptitle(finding(table), fontsize=10)
     save(figure, path)
 
 

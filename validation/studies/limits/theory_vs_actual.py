@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from pruning_limits.plotting import BLUE, GREY, ORANGE, new_figure, save, sparsity_axis
 from validation.studies.limits.actual import RetrainSettings
@@ -137,7 +138,7 @@ def protocol_notes(suite: Suite) -> list[str]:
         f"network's own optimiser (cosine from {retrain.lr_factor} times the training rate), interpolated between "
         f"{retrain.evaluations} trials.",
         "User's protocol: `predict_limit` by its defaults, with the loss alone as criterion and epsilon as above "
-        f"(*loss*), or with a fall of the held-out accuracy by {100 * truths.drop:g} points (*accuracy*). Truths: "
+        f"(*loss*), or with a fall of the held-out accuracy by {points(truths.drop)} (*accuracy*). Truths: "
         "one-shot pruning measured on all data; and the magnitude mask with the whole recipe once more from its full "
         f"learning rate, the geometric mean of what {truths.runs} orders of the data keep, on a grid of factors of "
         f"sqrt(2) whose brackets are halved once.{cut}",
@@ -146,6 +147,16 @@ def protocol_notes(suite: Suite) -> list[str]:
         "contain nine of ten networks; that of measured one-shot pruning ends at the networks that pass and fail, by "
         "accuracy two standard errors wider. Ends and sparsities are means over seeds, factors geometric means.",
     ]
+
+
+def points(share: float) -> str:
+    """Write a share in points.
+
+    Example:
+        >>> points(0.01), points(0.005)
+        ('1 point', '0.5 points')
+    """
+    return "1 point" if share == 0.01 else f"{100 * share:g} points"
 
 
 def _words(rows: Sequence[Row]) -> list[str]:
@@ -177,34 +188,48 @@ def verdict(rows: Sequence[Row]) -> str:
 def _figure(rows: Sequence[Row], path: Path) -> None:
     groups = [list(part) for _, part in groupby(rows, key=lambda row: [row[key] for key in KIND])]
     count = len(rows[0]["cases"])
-    figure, panels = new_figure(len(groups), 1, size=(9.0, 0.6 + 0.36 * count * len(groups)), squeeze=False)
+    figure, panels = new_figure(len(groups), 1, size=(9.0, 1.2 + 0.33 * count * len(groups)), squeeze=False)
     for panel, group in zip(panels[:, 0], groups, strict=True):
-        table = lines(group)
-        for place, line in enumerate(table):
-            colour = ORANGE if line["protocol"] == "paper" else BLUE
-            dimension = group[0]["parameters"]
-            if line["low"] is not None and line["high"] is not None:
-                ends = [max(1 - line[key], 1 / dimension) for key in ("low", "high")]
-                panel.plot(ends, [place, place], color=colour, linewidth=7, alpha=0.35, solid_capstyle="butt")
-            if line["predicted"] is not None:
-                panel.plot(max(1 - line["predicted"], 1 / dimension), place, "o", color=colour, markersize=6)
-            for row in group:
-                actual = row["cases"][place]["actual"]
-                if actual is not None:
-                    panel.plot(max(1 - actual, 1 / dimension), place, "|", color="black", markersize=13)
-        panel.set_yticks(range(count), [f"{line['prediction']} → {line['truth']}" for line in table], fontsize=8)
-        panel.invert_yaxis()
-        panel.axhline(2.5, color=GREY, linewidth=0.6)
-        values = [case[key] for row in group for case in row["cases"] for key in ("low", "high", "predicted", "actual")]
-        kept = [max(1 - value, 1 / dimension) for value in values if value is not None]
-        sparsity_axis(panel.xaxis, 0.8 * min(kept))
-        panel.set_xlim(1.0, 0.8 * min(kept))
-        panel.grid(alpha=0.25, axis="x")
-        seeds = f"{len(group)} seeds" if len(group) > 1 else "one seed"
-        title = f"{group[0]['model']} on {group[0]['dataset']}, penalty {group[0]['penalty']}, {seeds}"
-        panel.set_title(title, loc="left", fontsize=9)
+        _draw(panel, group)
     panels[-1, 0].set_xlabel("sparsity (removed fraction)", fontsize=9)
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    unique = dict(zip(labels, handles, strict=True))
+    figure.legend(unique.values(), unique.keys(), fontsize=8, loc="outside lower center", ncols=3)
+    figure.suptitle(verdict(rows).replace(", the user's", ",\nthe user's"), fontsize=10)
     save(figure, path)
+
+
+def _draw(panel: Any, group: Sequence[Row]) -> None:
+    """Draw what is predicted of one kind of network, a line for each case, and what its seeds bear."""
+    table, dimension = lines(group), group[0]["parameters"]
+
+    def kept(sparsity: float) -> float:
+        return float(max(1 - sparsity, 1 / dimension))
+
+    values = [line["predicted"] for line in table] + [case["actual"] for row in group for case in row["cases"]]
+    least = 0.5 * min(kept(value) for value in values if value is not None)
+    for place, line in enumerate(table):
+        colour = ORANGE if line["protocol"] == "paper" else BLUE
+        if line["low"] is not None and line["high"] is not None:
+            ends = [max(kept(line[key]), least) for key in ("low", "high")]
+            label = f"interval, {line['protocol']}'s protocol"
+            panel.plot(ends, [place, place], color=colour, linewidth=7, alpha=0.35, solid_capstyle="butt", label=label)
+        if line["predicted"] is not None:
+            label = f"predicted, {line['protocol']}'s protocol"
+            panel.plot(kept(line["predicted"]), place, "o", color=colour, markersize=6, label=label)
+        for row in group:
+            actual = row["cases"][place]["actual"]
+            if actual is not None:
+                panel.plot(kept(actual), place, "|", color="black", markersize=13, label="actual, one seed each")
+    panel.set_yticks(range(len(table)), [f"{line['prediction']} → {line['target']}" for line in table], fontsize=8)
+    panel.invert_yaxis()
+    panel.axhline(sum(line["protocol"] == "paper" for line in table) - 0.5, color=GREY, linewidth=0.6)
+    sparsity_axis(panel.xaxis, least)
+    panel.tick_params(axis="x", labelsize=8)
+    panel.grid(alpha=0.25, axis="x")
+    seeds = f"{len(group)} seeds" if len(group) > 1 else "one seed"
+    title = f"{group[0]['model']} on {group[0]['dataset']}, penalty {group[0]['penalty']}, {seeds}"
+    panel.set_title(title, loc="left", fontsize=9)
 
 
 TABLE = Table(NAME, settings, run, write, cells, sections=SECTIONS, prepare=predicted_limit)
