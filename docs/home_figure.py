@@ -16,13 +16,13 @@ RESULTS = Path(__file__).parent / "results"
 BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"
 PANELS = (
     (
-        "cpu",
+        "cpu/objective",
         "fc5",
         "With L1 the formula finds the limit\n(FC5 on CIFAR-10, 3,883,000 weights)",
         (0, 0.5, 0.9, 0.97, 0.99),
     ),
     (
-        "quick",
+        "quick/theory-vs-actual",
         "small-cnn",
         "Without L1 it promises too much\n(small-cnn on digits, 3,660 weights)",
         (0, 0.5, 0.8, 0.95),
@@ -30,17 +30,28 @@ PANELS = (
 )
 
 
-def rows_of(suite, model):
-    """Return the rows of all seeds of one network."""
-    rows = json.loads((RESULTS / suite / "theory-vs-actual.json").read_text())["rows"]
-    return [row for row in rows if row["model"] == model]
+def rows_of(table, model):
+    """Return accuracies, trials and predictions of all seeds of one network."""
+    plain = json.loads((RESULTS / f"{table}.json").read_text())
+    rows = [row for row in plain.get("networks", plain["rows"]) if row["model"] == model]
+    return [row if "accuracies" in row else by_objective(row) for row in rows]
+
+
+def by_objective(row):
+    """Return what the paper's protocol says of a network, from a row that has both protocols."""
+    dense, points = row["dense"]["held_out"], row["curves"]["alone"]
+    accuracies = [(0.0, dense), *((1 - point["kept"], dense - point["held_out_drop"]) for point in points)]
+    known = row["predictions"]["objective"]
+    return row | {"accuracies": accuracies, "isotropic": known["hessian"], "retrained": known["ggn"]}
 
 
 def draw(axes, rows):
     """Draw mean accuracies of one-shot and re-trained networks, and the predictions, over the kept fraction."""
     curves = [np.array(row["accuracies"]) for row in rows]
-    kept = 1 - curves[0][:, 0]
-    axes.plot(kept, 100 * np.mean([curve[:, 1] for curve in curves], axis=0), color=BLUE, label="pruned, nothing else")
+    shortest = min(curves, key=len)
+    kept, length = 1 - shortest[:, 0], len(shortest)
+    mean = np.mean([curve[:length, 1] for curve in curves], axis=0)
+    axes.plot(kept, 100 * mean, color=BLUE, label="pruned, nothing else")
     trials = [trial for row in rows for trial in row["trials"]]
     points = [(1 - trial["sparsity"], 100 * trial["accuracy"]) for trial in trials]
     axes.plot(*zip(*points, strict=True), "s", color=GREEN, markersize=5, label="re-trained for 5 epochs")
@@ -55,8 +66,8 @@ def draw(axes, rows):
 def main():
     """Write ``docs/home.png``."""
     figure = Figure(figsize=(6.6, 7.6), layout="constrained")
-    for axes, (suite, model, title, marks) in zip(figure.subplots(2), PANELS, strict=True):
-        draw(axes, rows_of(suite, model))
+    for axes, (table, model, title, marks) in zip(figure.subplots(2), PANELS, strict=True):
+        draw(axes, rows_of(table, model))
         axes.set_title(title, fontsize=12, loc="left")
         axes.xaxis.set_major_locator(FixedLocator([1 - mark for mark in marks]))
         axes.xaxis.set_minor_locator(NullLocator())

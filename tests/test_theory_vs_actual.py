@@ -262,9 +262,19 @@ def test_the_verdict_counts_cases_of_either_protocol() -> None:
     cases = [case(**paper), case(False, **paper), case(rung="one-shot"), case(False), case(), case(None, rung="bound")]
     text = theory_vs_actual.verdict([network(*cases)])
     assert text == (
-        "The paper's formulas hold the truth in 1 of 2, the user's measurements in 1 of 1, forecasts in 1 of 2, "
-        "bounds in no known case"
+        "The paper's formulas hold the truth in 1 of 2, by the user's criteria measurements do in 1 of 1, forecasts in "
+        "1 of 2, bounds in no known case, the formula in no known case"
     )
+
+
+def test_noise_is_the_spread_between_orders_of_the_data() -> None:
+    def curve(kept: float) -> list[Row]:
+        return [{"kept": kept * f, "rise": rise, "held_out_drop": 0.0} for f, rise in ((1.01, 0.0), (0.99, 0.2))]
+
+    row = network(case()) | {"curves": {"alone": [], "again-0": curve(0.1), "again-1": curve(0.2)}}
+    text = theory_vs_actual.noise([row], 0.01)
+    factor = math.exp(math.log(2) / 2**0.5)  # standard deviation of two values
+    assert f"by a factor {factor:.2f} by loss and an unknown one by accuracy" in text
 
 
 def test_finished_cells_are_not_computed_again(out: Path, tiny_suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:

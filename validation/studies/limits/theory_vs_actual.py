@@ -10,8 +10,11 @@ from typing import Any
 
 from pruning_limits.plotting import BLUE, GREY, ORANGE, new_figure, save, sparsity_axis
 from validation.studies.limits.actual import RetrainSettings
+from validation.studies.limits.forecast_curves import Level, crossing
+from validation.studies.limits.forecast_skill import AGAIN, spread_of_runs
 from validation.studies.limits.predicted import limit_notes, predicted_limit
 from validation.studies.limits.protocols import (
+    ACCURACY,
     LOSS,
     SECTIONS,
     TruthSettings,
@@ -32,6 +35,13 @@ PREDICTED = {
     "re-trained": "forecast",
     "bound": "bound",
 }
+USERS = {
+    "one-shot": "by the user's criteria measurements do",
+    "re-trained": "forecasts",
+    "bound": "bounds",
+    "formula": "the formula",
+}
+NOWHERE = "no known case"
 COLUMNS = (
     Column("model", "model"),
     Column("dataset", "data"),
@@ -122,6 +132,7 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
         command: The command that made the table.
     """
     notes = [f"Made by `{command}`.", *limit_notes(shortened(suite)), *protocol_notes(suite), *_words(rows)]
+    notes.append(noise(rows, suite.settings(TruthSettings).drop))
     title = f"Predicted and actual pruning limits, suite {suite.name}"
     write_table(folder, Page(NAME, title, notes, COLUMNS), lines(rows), networks=list(rows))
     _figure(rows, folder / f"{NAME}.png")
@@ -173,16 +184,37 @@ def _words(rows: Sequence[Row]) -> list[str]:
     return [f"Networks: {'; '.join(networks)}.", f"{verdict(rows)}."]
 
 
+def noise(rows: Sequence[Row], drop: float) -> str:
+    """Say by how much one run of the whole recipe spreads about the mean of all.
+
+    Args:
+        rows: Rows of networks, see ``protocols.run``.
+        drop: Allowed fall of the accuracy.
+    """
+    parts = []
+    for name, key in ((LOSS, "rise"), (ACCURACY, "held_out_drop")):
+        runs = []
+        for row in rows:
+            level = Level(name, key, row["epsilon"][LOSS] if name == LOSS else drop)
+            curves = {run: points for run, points in row["curves"].items() if run.startswith(AGAIN)}
+            runs.append({"levels": [{run: crossing(points, level) for run, points in curves.items()}]})
+        factor = spread_of_runs(runs)
+        parts.append(f"{factor:.2f} by {name}" if math.isfinite(factor) else f"an unknown one by {name}")
+    return (
+        f"What one run of the whole recipe keeps spreads by a factor {' and '.join(parts)} (one standard deviation of "
+        "its logarithm, between orders of the data)."
+    )
+
+
 def verdict(rows: Sequence[Row]) -> str:
     """Say in how many cases the predictions of either protocol hold."""
     cases = [case for row in rows for case in row["cases"]]
-    asked = {
-        "The paper's formulas hold the truth in": [c for c in cases if c["protocol"] == "paper"],
-        "the user's measurements in": [c for c in cases if c["protocol"] == "user" and c["rung"] == "one-shot"],
-        "forecasts in": [c for c in cases if c["protocol"] == "user" and c["rung"] == "re-trained"],
-        "bounds in": [c for c in cases if c["protocol"] == "user" and c["rung"] == "bound"],
-    }
-    return ", ".join(f"{words} {held(part) or 'no known case'}" for words, part in asked.items())
+    paper = [case for case in cases if case["protocol"] == "paper"]
+    parts = [f"The paper's formulas hold the truth in {held(paper) or NOWHERE}"]
+    for rung, words in USERS.items():
+        own = [case for case in cases if (case["protocol"], case["rung"]) == ("user", rung)]
+        parts.append(f"{words} in {held(own) or NOWHERE}")
+    return ", ".join(parts)
 
 
 def _figure(rows: Sequence[Row], path: Path) -> None:
@@ -195,7 +227,7 @@ def _figure(rows: Sequence[Row], path: Path) -> None:
     handles, labels = panels[0, 0].get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
     figure.legend(unique.values(), unique.keys(), fontsize=8, loc="outside lower center", ncols=3)
-    figure.suptitle(verdict(rows).replace(", the user's", ",\nthe user's"), fontsize=10)
+    figure.suptitle(verdict(rows).replace(", by the", ",\nby the"), fontsize=10)
     save(figure, path)
 
 
