@@ -138,7 +138,8 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
         *_words(rows, table),
     ]
     title = f"Which prediction speaks of which truth, suite {suite.name}"
-    write_table(folder, Page(NAME, title, notes, COLUMNS), table, networks=list(rows))
+    networks = [{key: value for key, value in row.items() if key not in ("curves", "trials")} for row in rows]
+    write_table(folder, Page(NAME, title, notes, COLUMNS), table, networks=networks)
     _figure(pairs, table, folder / f"{NAME}.png")
 
 
