@@ -63,6 +63,7 @@ def test_factors_are_geometric_means_of_kept_fractions() -> None:
     lines = factors(distances(rows))
     assert of(lines, "hessian")[COLUMN] == pytest.approx(2.0)  # twice too many and half of it
     assert of(lines, "hessian")[f"{ALONE}, {LOSS}, none"] == pytest.approx(1.0)
+    assert of(lines, "hessian")[f"{ALONE}, {LOSS}, all"] == pytest.approx(4 ** (1 / 3))
     assert of(lines, "ggn")[COLUMN] == pytest.approx(1.0)
 
 
@@ -96,11 +97,11 @@ def test_the_nearest_is_no_constant() -> None:
 
 def test_the_finding_names_the_nearest_prediction_of_the_whole_recipe() -> None:
     column = f"{WHOLE}, {LOSS}"
-    ggn = {"key": "ggn", "prediction": "formula, GGN", f"{column}, L1": 1.5, f"{column}, none": 3.0}
-    naive = {"key": "constant", "prediction": "c", f"{column}, L1": 1.1, f"{column}, none": None}
+    ggn = {"key": "ggn", "prediction": "GGN", f"{column}, L1": 1.5, f"{column}, none": 3.0, f"{column}, all": 2.0}
+    naive = {"key": "constant", "prediction": "c", f"{column}, L1": 1.1, f"{column}, none": None, f"{column}, all": 4.0}
     assert meaning.finding([ggn, naive]) == (
-        "What the whole recipe keeps is told best: with L1 the formula, GGN, off by x1.50 (a constant x1.10); "
-        "without the formula, GGN, off by x3.00"
+        "Whole recipe, by loss, nearest: one rule for all networks, GGN x2.00 (a constant x4.00); "
+        "with L1, GGN x1.50 (a constant x1.10); without, GGN x3.00"
     )
 
 
@@ -142,7 +143,7 @@ def test_both_tables_have_their_rows_in_common(suite: Suite, tmp_path: Path) -> 
         assert all(value is None or 0 < value < 1 for value in trained)
         if network["penalty"] == "none":  # the objective is the loss
             assert actual[ALONE, OBJECTIVE] == pytest.approx(actual[ALONE, LOSS])
-    known = [line[column] for line in plain["rows"] for column in line if column.endswith((", L1", ", none"))]
+    known = [line[column] for line in plain["rows"] for column in line if column.endswith((", L1", ", none", ", all"))]
     assert all(value is None or value >= 1 for value in known)
     before = sorted(file.stat().st_mtime_ns for file in tmp_path.glob("*/row.json"))
     folder = run_table("theory-vs-actual", suite, Run(tmp_path, command="test"))

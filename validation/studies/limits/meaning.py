@@ -40,6 +40,7 @@ PREDICTIONS = {
 COLOURS = (ORANGE, GREEN, BLUE, BLACK, PURPLE, GREY)
 TRUTHS = ((ALONE, OBJECTIVE), (ALONE, LOSS), (SHORT, OBJECTIVE), (WHOLE, LOSS))
 GROUPS = {"L1": "with L1", "none": "without"}
+ALL = "all"
 COLUMNS = (
     Column("prediction", "prediction"),
     *(
@@ -109,14 +110,14 @@ def distances(rows: Sequence[Row]) -> list[Row]:
 
 
 def factors(pairs: Sequence[Row]) -> list[Row]:
-    """Return a line for every prediction: the geometric mean of its factor for every truth, with L1 and without."""
+    """Return a line for every prediction: geometric means of its factor for every truth, of each group and of all."""
     lines = []
     for key, name in PREDICTIONS.items():
         line: Row = {"key": key, "prediction": name}
         for truth, level in TRUTHS:
-            for group in GROUPS:
-                place = (key, truth, level, group)
-                own = [p["distance"] for p in pairs if place == (p["prediction"], p["truth"], p["level"], p["group"])]
+            every = [p for p in pairs if (key, truth, level) == (p["prediction"], p["truth"], p["level"])]
+            for group in (*GROUPS, ALL):
+                own = [p["distance"] for p in every if group in (p["group"], ALL)]
                 line[f"{truth}, {level}, {group}"] = math.exp(sum(own) / len(own)) if own else None
         lines.append(line)
     return lines
@@ -150,19 +151,19 @@ def nearest(table: Sequence[Row], column: str) -> Row | None:
 
 
 def finding(table: Sequence[Row]) -> str:
-    """Say what tells best where re-training with the whole recipe ends, beside a constant."""
+    """Say what tells best where re-training with the whole recipe ends, of all networks and of each group."""
     parts = []
-    for group, words in GROUPS.items():
+    for group, words in {ALL: "one rule for all networks", **GROUPS}.items():
         column = f"{WHOLE}, {LOSS}, {group}"
         best, naive = nearest(table, column), table[-1][column]
         if best is not None:
             against = "" if naive is None else f" (a constant x{naive:.2f})"
-            parts.append(f"{words} the {best['prediction']}, off by x{best[column]:.2f}{against}")
-    return f"What the whole recipe keeps is told best: {'; '.join(parts) or 'not known'}"
+            parts.append(f"{words}, {best['prediction']} x{best[column]:.2f}{against}")
+    return f"Whole recipe, by loss, nearest: {'; '.join(parts) or 'not known'}"
 
 
 def _words(rows: Sequence[Row], table: Sequence[Row]) -> list[str]:
-    lines = []
+    lines = [f"{finding(table)}."]
     for group, words in GROUPS.items():
         parts = []
         for truth, level in TRUTHS:
@@ -207,7 +208,7 @@ def _figure(pairs: Sequence[Row], table: Sequence[Row], path: Path) -> None:
         panel.set_ylabel("predicted (sparsity)", fontsize=9)
     handles, labels = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, fontsize=8, loc="outside lower center", ncols=3)
-    figure.suptitle(finding(table), fontsize=10)
+    figure.suptitle(finding(table).replace("; ", ";\n"), fontsize=10)
     save(figure, path)
 
 
