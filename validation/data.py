@@ -339,7 +339,8 @@ def _from_folder(name: str, path: Path) -> ImageData:
         sizes = sorted({image.shape[1::-1] for image in images})
         if len(sizes) > 1:
             raise UserError(
-                f"dataset: the images under {path / split} differ in size, for example {sizes[0]}, {sizes[1]}"
+                f"dataset: the images under {path / split} differ in size, for example {sizes[0]}, {sizes[1]}; "
+                "save them in one size, or give a loader of yours with --data"
             )
         return np.stack(images), np.array([label for _, label in files])
 

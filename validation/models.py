@@ -281,6 +281,8 @@ MODELS: dict[str, Callable[[Shape, int], nn.Module]] = {
     **SLIM,
 }
 
+SMALL_FORMS = ("alexnet", "vgg16", "resnet18", "resnet50")  # torchvision has networks of these names for large images
+
 
 def build_model(
     name: str,
@@ -293,7 +295,7 @@ def build_model(
 
     Args:
         name: A name of ``MODELS``; otherwise a torchvision classification model, built with ``num_classes``;
-            otherwise ``path.py:factory`` or ``package.module:factory``.
+            otherwise ``path.py:factory`` or ``package.module:factory``; one of torchvision gets ``num_classes``, too.
         shape: Channels, height and width of the input, passed to parameters of the name ``shape``; None where unknown.
         classes: Number of outputs, passed to parameters of the name ``classes``; None where unknown.
         seed: Seed of the initial weights.
@@ -316,7 +318,10 @@ def build_model(
         if name in MODELS:
             return _network(name, call("model", name, MODELS[name], given, known))
         if ":" in name:
-            return _network(name, call("model", name, resolve("model", name), given, known))
+            factory = resolve("model", name)
+            if classes is not None and getattr(factory, "__module__", "").startswith("torchvision.models."):
+                given.setdefault("num_classes", classes)
+            return _network(name, call("model", name, factory, given, known))
         from torchvision import models
 
         if name in models.list_models(module=models):

@@ -20,7 +20,7 @@ from pruning_limits.metrics import Metric
 from pruning_limits.state_dicts import load_weights
 from validation.accuracy import Accuracy, sampled_accuracy
 from validation.data import ImageData, load_data
-from validation.models import build_model
+from validation.models import SMALL_FORMS, build_model
 from validation.normalisation import SCALED, UNCHANGED, Affine, Normalisation
 from validation.pretrained import Pretrained, names_weights
 from validation.references import call, resolve
@@ -163,15 +163,32 @@ def load_task(options: TaskOptions) -> Task:
     if weights is not None and ":" not in name:  # some names are also those of networks of this package
         factory, arguments = f"torchvision.models:{name}", {"num_classes": weights.classes} | arguments
     model = build_model(factory, shape, classes, arguments=arguments)
+    if ":" in name and data.images is not None and not _ways(options) and weights is None:
+        note(
+            "images are normalised by their own mean and deviation; where the network was trained otherwise, say so by "
+            "--mean and --std, --scale, --no-normalise or --transforms"
+        )
     if options.checkpoint is None:
         note("no --checkpoint, so the limit is that of untrained weights")
     else:
-        note(load_weights(model, options.checkpoint if weights is None else weights.file))
+        note(_loaded(model, options.checkpoint if weights is None else weights.file, factory))
     try:
         model = model.to(options.device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device: cannot use {options.device!r}: {str(error).splitlines()[0]}") from None
     return Task(name, model.eval(), data, loss_fn, options.penalty)
+
+
+def _loaded(model: nn.Module, file: Path, name: str) -> str:
+    """Load a checkpoint; one that does not fit a network for small images may be that of torchvision's namesake."""
+    try:
+        return load_weights(model, file)
+    except UserError as error:
+        if name in SMALL_FORMS and "does not fit" in str(error):
+            raise UserError(
+                f"{error}; {name} is the form for small images, torchvision has --model torchvision.models:{name}"
+            ) from None
+        raise
 
 
 def _refuse_clashes(options: TaskOptions) -> str:
@@ -180,10 +197,7 @@ def _refuse_clashes(options: TaskOptions) -> str:
     missing = [*(["--model"] if options.model_name is None else []), *([] if sources else ["--dataset or --data"])]
     if options.model_name is None or missing:
         raise click.UsageError(f"missing {' and '.join(missing)}")
-    ways = _given(
-        {"--mean": options.mean, "--std": options.std, "--scale": options.scale}
-        | {"--no-normalise": options.no_normalise, "--transforms": options.transforms}
-    )
+    ways = _ways(options)
     for excluding in (sources, _given({"--l1": options.l1, "--l2": options.l2}), ways):
         if len(excluding) > 1 and excluding != ["--mean", "--std"]:
             raise click.UsageError(f"{' and '.join(excluding)} cannot be given together")
@@ -196,6 +210,14 @@ def _refuse_clashes(options: TaskOptions) -> str:
     if options.held_out_function is None and options.held_out_arguments:
         raise click.UsageError("--held-out-arg is for --held-out")
     return options.model_name
+
+
+def _ways(options: TaskOptions) -> list[str]:
+    """Return the options that say how images become inputs."""
+    return _given(
+        {"--mean": options.mean, "--std": options.std, "--scale": options.scale}
+        | {"--no-normalise": options.no_normalise, "--transforms": options.transforms}
+    )
 
 
 def _given(values: Mapping[str, object]) -> list[str]:
