@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -17,6 +18,9 @@ from estimators.user_code import plain_modes
 ALIKE = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: torch.ops.aten._scaled_dot_product_flash_attention,
 }
+# What a formula calls the result of its operation, which torch 2.3 names otherwise.
+_NAMES = inspect.signature(flop_registry[torch.ops.aten.mm], follow_wrapped=False).parameters
+RESULT = "out_val" if "out_val" in _NAMES else "out"
 
 
 class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -39,7 +43,7 @@ class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
         packet = getattr(function, "_overloadpacket", function)
         count: Callable[..., int] | None = flop_registry.get(ALIKE.get(packet, packet))
         if count is not None:
-            self.operations += int(count(*args, **(kwargs or {}), out_val=result))
+            self.operations += int(count(*args, **(kwargs or {}), **{RESULT: result}))
         return result
 
 
