@@ -121,7 +121,10 @@ class Estimates:
         return saturation((kept(before), kept(current)), coverage, self.losses.shares is not None)
 
     def carried(self, ggn: Estimate, solve: Callable[[SpectralMeasure], float]) -> tuple[float, float]:
-        """Carry another limit of the GGN from its sub-sample to all data, as the isotropic one is.
+        """Carry another limit of the GGN from its sub-sample to all data, as the isotropic one is, with a larger error.
+
+        The whole factor is error, so that what the sub-sample keeps lies within: all data keep more
+        (``docs/results/benchmarks/carried.md``).
 
         Args:
             ggn: The estimate of the GGN.
@@ -129,7 +132,7 @@ class Estimates:
 
         Returns:
             Factor from the kept fraction on the sub-sample to that on all data, and how much it may be wrong by, as a
-            share of the carried kept fraction: that of its own growth, and what else moves the isotropic limit.
+            share of the carried kept fraction: by the factor less one, and by what else moves the isotropic limit.
         """
         isotropic = self._kept(ggn) * ggn.growth
         if self._before is None:
@@ -138,9 +141,9 @@ class Estimates:
         def kept(estimate: Estimate) -> float:
             return self._inner(replace(estimate, growth=1.0).limit(solve))
 
-        factor, error = self._saturation(self._before, ggn, kept)
+        factor, _ = self._saturation(self._before, ggn, kept)
         remainder = ggn.sample_error - self._saturation(self._before, ggn, self._kept)[1]
-        return factor, error / (kept(ggn) * factor) + max(0.0, remainder) / isotropic
+        return factor, factor - 1 + max(0.0, remainder) / isotropic
 
     def _kept(self, estimate: Estimate) -> float:
         """Return the kept fraction at the isotropic limit on the sub-sample itself, in (0, 1)."""

@@ -72,14 +72,14 @@ def check(case: Case) -> PruningLimit:
     with sdpa_kernel(SDPBackend.MATH):
         assert_close(objective.value(), mean_loss(copy.deepcopy(model).eval(), batches, case.losses), case.dtype)
         if dimension <= LARGEST_DENSE:
-            found = hessian.matmat(torch.eye(dimension, dtype=torch.float64))
-            assert float(found.abs().max()) > 0
-            assert_close(found, dense_hessian(model, batches, case.losses, names), case.dtype)
+            matrix = hessian.matmat(torch.eye(dimension, dtype=torch.float64))
+            assert float(matrix.abs().max()) > 0
+            assert_close(matrix, dense_hessian(model, batches, case.losses, names), case.dtype)
         else:
             vector = random(dimension)
-            found = hessian @ vector
-            assert float(found.abs().max()) > 0
-            assert_close(found, difference_product(model, batches, case.losses, names, vector), torch.float32)
+            product = hessian @ vector
+            assert float(product.abs().max()) > 0
+            assert_close(product, difference_product(model, batches, case.losses, names, vector), torch.float32)
     return limit
 
 
@@ -102,7 +102,7 @@ def dense_hessian(model: nn.Module, batches: Sequence[Any], losses: Losses, name
     weights = parameters_of(model, names)
     loss = mean_loss(model, batches, losses)
     gradient = joined(torch.autograd.grad(loss, weights, create_graph=True, allow_unused=True), weights)
-    rows = (torch.autograd.grad(one, weights, retain_graph=True, allow_unused=True) for one in gradient)
+    rows = (torch.autograd.grad(slope, weights, retain_graph=True, allow_unused=True) for slope in gradient)
     return torch.stack([joined(row, weights) for row in rows])
 
 
@@ -122,15 +122,15 @@ def difference_product(
     step = 1e-6 / float(vector.norm())
     model = copy.deepcopy(model).eval()
     weights = parameters_of(model, names)
-    found = []
+    gradients = []
     for sign in (1, -1):
         _shift(weights, vector, sign * step)
-        found.append(gradient_of(model, batches, losses, names))
+        gradients.append(gradient_of(model, batches, losses, names))
         _shift(weights, vector, -sign * step)
-    return (found[0] - found[1]) / (2 * step)
+    return (gradients[0] - gradients[1]) / (2 * step)
 
 
 def _shift(weights: Sequence[Tensor], vector: Tensor, step: float) -> None:
     with torch.no_grad():
-        for weight, part in zip(weights, vector.split([one.numel() for one in weights]), strict=True):
+        for weight, part in zip(weights, vector.split([weight.numel() for weight in weights]), strict=True):
             weight += step * part.view_as(weight)

@@ -76,7 +76,7 @@ def limits() -> dict[str, str]:
     model, x, y = wide_problem()
     loader = batched(x, y, 20)
     images = seeded(lambda: nn.Sequential(nn.Linear(80, 8), model[1], nn.Linear(8, 8)))
-    seen = batched(random(96, 80, seed=3), y, 20)
+    narrowed = batched(random(96, 80, seed=3), y, 20)
     x_many, y_many = random(2500, 12, seed=4), torch.arange(2500) % 8
     many, middle = batched(x_many, y_many, 100), 13
     own = many if distributed.world() == 1 else many[middle:] if distributed.rank() else many[:middle]
@@ -86,7 +86,7 @@ def limits() -> dict[str, str]:
     return {
         "drawn": drawn.to_json(),
         "shards": predict_limit(model, Shard(own), **LIMIT).to_json(),
-        "narrowed": predict_limit(images, seen, **LIMIT, measure=False).to_json(),
+        "narrowed": predict_limit(images, narrowed, **LIMIT, measure=False).to_json(),
         "measured": predict_limit(model, loader, **LIMIT).to_json(),
         "quadratic": predict_limit(model, loader, **LIMIT, measure=False, curvature="ggn").to_json(),
         "dense": predict_limit(model, loader, parameters="2.weight").to_json(),
@@ -116,15 +116,15 @@ def resumed(checkpoint: Path) -> dict[str, str]:
     try:
         predict_limit(model, loader, **LIMIT, checkpoint=checkpoint, progress=Stop("ggn", 4))
     except KeyboardInterrupt:
-        found = predict_limit(model, loader, **LIMIT, checkpoint=checkpoint)
-    return {"resumed": found.to_json()}
+        limit = predict_limit(model, loader, **LIMIT, checkpoint=checkpoint)
+    return {"resumed": limit.to_json()}
 
 
 def failures(rank: int, folder: Path) -> dict[str, str]:
     """What every rank is told; none may wait for another, and what comes after must not be disturbed."""
     model, x, y = wide_problem()
     loader = batched(x, y, 20)
-    other, scaled = seeded(mlp, seed=rank), random(35) * (1 + rank)
+    unequal, scaled = seeded(mlp, seed=rank), random(35) * (1 + rank)
 
     def failing(model: nn.Module, batch: Any) -> Any:
         if rank == 1:
@@ -135,7 +135,7 @@ def failures(rank: int, folder: Path) -> dict[str, str]:
         "few batches": lambda: predict_limit(model, loader[:1]),
         "no batches": lambda: predict_limit(model, []),
         "shuffled": lambda: predict_limit(model, loader[::-1] if rank else loader),
-        "weights": lambda: Hessian(Objective(other, FIVE)) @ random(35),
+        "weights": lambda: Hessian(Objective(unequal, FIVE)) @ random(35),
         "vectors": lambda: Hessian(Objective(seeded(mlp), FIVE)) @ scaled,
         "arguments": lambda: predict_limit(model, loader, **LIMIT | {"epsilon": 0.02 + rank}),
         "checkpoints": lambda: predict_limit(model, loader, **LIMIT, checkpoint=folder / ("none.pt", "run.pt")[rank]),
@@ -189,9 +189,9 @@ def of_sharded(model: nn.Module, loader: Any) -> dict[str, Any]:
     objective = Objective(model, loader, penalty=L2(0.3))
     vectors = random(objective.dimension, 2)
     operators = {kind: AutomaticCurvature(kind, objective) for kind in ("hessian", "ggn")}
-    found = {kind: operator.matmat(vectors) for kind, operator in operators.items()}
+    results = {kind: operator.matmat(vectors) for kind, operator in operators.items()}
     limit = predict_limit(model, loader, epsilon=0.02)
-    return found | {
+    return results | {
         "reasons": [operator.reason for operator in operators.values()],
         "names": objective.names,
         "value": objective.value(),
@@ -211,13 +211,13 @@ def sharded() -> dict[str, Any]:
         fully_shard(model[0], mesh=mesh)
         fully_shard(model, mesh=mesh)
         before = own_parts(model)
-        found = of_sharded(model, loader)
-        found["left as it was"] = own_parts(model) == before
+        results = of_sharded(model, loader)
+        results["left as it was"] = own_parts(model) == before
         passed = model.eval()(loader[0][0]).sum()
-        found["while gathered"] = Objective(model, loader, penalty=L2(0.3)).gradient()
+        results["while gathered"] = Objective(model, loader, penalty=L2(0.3)).gradient()
         passed.backward()
-        found["own gradient"] = [weight.grad.full_tensor() for weight in model.parameters()]
-        result[name] = found
+        results["own gradient"] = [weight.grad.full_tensor() for weight in model.parameters()]
+        result[name] = results
     try:
         limit = predict_limit(model, loader, epsilon=0.02)
         limit.prune(model, 0.5)
@@ -267,7 +267,7 @@ def main(rank: int, folder: Path) -> None:
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2, timeout=timedelta(minutes=10)
     )
-    result: dict[str, Any] = {name: measured(one) for name, one in objectives().items()}
+    result: dict[str, Any] = {name: measured(problem) for name, problem in objectives().items()}
     result["limits"] = limits() | resumed(folder / "run.pt")
     result["re-tuned"] = re_tuned()
     result["failures"] = failures(rank, folder)

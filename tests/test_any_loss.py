@@ -93,8 +93,8 @@ def test_targets_of_another_kind():
 
 
 def test_a_criterion_in_the_place_of_the_loss_function():
-    found = refusal(data(lambda z: z)(), nn.MSELoss())
-    assert "got MSELoss; give lambda model, batch: criterion(model(batch[0]), batch[1])" in found
+    message = refusal(data(lambda z: z)(), nn.MSELoss())
+    assert "got MSELoss; give lambda model, batch: criterion(model(batch[0]), batch[1])" in message
 
 
 @pytest.mark.parametrize(
@@ -110,9 +110,9 @@ def test_a_criterion_in_the_place_of_the_loss_function():
     ids=["sum", "weighted mean", "contrast", "mean contrast"],
 )
 def test_losses_that_are_no_mean_over_samples(loss_fn):
-    found = refusal(data(lambda z: z)(), loss_fn)
-    assert found.startswith("loss_fn: splitting a batch of ")
-    assert found.endswith("return one loss per sample that depends on that sample only, shape (n,)")
+    message = refusal(data(lambda z: z)(), loss_fn)
+    assert message.startswith("loss_fn: splitting a batch of ")
+    assert message.endswith("return one loss per sample that depends on that sample only, shape (n,)")
 
 
 def test_a_contrastive_loss_of_groups():

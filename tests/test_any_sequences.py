@@ -114,24 +114,24 @@ def test_what_the_default_leaves_out_is_noted():
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=on_gpu)])
 def test_recurrent_layers_on_a_gpu_run_without_cudnn_and_all_else_with_it(device):
     """cuDNN's recurrent kernels have no second derivative, and none at all in evaluation mode."""
-    seen = []
+    enabled = []
 
     class Watched(Recurrent):
         def forward(self, x):
-            seen.append(torch.backends.cudnn.enabled)
+            enabled.append(torch.backends.cudnn.enabled)
             return super().forward(x)
 
     class Plain(nn.Linear):
         def forward(self, x):
-            seen.append(torch.backends.cudnn.enabled)
+            enabled.append(torch.backends.cudnn.enabled)
             return super().forward(x.mean(1))
 
     before = torch.backends.cudnn.enabled
     for build, expected in ((lambda: Watched(nn.GRU), before and device == "cpu"), (lambda: Plain(2, 3), before)):
-        seen.clear()
+        enabled.clear()
         objective = Objective(seeded(build).to(device), inputs(4, 2)())
         assert float((Hessian(objective) @ random(objective.dimension).to(device)).norm()) > 0
-        assert set(seen) == {expected}
+        assert set(enabled) == {expected}
     assert torch.backends.cudnn.enabled == before
 
 

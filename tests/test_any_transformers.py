@@ -139,8 +139,8 @@ def test_padding_in_torchs_encoder():
 
 def test_projections_of_different_width_count():
     model = nn.MultiheadAttention(4, 2, kdim=3, vdim=5)
-    found = Objective(model, [], parameters=None).names
-    assert found == ("q_proj_weight", "k_proj_weight", "v_proj_weight", "out_proj.weight")
+    names = Objective(model, [], parameters=None).names
+    assert names == ("q_proj_weight", "k_proj_weight", "v_proj_weight", "out_proj.weight")
 
 
 # ----------------------------------------------------------------------------------------------------- Hugging Face

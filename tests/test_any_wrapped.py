@@ -108,9 +108,9 @@ def test_what_is_gone_is_told_and_kept_in_a_file(tmp_path):
 def test_masks_remove_first_what_is_gone():
     model = wide("mask")
     limit = predict_limit(model, both_data()[1], measure=False)
-    found = limit.mask(limit.evidence.already_removed)
-    assert torch.equal(found["0.weight_orig"], model[0].weight_mask.bool())
-    assert found["2.weight"].all()
+    masks = limit.mask(limit.evidence.already_removed)
+    assert torch.equal(masks["0.weight_orig"], model[0].weight_mask.bool())
+    assert masks["2.weight"].all()
     more = limit.mask(0.8)
     assert not (more["0.weight_orig"] & ~model[0].weight_mask.bool()).any()
     weights = torch.cat([model[0].weight.flatten(), model[2].weight.flatten()]).detach().abs()

@@ -401,9 +401,9 @@ def test_labels_of_any_integer_type_are_class_indices(dtype):
 
 def test_labels_that_are_true_or_false():
     model = seeded(lambda: nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2)))
-    found, expected = (Objective(model, [(X, labels)]) for labels in (Y == 1, (Y == 1).long()))
-    assert found.value() == expected.value()
-    assert torch.equal(found.gradient(), expected.gradient())
+    truth, expected = (Objective(model, [(X, labels)]) for labels in (Y == 1, (Y == 1).long()))
+    assert truth.value() == expected.value()
+    assert torch.equal(truth.gradient(), expected.gradient())
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.uint8], ids=str)

@@ -41,19 +41,19 @@ def test_statistics_of_one_batch_are_those_that_torch_keeps():
     twin = in_training_mode(model, 1.0)
     twin(data[0][0])
     objective = by_batch(model, data)
-    found = measured_statistics(objective, objective.chosen, [(data[0], 50)])
-    assert set(found) == {"1.running_mean", "1.running_var"}
-    for name, value in found.items():
+    statistics = measured_statistics(objective, objective.chosen, [(data[0], 50)])
+    assert set(statistics) == {"1.running_mean", "1.running_var"}
+    for name, value in statistics.items():
         assert_close(value, dict(twin.named_buffers())[name])
 
 
 def test_statistics_of_several_batches_are_those_of_all_their_inputs():
     model, data = classes(normalised=True)
     objective = by_batch(model, data)
-    found = measured_statistics(objective, objective.chosen, [(batch, 50) for batch in data])
+    statistics = measured_statistics(objective, objective.chosen, [(batch, 50) for batch in data])
     inputs = model[0](torch.cat([x for x, _ in data]))
-    assert_close(found["1.running_mean"], inputs.mean(0))
-    assert_close(found["1.running_var"], inputs.var(0))
+    assert_close(statistics["1.running_mean"], inputs.mean(0))
+    assert_close(statistics["1.running_var"], inputs.var(0))
 
 
 def test_images_are_counted_per_channel_and_the_model_is_left_as_it_is():
@@ -61,9 +61,9 @@ def test_images_are_counted_per_channel_and_the_model_is_left_as_it_is():
     before = copy.deepcopy(model.state_dict())
     data = [(random(5, 1, 6, 6), torch.tensor([0, 1, 0, 1, 0]))]
     objective = by_batch(model, data)
-    found = measured_statistics(objective, objective.chosen, [(data[0], 5)])
+    statistics = measured_statistics(objective, objective.chosen, [(data[0], 5)])
     inputs = model[0](data[0][0]).transpose(0, 1).flatten(1)
-    assert_close(found["1.running_var"], inputs.var(1))
+    assert_close(statistics["1.running_var"], inputs.var(1))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not any(module._forward_pre_hooks for module in model.modules())
 

@@ -135,9 +135,9 @@ def test_intrinsic_volumes_are_a_distribution_with_the_right_mean_and_variance(c
 def test_variance_agrees_with_that_of_squared_projections(cone: Cone) -> None:
     points = np.random.default_rng(4).standard_normal((20_000, cone.dimension))
     squares = (cone.project(points) ** 2).sum(-1)
-    found = squares.var() - 2 * squares.mean()
+    variance = squares.var() - 2 * squares.mean()
     error = np.sqrt(((squares - squares.mean()) ** 2).var() / len(points))
-    assert abs(found - cone.variance()) <= 4 * error + 0.15 * cone.variance()
+    assert abs(variance - cone.variance()) <= 4 * error + 0.15 * cone.variance()
 
 
 def test_variance_of_the_nuclear_descent_cone_agrees_with_that_of_squared_projections() -> None:

@@ -230,16 +230,16 @@ def test_batches_may_lie_anywhere(device):
 def test_spectra(kind, device):
     """Weyl: eigenvalues move by no more than the largest one of the error, here that of a product."""
     exact, rounded = operator(kind, "texts", dtype=torch.float64), operator(kind, "texts", device)
-    values, found = (dense_measure(matrix).nodes for matrix in (exact, rounded))
-    assert_close(found, values, torch.float32)
+    values, nodes = (dense_measure(matrix).nodes for matrix in (exact, rounded))
+    assert_close(nodes, values, torch.float32)
     largest = float(np.abs(values).max())
     measures = [spectral_measure(matrix, probes=2, steps=12, seed=3) for matrix in (exact, rounded)]
     for function in (np.abs, np.square, lambda x: 1 / (1 + np.abs(x))):
         expected, value = (measure.integrate(function)[0] for measure in measures)
         # |x|, x^2 and 1/(1 + |x|) have slopes of at most 1, 2 * largest and 1
         assert abs(value - expected) <= tolerance(torch.float32) * largest * max(1.0, 2 * largest)
-    for one, other in zip(*(measure.rules for measure in measures), strict=True):
-        assert_close(other[0][[0, -1]], one[0][[0, -1]], torch.float32)
+    for exact_rule, rounded_rule in zip(*(measure.rules for measure in measures), strict=True):
+        assert_close(rounded_rule[0][[0, -1]], exact_rule[0][[0, -1]], torch.float32)
 
 
 @devices
@@ -262,10 +262,10 @@ def test_traces(kind, device):
     dimension = exact.shape[0]
     scale = dimension * float(np.abs(eigenpairs(exact, count=1).values[0]))
     for estimator in (hutchinson, hutch_plus_plus, xtrace):
-        expected, found = (estimator(matrix, 16) for matrix in (exact, rounded))
-        assert_close(found.value, expected.value, torch.float32, scale)
-        assert_close(found.standard_error, expected.standard_error, torch.float32, scale)
-        assert found.value == pytest.approx(expected.value, rel=1e-2)
+        expected, estimate = (estimator(matrix, 16) for matrix in (exact, rounded))
+        assert_close(estimate.value, expected.value, torch.float32, scale)
+        assert_close(estimate.standard_error, expected.standard_error, torch.float32, scale)
+        assert estimate.value == pytest.approx(expected.value, rel=1e-2)
     for part in zip(*(block_traces(matrix, matrix.blocks, probes=4) for matrix in (exact, rounded)), strict=True):
         assert_close(part[1], part[0], torch.float32, scale)
     estimates, errors = diagonal(rounded, probes=4)
@@ -325,8 +325,8 @@ def test_products_in_bfloat16(kind, device):
     """Eight bits: an error of more than float32's, of the order of a hundredth."""
     exact = operator(kind, "mlp", dtype=torch.float64)
     v = random(exact.shape[0])
-    expected, found = exact @ v, (operator(kind, "mlp", device, precision="bfloat16") @ v).cpu().double()
-    assert 1e-4 < float((found - expected).norm() / expected.norm()) < 0.1
+    expected, product = exact @ v, (operator(kind, "mlp", device, precision="bfloat16") @ v).cpu().double()
+    assert 1e-4 < float((product - expected).norm() / expected.norm()) < 0.1
 
 
 # ------------------------------------------------------------------------------------------------------- determinism

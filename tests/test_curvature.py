@@ -249,19 +249,19 @@ def test_model_is_left_as_it_was_when_the_loss_raises(kind):
     model = case.model()
     model.head.eval()
     before = snapshot(model)
-    seen = []
+    modes = []
 
     def loss(model, batch):
         values = case.criterion(model(batch[0]), batch[1])
-        seen.append([module.training for module in model.modules()])
-        if len(seen) == 2:
+        modes.append([module.training for module in model.modules()])
+        if len(modes) == 2:
             raise RuntimeError("boom")
         return values
 
     operator = OPERATORS[kind](Objective(model, case.loader(), loss))
     with pytest.raises(UserError, match=r"batch 1 .*evaluation mode: RuntimeError: boom"):
         operator @ random(operator.shape[0])
-    assert seen == [[False] * 4] * 2
+    assert modes == [[False] * 4] * 2
     assert same(before, snapshot(model))
     assert_close(columns(operator), reference("batch norm", torch.float64)[kind == "ggn"])
 

@@ -244,8 +244,10 @@ def test_what_is_left_has_the_curvature_of_the_dense_computation():
         return functional.cross_entropy(hidden @ flat.view(3, 6).T + model.head.bias.detach(), Y)
 
     matrix = torch.autograd.functional.hessian(value, weight.flatten())
-    found = Hessian(Objective(model, [batch], entropies, parameters="head.weight")) @ torch.eye(18, dtype=torch.float64)
-    assert_close(found, matrix)
+    product = Hessian(Objective(model, [batch], entropies, parameters="head.weight")) @ torch.eye(
+        18, dtype=torch.float64
+    )
+    assert_close(product, matrix)
     assert limit.parameters == 18
     assert_close(
         limit.evidence.hessian.measure.nodes @ limit.evidence.hessian.measure.weights * 18, torch.trace(matrix)

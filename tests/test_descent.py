@@ -37,8 +37,8 @@ def test_scaled_losses_and_weights_take_the_same_way(of_loss, of_weights):
     weights, everything = random(8), torch.ones(8, dtype=torch.bool)
     slopes = [random(8, seed=seed) for seed in range(1, 6)]
     scaled = [slope * of_loss / of_weights for slope in slopes]
-    found = path(weights * of_weights, scaled, Descent(everything)) / of_weights
-    assert_close(found, path(weights, slopes, Descent(everything)))
+    scaled_path = path(weights * of_weights, scaled, Descent(everything)) / of_weights
+    assert_close(scaled_path, path(weights, slopes, Descent(everything)))
 
 
 def test_without_a_slope_nothing_moves():

@@ -43,19 +43,19 @@ def test_directional_dimension_is_the_monte_carlo_crossing_where_isotropic_is_lo
 ) -> None:
     eigenvalues = SPECTRA[spectrum]
     d = removed_weights(eigenvalues, kind, distance)
-    seen = directional_dimension(exact(eigenvalues), Direction.dense(eigenvalues, d), EPSILON)
-    found = sublevel_crossings(eigenvalues, d, EPSILON, trials=100)
+    crossing = directional_dimension(exact(eigenvalues), Direction.dense(eigenvalues, d), EPSILON)
+    dimensions = sublevel_crossings(eigenvalues, d, EPSILON, trials=100)
     isotropic = D * (1 - removable_fraction(exact(eigenvalues), 2 * EPSILON / distance**2)[0])
-    assert abs(seen.kept - half_point(found)[0]) <= 0.02 * D
-    assert abs(seen.kept - found.mean()) <= 1 + 4 * found.std() / 10
-    assert seen.kept <= isotropic + 1e-9
-    assert seen.bounds[0] <= seen.kept <= seen.bounds[1]
-    if seen.kept:
-        assert found.std() == pytest.approx(seen.deviation, rel=0.3, abs=0.3)
-        low, high = crossing_window(seen, eta=0.05)
-        assert ((found > low) & (found <= high)).mean() >= 0.95
-        curve = subspace_crossing(seen, np.arange(D + 1))
-        share = (found[:, None] <= np.arange(D + 1)).mean(0)
+    assert abs(crossing.kept - half_point(dimensions)[0]) <= 0.02 * D
+    assert abs(crossing.kept - dimensions.mean()) <= 1 + 4 * dimensions.std() / 10
+    assert crossing.kept <= isotropic + 1e-9
+    assert crossing.bounds[0] <= crossing.kept <= crossing.bounds[1]
+    if crossing.kept:
+        assert dimensions.std() == pytest.approx(crossing.deviation, rel=0.3, abs=0.3)
+        low, high = crossing_window(crossing, eta=0.05)
+        assert ((dimensions > low) & (dimensions <= high)).mean() >= 0.95
+        curve = subspace_crossing(crossing, np.arange(D + 1))
+        share = (dimensions[:, None] <= np.arange(D + 1)).mean(0)
         assert np.abs(curve.probability - share).max() <= 0.25
 
 
@@ -67,10 +67,10 @@ def test_the_window_covers_the_monte_carlo_transition_of_random_problems() -> No
         d = generator.standard_normal(dimension) * eigenvalues ** -generator.uniform(0, 0.5)
         rise = 0.5 * float(eigenvalues @ d**2)
         epsilon = rise * float(generator.uniform(0.001, 0.9))
-        seen = directional_dimension(exact(eigenvalues), Direction.dense(eigenvalues, d), epsilon)
-        low, high = crossing_window(seen, eta=0.05)
-        found = sublevel_crossings(eigenvalues, d, epsilon, trials=60, seed=seed)
-        covered.append(((found > low) & (found <= high)).mean() >= 0.95)
+        crossing = directional_dimension(exact(eigenvalues), Direction.dense(eigenvalues, d), epsilon)
+        low, high = crossing_window(crossing, eta=0.05)
+        dimensions = sublevel_crossings(eigenvalues, d, epsilon, trials=60, seed=seed)
+        covered.append(((dimensions > low) & (dimensions <= high)).mean() >= 0.95)
     assert np.mean(covered) >= 0.95
 
 
@@ -96,8 +96,8 @@ def dimension_by_two_loops(eigenvalues: np.ndarray, d: np.ndarray, epsilon: floa
 def test_one_root_replaces_the_minimum_over_two_multipliers(spectrum: str) -> None:
     eigenvalues = SPECTRA[spectrum]
     d = removed_weights(eigenvalues, "random", 3)
-    seen = directional_dimension(exact(eigenvalues), Direction.dense(eigenvalues, d), EPSILON)
-    assert seen.kept == pytest.approx(dimension_by_two_loops(eigenvalues, d, EPSILON), rel=1e-6)
+    crossing = directional_dimension(exact(eigenvalues), Direction.dense(eigenvalues, d), EPSILON)
+    assert crossing.kept == pytest.approx(dimension_by_two_loops(eigenvalues, d, EPSILON), rel=1e-6)
 
 
 @settings(max_examples=25, deadline=None)
@@ -114,13 +114,13 @@ def test_bounds_hold_at_every_dimension_and_agree_with_those_of_the_cone(seed: i
     if epsilon <= 0:
         return
     cone = EllipsoidCone(np.diag(eigenvalues), centre, epsilon - lowest)
-    seen = directional_dimension(exact(eigenvalues), Direction.dense(eigenvalues, d, g), epsilon)
+    crossing = directional_dimension(exact(eigenvalues), Direction.dense(eigenvalues, d, g), epsilon)
     low, high = cone.statistical_dimension_bounds()
-    assert size - high == pytest.approx(seen.bounds[0], abs=0.02)
-    assert size - low == pytest.approx(seen.bounds[1], abs=0.02)
-    assert abs(seen.kept - (size - cone.statistical_dimension())) <= 1.2
+    assert size - high == pytest.approx(crossing.bounds[0], abs=0.02)
+    assert size - low == pytest.approx(crossing.bounds[1], abs=0.02)
+    assert abs(crossing.kept - (size - cone.statistical_dimension())) <= 1.2
     value, error = monte_carlo_dimension(cone, samples=300, seed=seed)
-    assert seen.bounds[0] - 4.5 * error <= size - value <= seen.bounds[1] + 4.5 * error
+    assert crossing.bounds[0] - 4.5 * error <= size - value <= crossing.bounds[1] + 4.5 * error
 
 
 @pytest.mark.parametrize("size", [0.3, 1.0, -0.5])
@@ -131,19 +131,19 @@ def test_the_gradient_of_a_non_stationary_point_enters(size: float) -> None:
         size * np.sqrt(eigenvalues) * np.random.default_rng(5).standard_normal(len(d)) / 10
         + 0.1 * size * eigenvalues * d
     )
-    seen = directional_dimension(exact(eigenvalues), Direction.dense(eigenvalues, d, g), EPSILON)
+    crossing = directional_dimension(exact(eigenvalues), Direction.dense(eigenvalues, d, g), EPSILON)
     without = directional_dimension(exact(eigenvalues), Direction.dense(eigenvalues, d), EPSILON)
-    found = sublevel_crossings(eigenvalues, d, EPSILON, trials=100, gradient=g)
-    assert abs(seen.kept - found.mean()) <= 1 + 4 * found.std() / 10
-    assert abs(without.kept - found.mean()) > abs(seen.kept - found.mean())
+    dimensions = sublevel_crossings(eigenvalues, d, EPSILON, trials=100, gradient=g)
+    assert abs(crossing.kept - dimensions.mean()) <= 1 + 4 * dimensions.std() / 10
+    assert abs(without.kept - dimensions.mean()) > abs(crossing.kept - dimensions.mean())
 
 
 def test_a_gradient_along_flat_directions_enters() -> None:
     rng = np.random.default_rng(6)
     eigenvalues = np.concatenate([np.zeros(20), np.geomspace(0.1, 10, 60)])
     d, g = removed_weights(eigenvalues, "random", 2), 0.02 * rng.standard_normal(80)
-    seen = directional_dimension(exact(eigenvalues), Direction.dense(eigenvalues, d, g), EPSILON)
-    found = []
+    crossing = directional_dimension(exact(eigenvalues), Direction.dense(eigenvalues, d, g), EPSILON)
+    dimensions = []
     for _ in range(100):
         frame = rng.standard_normal((80, 80))
         q = eigenvalues * d - g
@@ -152,16 +152,16 @@ def test_a_gradient_along_flat_directions_enters() -> None:
             for k in range(1, 60)
             for b in [frame[:, :k].T @ q]
         ]
-        found.append(1 + int(np.append(np.array(lowest) <= EPSILON, True).argmax()))  # unbounded below beyond 60
-    assert abs(seen.kept - np.mean(found)) <= 1 + 4 * np.std(found) / 10
+        dimensions.append(1 + int(np.append(np.array(lowest) <= EPSILON, True).argmax()))  # unbounded below beyond 60
+    assert abs(crossing.kept - np.mean(dimensions)) <= 1 + 4 * np.std(dimensions) / 10
 
 
 def test_equal_curvature_has_the_solution_by_hand_for_every_direction() -> None:
     a, distance = 3.0, 2.0
     for kind in ("random", "sharp"):
         d = removed_weights(np.linspace(1, 2, D), kind, distance)
-        seen = directional_dimension(exact(np.full(D, a)), Direction.dense(np.full(D, a), d), epsilon=1.5)
-        assert seen.kept == pytest.approx(D * (1 - 2 * 1.5 / (a * distance**2)))
+        crossing = directional_dimension(exact(np.full(D, a)), Direction.dense(np.full(D, a), d), epsilon=1.5)
+        assert crossing.kept == pytest.approx(D * (1 - 2 * 1.5 / (a * distance**2)))
 
 
 def test_a_direction_along_one_eigenvector_has_the_solution_by_hand() -> None:
@@ -169,17 +169,19 @@ def test_a_direction_along_one_eigenvector_has_the_solution_by_hand() -> None:
     for k in (0, 10, 60):
         x = eigenvalues[k]
         scale = 2 * EPSILON * x / (distance**2 * x - 2 * EPSILON)
-        seen = directional_dimension(exact(eigenvalues), Direction.dense(eigenvalues, distance * np.eye(D)[k]), EPSILON)
-        assert seen.scale == pytest.approx(scale, rel=1e-9)
-        assert seen.kept == pytest.approx((eigenvalues / (eigenvalues + scale)).sum())
+        crossing = directional_dimension(
+            exact(eigenvalues), Direction.dense(eigenvalues, distance * np.eye(D)[k]), EPSILON
+        )
+        assert crossing.scale == pytest.approx(scale, rel=1e-9)
+        assert crossing.kept == pytest.approx((eigenvalues / (eigenvalues + scale)).sum())
 
 
 def test_directions_far_sharper_than_the_scale_give_the_isotropic_value() -> None:
     eigenvalues = np.concatenate([np.full(5, 1e8), np.geomspace(1e-3, 1, D - 5)])
     d = 2.0 * np.eye(D)[2]
-    seen = directional_dimension(exact(eigenvalues), Direction.dense(eigenvalues, d), EPSILON)
+    crossing = directional_dimension(exact(eigenvalues), Direction.dense(eigenvalues, d), EPSILON)
     isotropic = D * (1 - removable_fraction(exact(eigenvalues), 2 * EPSILON / 4)[0])
-    assert seen.kept == pytest.approx(isotropic, rel=1e-6)
+    assert crossing.kept == pytest.approx(isotropic, rel=1e-6)
 
 
 def test_nothing_needs_to_be_kept_inside_the_sublevel_set() -> None:
@@ -204,14 +206,14 @@ def test_only_ratios_of_epsilon_curvature_and_weights_matter(
     epsilon = share * Direction.dense(eigenvalues, d, g).rise()
     if epsilon <= 0:
         return
-    seen = directional_dimension(exact(eigenvalues), Direction.dense(eigenvalues, d, g), epsilon)
+    crossing = directional_dimension(exact(eigenvalues), Direction.dense(eigenvalues, d, g), epsilon)
     steep = directional_dimension(exact(a * eigenvalues), Direction.dense(a * eigenvalues, d, a * g), a * epsilon)
     heavy = eigenvalues / b**2
     large = directional_dimension(exact(heavy), Direction.dense(heavy, b * d, g / b), epsilon)
-    for other in (steep, large):
-        assert other.kept == pytest.approx(seen.kept, rel=1e-7)
-        assert other.deviation == pytest.approx(seen.deviation, rel=1e-7)
-    assert steep.scale == pytest.approx(a * seen.scale, rel=1e-7)
+    for rescaled in (steep, large):
+        assert rescaled.kept == pytest.approx(crossing.kept, rel=1e-7)
+        assert rescaled.deviation == pytest.approx(crossing.deviation, rel=1e-7)
+    assert steep.scale == pytest.approx(a * crossing.scale, rel=1e-7)
 
 
 @settings(max_examples=30, deadline=None)
@@ -223,11 +225,11 @@ def test_more_epsilon_needs_less_and_the_isotropic_value_is_never_below(
     eigenvalues, d = rng.exponential(size=50) ** 3 * (rng.random(50) < 0.8), rng.standard_normal(50)
     g = tilted * eigenvalues * rng.standard_normal(50)
     measure, removed = exact(eigenvalues), Direction.dense(eigenvalues, d, g)
-    seen = directional_dimension(measure, removed, epsilon)
-    assert directional_dimension(measure, removed, factor * epsilon).kept <= seen.kept
+    crossing = directional_dimension(measure, removed, epsilon)
+    assert directional_dimension(measure, removed, factor * epsilon).kept <= crossing.kept
     isotropic = 50 * (1 - removable_fraction(measure, 2 * epsilon / float(d @ d))[0])
-    assert 0 <= seen.kept <= isotropic + 1e-9
-    assert seen.kept < np.count_nonzero(eigenvalues)
+    assert 0 <= crossing.kept <= isotropic + 1e-9
+    assert crossing.kept < np.count_nonzero(eigenvalues)
 
 
 def test_the_envelope_is_the_minimum_of_ridge_retuning() -> None:
@@ -254,10 +256,10 @@ def test_cross_measure_by_polarisation_and_the_slope_at_the_pruned_point_are_the
     by_parts = Direction((eigenvalues, d**2), (eigenvalues, g**2), cross)
     q = g - eigenvalues * d
     at_pruned = Direction.from_slope((eigenvalues, q**2 / (q @ q)), float(q @ q), rise=dense.rise())
-    for other in (by_parts, at_pruned):
-        found = directional_dimension(measure, other, EPSILON)
-        assert found.kept == pytest.approx(expected.kept, rel=1e-8)
-        assert found.bounds == pytest.approx(expected.bounds, rel=1e-4)
+    for direction in (by_parts, at_pruned):
+        crossing = directional_dimension(measure, direction, EPSILON)
+        assert crossing.kept == pytest.approx(expected.kept, rel=1e-8)
+        assert crossing.bounds == pytest.approx(expected.bounds, rel=1e-4)
 
 
 def test_lanczos_rules_bracket_the_dense_answer() -> None:
@@ -285,8 +287,8 @@ def test_the_standard_error_covers_the_spread_over_probes() -> None:
     for seed in range(20):
         probe = sphere_probes(operator, 1, seed)[:, 0]
         measure = measure_of([lanczos(operator, probe, 50)], D)
-        seen = directional_dimension(measure, removed, EPSILON)
-        scores.append((seen.kept - truth) / seen.standard_error)
+        crossing = directional_dimension(measure, removed, EPSILON)
+        scores.append((crossing.kept - truth) / crossing.standard_error)
     assert np.abs(scores).max() <= 4
     assert 0.5 <= np.square(scores).mean() ** 0.5 <= 1.5
 
@@ -314,8 +316,8 @@ def test_the_limit_solves_its_equation_in_few_directions_and_is_not_below_the_is
     assert isotropic_limit(measure, profile.curve(), EPSILON, "clip").sparsity <= limit.sparsity < 1
 
     def excess(count: int) -> float:
-        seen = directional_dimension(measure, direction_at(count / dimension), EPSILON)
-        return 1 - seen.kept / dimension - count / dimension
+        crossing = directional_dimension(measure, direction_at(count / dimension), EPSILON)
+        return 1 - crossing.kept / dimension - count / dimension
 
     count = round(limit.sparsity * dimension)
     assert excess(count - 2) > 0 > excess(count + 2)
@@ -379,8 +381,8 @@ def test_bounds_stay_two_deviations_apart_at_any_size() -> None:
     weights, along = nodes**-0.7 / (nodes**-0.7).sum(), 4 * nodes**-0.8 / (nodes**-0.8).sum()
     for dimension in (10**10, 10**12):
         measure = SpectralMeasure(((nodes, weights),), dimension)
-        seen = directional_dimension(measure, Direction(along=(nodes, along)), 1e-6)
-        low, high = ((bound - seen.kept) / seen.deviation for bound in seen.bounds)
+        crossing = directional_dimension(measure, Direction(along=(nodes, along)), 1e-6)
+        low, high = ((bound - crossing.kept) / crossing.deviation for bound in crossing.bounds)
         assert low == pytest.approx(-1, abs=0.1)
         assert high == pytest.approx(1, abs=0.1)
 
@@ -388,9 +390,9 @@ def test_bounds_stay_two_deviations_apart_at_any_size() -> None:
 def test_negative_curvature_is_clipped_or_counted_by_size() -> None:
     eigenvalues, d = np.array([-0.5, 1.0, 2.0]), np.array([1.0, 1.0, 1.0])
     for negative, mapped in (("clip", np.maximum(eigenvalues, 0)), ("abs", np.abs(eigenvalues))):
-        found = directional_dimension(exact(eigenvalues), Direction.dense(eigenvalues, d), 0.1, negative)  # type: ignore[arg-type]
+        crossing = directional_dimension(exact(eigenvalues), Direction.dense(eigenvalues, d), 0.1, negative)  # type: ignore[arg-type]
         expected = directional_dimension(exact(mapped), Direction.dense(mapped, d), 0.1)
-        assert found.kept == pytest.approx(expected.kept)
+        assert crossing.kept == pytest.approx(expected.kept)
 
 
 ONES = np.ones(3)

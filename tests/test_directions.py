@@ -77,10 +77,12 @@ def test_scaled_directions_are_those_of_the_scaled_problem() -> None:
 
     def measured(scale: float, matrix: torch.Tensor) -> Directions:
         removed = torch.stack([scale * profile.removed(s) for s in (0.4, 0.8)], 1)
-        found = slopes(Dense(matrix), removed, None)
+        measured_slopes = slopes(Dense(matrix), removed, None)
         own = torch.linalg.eigvalsh(matrix)
-        rules = tuple((own.numpy(), ((vectors.T @ slope.vector) ** 2).numpy()) for slope in found)
-        return Directions((0.4, 0.8), rules, tuple(s.rise for s in found), tuple((removed**2).sum(0).tolist()))
+        rules = tuple((own.numpy(), ((vectors.T @ slope.vector) ** 2).numpy()) for slope in measured_slopes)
+        return Directions(
+            (0.4, 0.8), rules, tuple(s.rise for s in measured_slopes), tuple((removed**2).sum(0).tolist())
+        )
 
     scaled, direct = measured(1.0, MATRIX).scaled(weight, curvature), measured(weight, curvature * MATRIX)
     assert scaled.rises == pytest.approx(direct.rises)

@@ -46,7 +46,7 @@ def ranks(forking, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def one_process():
-    return {name: program.measured(one) for name, one in program.objectives().items()}
+    return {name: program.measured(problem) for name, problem in program.objectives().items()}
 
 
 def assert_equal_bits(a, b):
@@ -72,8 +72,8 @@ def test_losses_come_in_loader_order_with_equal_bits(ranks, one_process, name):
 def test_ranks_that_hold_their_own_parts(ranks, one_process, name, shards):
     assert_equal_bits(ranks[0][shards], ranks[1][shards])
     for key, value in one_process[name].items():
-        found, expected = (torch.as_tensor(one) for one in (ranks[0][shards][key], value))
-        torch.testing.assert_close(found, expected, **CLOSE, msg=key)
+        actual, expected = (torch.as_tensor(source) for source in (ranks[0][shards][key], value))
+        torch.testing.assert_close(actual, expected, **CLOSE, msg=key)
 
 
 def test_two_ranks_re_tune_as_one_process_does(ranks):
@@ -86,19 +86,19 @@ def test_two_ranks_re_tune_as_one_process_does(ranks):
 def test_products_by_finite_differences_are_those_of_one_process(ranks):
     expected = program.by_differences()
     for kind in ("hessian", "ggn"):
-        found, again = (rank["differences"][kind] for rank in ranks)
-        assert torch.equal(found, again)
-        assert float((found - expected[kind]).norm()) <= 1e-8 * float(expected[kind].norm())
+        product, again = (rank["differences"][kind] for rank in ranks)
+        assert torch.equal(product, again)
+        assert float((product - expected[kind]).norm()) <= 1e-8 * float(expected[kind].norm())
         assert {rank["differences"][f"{kind} reason"] for rank in ranks} == {expected[f"{kind} reason"]} != {""}
 
 
 def test_the_module_inside_of_distributed_data_parallel_is_taken(ranks):
     for rank in ranks:
-        found = rank["in parallel"]
-        assert found["names"] == ("0.weight", "2.weight")
-        assert torch.equal(found["gradient"], found["plain gradient"])
-        assert found["limit"] == found["plain limit"]
-        assert found["copy"] == "Sequential"
+        rank_results = rank["in parallel"]
+        assert rank_results["names"] == ("0.weight", "2.weight")
+        assert torch.equal(rank_results["gradient"], rank_results["plain gradient"])
+        assert rank_results["limit"] == rank_results["plain limit"]
+        assert rank_results["copy"] == "Sequential"
 
 
 @pytest.mark.parametrize("name", program.SHARDED)
@@ -113,16 +113,16 @@ def test_models_that_fully_shard_has_spread_give_what_one_process_gives(ranks, n
         elif key == "masks":
             assert all(torch.equal(mask, ours[key][layer]) for layer, mask in value.items())
         else:
-            found, again, truth = (torch.as_tensor(one[key]).double() for one in (ours, others, expected))
-            assert torch.equal(found, again)
-            assert float((found - truth).norm()) <= max(rough, CLOSE["rtol"]) * float(truth.norm()), key
+            own, again, truth = (torch.as_tensor(results[key]).double() for results in (ours, others, expected))
+            assert torch.equal(own, again)
+            assert float((own - truth).norm()) <= max(rough, CLOSE["rtol"]) * float(truth.norm()), key
     assert expected["reasons"] == ["", ""] or name.startswith("without")
     for rank in (ours, others):
         assert rank["left as it was"]
         torch.testing.assert_close(rank["while gathered"], expected["gradient"], **CLOSE)
     model.eval()(loader[0][0]).sum().backward()
-    for found, weight in zip(ours["own gradient"], model.parameters(), strict=True):
-        torch.testing.assert_close(found, weight.grad, **CLOSE)
+    for gradient, weight in zip(ours["own gradient"], model.parameters(), strict=True):
+        torch.testing.assert_close(gradient, weight.grad, **CLOSE)
 
 
 def test_a_sharded_model_is_not_copied(ranks):
@@ -139,8 +139,8 @@ def test_one_rank_alone_without_a_graph_stops_nobody(ranks):
 def flat(value):
     """Numbers and texts of nested JSON."""
     if isinstance(value, dict):
-        return [one for key in sorted(value) for one in flat(value[key])]
-    return [one for item in value for one in flat(item)] if isinstance(value, list) else [value]
+        return [leaf for key in sorted(value) for leaf in flat(value[key])]
+    return [leaf for item in value for leaf in flat(item)] if isinstance(value, list) else [value]
 
 
 def test_all_ranks_return_the_same_limit(ranks):
@@ -156,9 +156,9 @@ def without_time(text):
 
 def test_two_ranks_predict_what_one_process_predicts(ranks):
     for name, text in program.limits().items():
-        found, expected = flat(without_time(ranks[0]["limits"][name])), flat(without_time(text))
-        assert len(found) == len(expected)
-        for a, b in zip(found, expected, strict=True):
+        actual, expected = flat(without_time(ranks[0]["limits"][name])), flat(without_time(text))
+        assert len(actual) == len(expected)
+        for a, b in zip(actual, expected, strict=True):
             assert a == (pytest.approx(b, rel=1e-7, abs=1e-9) if isinstance(b, float) else b)
 
 
@@ -183,9 +183,9 @@ def test_two_ranks_resume_to_the_same_bits(ranks):
     ],
 )
 def test_every_rank_is_told_in_one_line(ranks, name, told):
-    for one in ranks:
-        assert one["failures"][name].startswith(told)
-        assert "\n" not in one["failures"][name]
+    for rank in ranks:
+        assert rank["failures"][name].startswith(told)
+        assert "\n" not in rank["failures"][name]
 
 
 def test_an_error_on_one_rank_stops_the_others_with_its_reason(ranks):
@@ -258,6 +258,6 @@ def test_predict_under_torchrun(tmp_path, monkeypatch):
     assert result.stdout.count("wrote two.json") == 1
     assert result.stderr.count("note: no --checkpoint") == 1
     assert CliRunner().invoke(cli.main, [*PREDICT, "--no-measure", "--json", "one.json"]).exit_code == 0
-    two, one = (PruningLimit.from_json(Path(f"{name}.json")) for name in ("two", "one"))
-    assert two.sparsity == pytest.approx(one.sparsity, abs=1e-3)
-    assert result.stdout.count("isotropic") == one.summary().count("isotropic")
+    two, single = (PruningLimit.from_json(Path(f"{name}.json")) for name in ("two", "one"))
+    assert two.sparsity == pytest.approx(single.sparsity, abs=1e-3)
+    assert result.stdout.count("isotropic") == single.summary().count("isotropic")

@@ -69,27 +69,27 @@ def test_modes_agree_with_the_full_svd_and_solve_its_eigenproblem(snapshots: Arr
     q, matrix, eigenvalues, scaled = by_svd(snapshots, rank)
     modes = dmd(snapshots)
     assert len(modes.eigenvalues) == rank
-    found = np.stack([modes.mode(number) for number in range(rank)], axis=1)
+    vectors = np.stack([modes.mode(number) for number in range(rank)], axis=1)
     for eigenvalue, mode in zip(eigenvalues, scaled.T, strict=True):  # conjugates may come in either order
         number = np.argmin(np.abs(modes.eigenvalues - eigenvalue))
         assert abs(modes.eigenvalues[number] - eigenvalue) < 1e-8
-        assert np.linalg.norm(found[:, number] - mode) / np.linalg.norm(mode) < 1e-6
-    omega = q.T @ (found / modes.amplitudes)  # Q* Phi = omega
+        assert np.linalg.norm(vectors[:, number] - mode) / np.linalg.norm(mode) < 1e-6
+    omega = q.T @ (vectors / modes.amplitudes)  # Q* Phi = omega
     assert np.abs(matrix @ omega - omega * modes.eigenvalues).max() < 1e-8
     assert np.linalg.norm(omega, axis=0) == pytest.approx(1)
-    assert modes.norms == pytest.approx(np.linalg.norm(found, axis=0))
+    assert modes.norms == pytest.approx(np.linalg.norm(vectors, axis=0))
 
 
 @pytest.mark.filterwarnings("ignore:Input data condition number")  # the rank is known and given
 def test_modes_agree_with_pydmd() -> None:
     pydmd = pytest.importorskip("pydmd")
     snapshots, _ = planted(steps=10)
-    other = pydmd.DMD(svd_rank=4, exact=True).fit(snapshots.T)
-    order = np.argsort(np.abs(other.eigs - 1))
+    reference = pydmd.DMD(svd_rank=4, exact=True).fit(snapshots.T)
+    order = np.argsort(np.abs(reference.eigs - 1))
     modes = dmd(snapshots)
-    assert modes.eigenvalues == pytest.approx(other.eigs[order], abs=1e-8)
+    assert modes.eigenvalues == pytest.approx(reference.eigs[order], abs=1e-8)
     for number, index in enumerate(order):
-        assert modes.mode(number) == pytest.approx(other.modes[:, index] * other.amplitudes[index], abs=1e-6)
+        assert modes.mode(number) == pytest.approx(reference.modes[:, index] * reference.amplitudes[index], abs=1e-6)
 
 
 @pytest.mark.parametrize(("dtype", "tol", "error"), [(np.float64, 1e-7, 1e-8), (np.float32, 1e-6, 1e-4)])
@@ -180,9 +180,9 @@ def test_the_gram_matrix_is_summed_in_float64_over_chunks(tmp_path: Path) -> Non
     path = tmp_path / "snapshots.npy"
     np.save(path, snapshots)
     exact = snapshots.astype(np.float64) @ snapshots.astype(np.float64).T
-    found = gram(np.load(path, mmap_mode="r"), chunk=50)
-    assert found.dtype == np.float64
-    assert found == pytest.approx(exact, rel=1e-12)
+    summed = gram(np.load(path, mmap_mode="r"), chunk=50)
+    assert summed.dtype == np.float64
+    assert summed == pytest.approx(exact, rel=1e-12)
     mapped = np.load(path, mmap_mode="c")
     mapped[0, 0] = 7.0
     assert gram(mapped, chunk=50)[0, 0] == pytest.approx(exact[0, 0] - float(snapshots[0, 0]) ** 2 + 49)
@@ -207,17 +207,17 @@ def test_the_recorder_writes_the_weights_before_and_after_every_step(
 ) -> None:
     model = build_model("resnet8", digits.shape, digits.classes)
     path = tmp_path / "snapshots.npy" if on_disk else None
-    seen = [flatten(list(recorded_parameters(model).values())).numpy().copy()]
+    recorded = [flatten(list(recorded_parameters(model).values())).numpy().copy()]
     snapshots, record = record_snapshots(model, 3, path)
 
     def both(step: int, model: nn.Module) -> None:
-        seen.append(flatten(list(recorded_parameters(model).values())).numpy().copy())
+        recorded.append(flatten(list(recorded_parameters(model).values())).numpy().copy())
         record(step, model)
 
     train(model, digits, Recipe(epochs=1, lr=0.01), seed=0, course=Course(last=3, on_step=both))
     assert snapshots.dtype == np.float32
     assert isinstance(snapshots, np.memmap) == on_disk
-    assert np.array_equal(snapshots, np.stack(seen))
+    assert np.array_equal(snapshots, np.stack(recorded))
     if path is not None:
         assert path.stat().st_size >= snapshots.nbytes
 

@@ -24,16 +24,16 @@ def by_size(values):
     return values[np.argsort(-np.abs(values), kind="stable")]
 
 
-def check(found, matrix, count):
+def check(pairs, matrix, count):
     """Compare with the dense decomposition; equal absolute values may come in any order."""
     truth = by_size(np.linalg.eigvalsh(matrix.double().numpy()))[:count]
     size = max(abs(truth[0]), 1e-300)
-    assert_close(np.abs(found.values), np.abs(truth), matrix.dtype, scale=size)
-    assert_close(np.sort(found.values), np.sort(truth), matrix.dtype, scale=size)
-    vectors = found.vectors.double()
+    assert_close(np.abs(pairs.values), np.abs(truth), matrix.dtype, scale=size)
+    assert_close(np.sort(pairs.values), np.sort(truth), matrix.dtype, scale=size)
+    vectors = pairs.vectors.double()
     assert_close(vectors.T @ vectors, torch.eye(count), matrix.dtype)
-    actual = (matrix.double() @ vectors - vectors * torch.from_numpy(found.values)).norm(dim=0)
-    assert_close(found.residuals, actual, matrix.dtype, scale=size)
+    actual = (matrix.double() @ vectors - vectors * torch.from_numpy(pairs.values)).norm(dim=0)
+    assert_close(pairs.residuals, actual, matrix.dtype, scale=size)
 
 
 CUTS = [(name, count) for name in ("outliers", "ramp", "decaying", "low rank") for count in (1, 4, 9)]
@@ -43,24 +43,24 @@ CUTS += [("repeated", 5), ("repeated", 9), ("opposite signs", 2), ("opposite sig
 @pytest.mark.parametrize(("name", "count"), CUTS)
 def test_against_numpy(name, count):
     matrix = with_spectrum(SPECTRA[name])
-    found = eigenpairs(Dense(matrix), count, tolerance=1e-8, products=3000)
-    assert found.converged
-    assert (found.residuals <= 1e-8 * abs(found.values[0])).all()
-    check(found, matrix, count)
+    pairs = eigenpairs(Dense(matrix), count, tolerance=1e-8, products=3000)
+    assert pairs.converged
+    assert (pairs.residuals <= 1e-8 * abs(pairs.values[0])).all()
+    check(pairs, matrix, count)
 
 
 def test_ties_at_the_cut():
     matrix = with_spectrum(SPECTRA["repeated"])
     for count in (1, 4):
-        found = eigenpairs(Dense(matrix), count, tolerance=1e-8)
-        assert_close(np.abs(found.values), [5.0] * count)
-        assert found.converged
+        pairs = eigenpairs(Dense(matrix), count, tolerance=1e-8)
+        assert_close(np.abs(pairs.values), [5.0] * count)
+        assert pairs.converged
 
 
 def test_multiplicity_beyond_a_single_krylov_space():
-    found = eigenpairs(Dense(torch.tensor([2.0] * 7 + [1.0] * 30).double()), 7)
-    assert_close(found.values, [2.0] * 7)
-    assert found.products <= 7 * 5
+    pairs = eigenpairs(Dense(torch.tensor([2.0] * 7 + [1.0] * 30).double()), 7)
+    assert_close(pairs.values, [2.0] * 7)
+    assert pairs.products <= 7 * 5
 
 
 @pytest.mark.parametrize("size", [1, 2, 5, 16])
@@ -71,10 +71,10 @@ def test_all_eigenpairs_of_a_small_matrix(size):
 
 
 def test_zero_matrix():
-    found = eigenpairs(Dense(with_spectrum(SPECTRA["zero"])), 3)
-    assert not found.values.any()
-    assert not found.residuals.any()
-    assert found.converged
+    pairs = eigenpairs(Dense(with_spectrum(SPECTRA["zero"])), 3)
+    assert not pairs.values.any()
+    assert not pairs.residuals.any()
+    assert pairs.converged
 
 
 @pytest.mark.parametrize("kind", [Hessian, GGN])
@@ -83,23 +83,23 @@ def test_network(kind, dtype):
     case = CASES["ragged"]
     operator = kind(Objective(case.model(dtype), case.loader(dtype)))
     before = operator.products
-    found = eigenpairs(operator, 4, tolerance=torch.finfo(dtype).eps ** 0.5)
-    assert found.converged
-    assert found.vectors.dtype == dtype
-    assert found.products == operator.products - before
+    pairs = eigenpairs(operator, 4, tolerance=torch.finfo(dtype).eps ** 0.5)
+    assert pairs.converged
+    assert pairs.vectors.dtype == dtype
+    assert pairs.products == operator.products - before
     matrix = operator.matmat(torch.eye(operator.shape[0], dtype=dtype)).double()
     truth = by_size(np.linalg.eigvalsh(((matrix + matrix.T) / 2).numpy()))[:4]
-    assert_close(found.values, truth, dtype)
+    assert_close(pairs.values, truth, dtype)
 
 
 def test_residual_bounds_the_error_before_convergence():
     spectrum = torch.linspace(-1, 2, 400).double()
     for products in (2, 6, 20, 60):
-        found = eigenpairs(Dense(spectrum), 1, products=products, tolerance=1e-12)
-        assert not found.converged
-        assert found.products <= products
-        assert float((spectrum - found.values[0]).abs().min()) <= found.residuals[0]
-    assert found.residuals[0] < 0.1
+        pairs = eigenpairs(Dense(spectrum), 1, products=products, tolerance=1e-12)
+        assert not pairs.converged
+        assert pairs.products <= products
+        assert float((spectrum - pairs.values[0]).abs().min()) <= pairs.residuals[0]
+    assert pairs.residuals[0] < 0.1
 
 
 def test_tolerance_is_met_and_no_more_products_are_taken_than_needed():

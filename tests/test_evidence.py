@@ -80,7 +80,7 @@ def test_a_limit_from_a_file_is_its_evidence_solved(limit, tmp_path):
     limit.to_json(tmp_path / "limit.json")
     loaded = PruningLimit.from_json(tmp_path / "limit.json")
     for epsilon in EPSILONS[::3]:
-        answer, other = (one.what_if(epsilon=epsilon) for one in (limit, loaded))
+        answer, other = (asked.what_if(epsilon=epsilon) for asked in (limit, loaded))
         assert dataclasses.replace(answer, layer_table=()) == dataclasses.replace(other, layer_table=())
 
 

@@ -61,11 +61,9 @@ NAMES = {
     "crossing",
     "early",
     "iterative-and-l2",
-    "meaning",
     "row-norms",
     "slq-settings",
     "sota",
-    "theory-vs-actual",
     "weight-scale",
     "weights",
 }
@@ -84,7 +82,7 @@ def suite_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_table_is_found() -> None:
-    assert set(tables()) >= NAMES
+    assert set(tables()) >= {*NAMES, "meaning", "theory-vs-actual"}  # which have test modules of their own
 
 
 @pytest.mark.parametrize("name", sorted(NAMES))

@@ -87,12 +87,12 @@ def test_the_first_mask_is_that_of_pruning_alone():
 
 def test_equal_seeds_give_equal_bits_and_others_do_not():
     model, data = classes(normalised=True)
-    _, one = tuned(model, data, 150)
+    _, first = tuned(model, data, 150)
     _, again = tuned(model, data, 150)
     _, other = tuned(model, data, 150, seed=1)
-    assert torch.equal(one.vector, again.vector)
-    assert all(torch.equal(value, again.buffers[name]) for name, value in one.buffers.items())
-    assert not torch.equal(one.vector, other.vector)
+    assert torch.equal(first.vector, again.vector)
+    assert all(torch.equal(value, again.buffers[name]) for name, value in first.buffers.items())
+    assert not torch.equal(first.vector, other.vector)
 
 
 def test_what_is_best_left_alone_is_the_network_of_pruning_alone():
@@ -219,14 +219,14 @@ def test_the_model_is_left_as_it_is():
 
 def test_a_loss_of_the_users_own_is_trained_on_itself():
     model, data = classes()
-    seen = []
+    kinds = []
 
     def loss(model, batch):
-        seen.append(type(batch))
+        kinds.append(type(batch))
         return nn.functional.cross_entropy(model(batch[0]), batch[1], reduction="none")
 
     tuned(model, data, 150, loss)
-    assert set(seen) == {tuple}
+    assert set(kinds) == {tuple}
 
 
 def test_half_precision_keeps_small_steps():
@@ -272,8 +272,8 @@ def _solved(tuning, sample):
     """What the reconstruction costs, in samples that are trained on."""
     alone = tuning.pruned(tuning.dense, 150)
     moments = 2 * (13**2 + 17**2) * sample.size  # of the inputs of both layers, and of the constant one
-    _, seen = tuning.of_dense(alone, sample)
-    network = tuning.reconstructed(alone, seen)
+    _, moments_of_dense = tuning.of_dense(alone, sample)
+    network = tuning.reconstructed(alone, moments_of_dense)
     kept = [network.kept[: 16 * 12].view(16, 12), network.kept[16 * 12 + 16 :][: 3 * 16].view(3, 16)]
     solves = sum(2 * mask.shape[1] ** 3 + sum(k**3 / 3 + k**2 for k in mask.sum(1).tolist()) for mask in kept)
     forward = 2 * (16 * 13 + 3 * 17)  # operations of a sample, three times as many where it is trained on

@@ -21,6 +21,7 @@ from validation.studies.limits.forecast_curves import (
     Curve,
     Level,
     Measured,
+    bracket,
     crossing,
     kept_fraction,
     last_place,
@@ -126,6 +127,14 @@ def test_a_single_failure_is_passed_over() -> None:
     found = crossing(points, LEVEL)
     assert found == pytest.approx(math.sqrt(kept_fraction(4) * kept_fraction(5)))
     assert found == crossing(curve([0.0, 0.0, 0.0, 0.05, 0.15, 0.2]), LEVEL)
+
+
+def test_a_bracket_holds_the_neighbours_of_the_first_sustained_crossing() -> None:
+    points = curve([0.01, 0.2, 0.05, 0.3, 0.4])
+    assert bracket(points, LEVEL) == (points[2], points[3])
+    assert bracket(curve([0.5, 0.6]), LEVEL) == ({"kept": 1.0, "rise": 0.0}, curve([0.5, 0.6])[0])
+    assert bracket(points[:1], LEVEL) is None
+    assert bracket(points[:2], LEVEL) == (points[0], points[1])
 
 
 def test_the_first_of_two_sustained_crossings_counts() -> None:

@@ -58,7 +58,7 @@ def test_products_in_bfloat16(name, kind, memory):
 def test_a_prediction_in_bfloat16(tiny):
     model, batches = copy.deepcopy(tiny[0]).float(), [(x.float(), y) for x, y in tiny[1]]
     options = {"epsilon": 0.05, "progress": False}
-    full, mixed = (predict_limit(model, batches, precision=one, **options) for one in ("full", "bfloat16"))
+    full, mixed = (predict_limit(model, batches, precision=precision, **options) for precision in ("full", "bfloat16"))
     assert 0 < abs(full.sparsity - mixed.sparsity) < 0.01
     assert full.settings.precision == "full"
     assert mixed.settings.precision == "bfloat16"

@@ -130,8 +130,8 @@ def test_every_measure_has_the_dimension_of_the_limit(folder, text, wrong):
 
 def changed(value, number, new, remove=False):
     """Change the value at the place of a number, counted around, in a nested value."""
-    found = list(paths(value))
-    *way, last = found[number % len(found)]
+    places = list(paths(value))
+    *way, last = places[number % len(places)]
     parent = value
     for key in way:
         parent = parent[key]
@@ -192,9 +192,10 @@ def test_giant_counts_take_no_memory(tmp_path, text, name, count):
     def enlarged(value):
         if isinstance(value, dict):
             return {
-                key: count if key == name and not isinstance(one, list) else enlarged(one) for key, one in value.items()
+                key: count if key == name and not isinstance(entry, list) else enlarged(entry)
+                for key, entry in value.items()
             }
-        return [enlarged(one) for one in value] if isinstance(value, list) else value
+        return [enlarged(entry) for entry in value] if isinstance(value, list) else value
 
     (tmp_path / "limit.json").write_text(json.dumps(enlarged(json.loads(text))))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -327,8 +328,8 @@ def test_a_value_anywhere_in_the_state(folder, state, number, value, remove):
 @pytest.mark.parametrize("value", VALUES, ids=lambda value: str(value)[:8])
 def test_a_damaged_recurrence_is_refused(folder, state, key, value):
     damaged = load_tensors(folder / "state.pt")
-    for one in damaged["states"].values():
-        one[key] = value
+    for recurrence in damaged["states"].values():
+        recurrence[key] = value
     if not (isinstance(value, list) and not value):  # vectors may be absent where a run is finished
         assert stored(folder, damaged) is None
 

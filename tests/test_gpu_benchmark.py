@@ -97,8 +97,8 @@ def test_a_part_in_a_process_of_its_own(gpu, rows, tmp_path):
     def steady(row):
         return {key: value for key, value in row.items() if key != "seconds"}
 
-    found = gpu.rows_of("predictions", "fc5", arguments(tmp_path))
-    for row, expected in zip(found, rows["predictions"][:3], strict=True):
+    made = gpu.rows_of("predictions", "fc5", arguments(tmp_path))
+    for row, expected in zip(made, rows["predictions"][:3], strict=True):
         assert steady(row).keys() == steady(expected).keys()
         assert row["sparsity"] == pytest.approx(expected["sparsity"], abs=1e-3)
 

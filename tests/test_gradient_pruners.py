@@ -57,19 +57,19 @@ def test_gradients_are_those_of_the_mean_cross_entropy_of_128_shuffled_samples(p
     assert len(y) == 128
     loss = nn.functional.cross_entropy(model(x.double()), y)
     expected = torch.autograd.grad(loss, [model.get_parameter(name) for name in prunable(model)])
-    found = gradients(problem)
-    assert list(found) == list(prunable(model))
-    for gradient, wanted in zip(found.values(), expected, strict=True):
+    actual = gradients(problem)
+    assert list(actual) == list(prunable(model))
+    for gradient, wanted in zip(actual.values(), expected, strict=True):
         torch.testing.assert_close(gradient.double(), wanted, rtol=1e-4, atol=1e-6)
 
 
 def test_fewer_samples_than_128_are_all_used(problem: Problem) -> None:
     few = replace(problem.data, train_x=problem.data.train_x[:30], train_y=problem.data.train_y[:30])
-    found = gradients(replace(problem, data=few))
+    actual = gradients(replace(problem, data=few))
     x, y = next(iter(few.batches("train", 30)))
     loss = nn.functional.cross_entropy(problem.dense(x), y)
     (expected,) = torch.autograd.grad(loss, [problem.dense.get_parameter("fc.weight")])
-    torch.testing.assert_close(found["fc.weight"], expected)
+    torch.testing.assert_close(actual["fc.weight"], expected)
 
 
 def test_the_network_is_left_as_it_was_with_its_batch_norm_statistics(problem: Problem) -> None:
@@ -96,15 +96,15 @@ def test_another_seed_draws_another_batch(problem: Problem) -> None:
 
 
 def test_the_scores_are_the_gradient_and_the_gradient_times_the_weight(spent: Problem) -> None:
-    found = gradients(spent)
+    slopes = gradients(spent)
     weights = prunable(spent.dense)
-    products = {name: (found[name] * weights[name]).abs() for name in found}
-    sizes = {name: gradient.abs() for name, gradient in found.items()}
+    products = {name: (slopes[name] * weights[name]).abs() for name in slopes}
+    sizes = {name: gradient.abs() for name, gradient in slopes.items()}
     for sparsity in (0.5, 0.9):
         assert same(pruner("ggp")(spent, sparsity).masks, lowest(products, sparsity))
         assert same(pruner("jgp")(spent, sparsity).masks, lowest(sizes, sparsity))
         by_layer = pruner("lgp")(spent, sparsity).masks
-        assert all(same({name: by_layer[name]}, lowest({name: products[name]}, sparsity)) for name in found)
+        assert all(same({name: by_layer[name]}, lowest({name: products[name]}, sparsity)) for name in slopes)
 
 
 def test_gradient_times_weight_does_not_see_how_layers_share_a_scale_but_gradient_and_weight_do(
@@ -118,7 +118,7 @@ def test_gradient_times_weight_does_not_see_how_layers_share_a_scale_but_gradien
         for name in ("ggp", "lgp"):
             assert same(pruner(name)(spent, sparsity).masks, pruner(name)(other, sparsity).masks)
         assert overlap(pruner("jgp")(spent, sparsity).masks, pruner("jgp")(other, sparsity).masks) < 0.95
-        assert overlap(*(magnitude_masks(one.dense, sparsity) for one in (spent, other))) < 0.95
+        assert overlap(*(magnitude_masks(network.dense, sparsity) for network in (spent, other))) < 0.95
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -128,8 +128,8 @@ def test_counts_are_exact_where_inputs_are_dead_and_their_gradients_zero(
 ) -> None:
     """Black images leave the 6400 weights of the first layer without a gradient, 43 % of all."""
     black = replace(spent, data=replace(spent.data, train_x=torch.zeros_like(spent.data.train_x)))
-    found = gradients(black)
-    assert not found["1.weight"].any()
+    slopes = gradients(black)
+    assert not slopes["1.weight"].any()
     masks = pruner(name)(black, sparsity).masks
     sizes = [mask.numel() for mask in masks.values()]
     removed = [int((~mask).sum()) for mask in masks.values()]
@@ -137,7 +137,7 @@ def test_counts_are_exact_where_inputs_are_dead_and_their_gradients_zero(
         assert removed == [removed_count(sparsity, size) for size in sizes]
     else:
         assert sum(removed) == removed_count(sparsity, sum(sizes))
-        dead = torch.cat([found[key].flatten() == 0 for key in masks])
+        dead = torch.cat([slopes[key].flatten() == 0 for key in masks])
         kept = torch.cat([mask.flatten() for mask in masks.values()])
         assert not (kept & dead).any() or not (~kept & ~dead).any()
 

@@ -55,14 +55,14 @@ def constant_network() -> nn.Module:
 def test_every_round_removes_a_fifth_of_the_weights_alive_and_revives_none(
     problem: Problem, rewind: float | None
 ) -> None:
-    found = few_levels(problem, rewind)
+    rounds = few_levels(problem, rewind)
     alive = total = sum(weight.numel() for weight in prunable(problem.dense).values())
-    for level in found[:-1]:
+    for level in rounds[:-1]:
         assert kept(level.masks) == alive
         alive -= math.ceil(alive / 5)
-    assert kept(found[-1].masks) == total - removed_count(1 - 0.8**3, total)
-    assert 0 <= kept(found[-1].masks) - alive <= 3  # every round rounds up
-    for outer, inner in pairwise(found):
+    assert kept(rounds[-1].masks) == total - removed_count(1 - 0.8**3, total)
+    assert 0 <= kept(rounds[-1].masks) - alive <= 3  # every round rounds up
+    for outer, inner in pairwise(rounds):
         assert all(not (inner.masks[name] & ~outer.masks[name]).any() for name in outer.masks)
 
 
@@ -78,9 +78,9 @@ def test_the_weights_removed_are_the_smallest_trained_ones_alive(problem: Proble
 def test_counts_are_exact_where_all_magnitudes_tie(problem: Problem, rewind: float | None) -> None:
     black = replace(problem.data, train_x=torch.zeros_like(problem.data.train_x))
     tied = replace(problem.recipe, l2=0.0)
-    found = few_levels(problem, rewind, model_name=f"{__name__}:constant_network", data=black, recipe=tied)
+    rounds = few_levels(problem, rewind, model_name=f"{__name__}:constant_network", data=black, recipe=tied)
     alive = 64 * 30 + 30 * 10
-    for level in found:
+    for level in rounds:
         assert all(weight[level.masks[name]].eq(0.5).all() for name, weight in prunable(level.model).items())
         assert kept(level.masks) == alive
         alive -= math.ceil(alive / 5)
@@ -99,9 +99,9 @@ def test_weights_that_training_puts_to_zero_do_not_bring_removed_ones_back(
             trainings.append(masks)
 
     monkeypatch.setattr(imp, "train", fake)
-    found = few_levels(problem, None)
+    rounds = few_levels(problem, None)
     assert len(trainings) == 4
-    for outer, inner in pairwise(found):
+    for outer, inner in pairwise(rounds):
         assert all(not (inner.masks[name] & ~outer.masks[name]).any() for name in outer.masks)
 
 
@@ -129,9 +129,9 @@ def test_every_level_starts_from_the_masked_weights_and_buffers_of_the_rewinding
 
 
 def test_without_rewinding_every_level_starts_from_the_masked_trained_weights_bit_for_bit(problem: Problem) -> None:
-    found = few_levels(problem, None)
-    assert same(found[0].start, dict(problem.fresh().state_dict()))
-    for before, after in pairwise(found):
+    rounds = few_levels(problem, None)
+    assert same(rounds[0].start, dict(problem.fresh().state_dict()))
+    for before, after in pairwise(rounds):
         assert same(after.start, masked(dict(before.model.state_dict()), after.masks))
 
 
@@ -168,12 +168,12 @@ def test_every_level_continues_data_order_and_learning_rate_with_a_fresh_momentu
 def test_removed_weights_are_zero_after_the_last_step_and_levels_do_not_share_memory(
     problem: Problem, rewind: float | None
 ) -> None:
-    found = few_levels(problem, rewind)
-    for level in found:
+    rounds = few_levels(problem, rewind)
+    for level in rounds:
         assert not level.model.training
         weights = prunable(level.model)
         assert all(torch.equal(weights[name] != 0, mask) for name, mask in level.masks.items())
-    pointers = [value.data_ptr() for level in found for value in level.model.state_dict().values()]
+    pointers = [value.data_ptr() for level in rounds for value in level.model.state_dict().values()]
     assert len(set(pointers)) == len(pointers)
 
 
@@ -203,10 +203,10 @@ def test_a_rewinding_fraction_outside_its_range_is_refused(problem: Problem, rew
 
 
 def test_where_the_budget_allows_few_rounds_they_remove_more_each(problem: Problem) -> None:
-    found = list(levels(replace(problem, epochs=3), 0.96))
-    assert [level.epochs for level in found] == [1, 2, 3]
+    rounds = list(levels(replace(problem, epochs=3), 0.96))
+    assert [level.epochs for level in rounds] == [1, 2, 3]
     expected = [0, 0.8, 0.96]
-    assert [sparsity_of(level.masks) for level in found] == pytest.approx(expected, abs=1e-4)
+    assert [sparsity_of(level.masks) for level in rounds] == pytest.approx(expected, abs=1e-4)
 
 
 @given(st.integers(1, 10_000), st.floats(0.01, 1), st.floats(0.01, 0.9), st.integers(1, 40))

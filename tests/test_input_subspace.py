@@ -193,12 +193,12 @@ def test_the_traces_of_layers_are_those_of_all_their_weights(penalty):
     batches = [(torch.randn(12, 120, generator=generator, dtype=torch.float64), torch.arange(12) % 3)]
     matrix = dense(Hessian(Objective(model, batches, penalty=penalty)))
     first, second = (float(matrix.diagonal()[part].sum()) for part in (slice(0, 720), slice(720, 738)))
-    found = []
+    layers_of_seeds = []
     for seed in range(20):
         options = {"penalty": penalty, "criterion": "objective", "epsilon": 0.05, "steps": 2, "measure": False}
         limit = predict_limit(model, batches, **options, seed=seed)
-        found.append([(layer.weights, layer.trace) for layer in limit.layers()])
-    assert [weights for weights, _ in found[0]] == [720, 18]
+        layers_of_seeds.append([(layer.weights, layer.trace) for layer in limit.layers()])
+    assert [weights for weights, _ in layers_of_seeds[0]] == [720, 18]
     for number, exact in enumerate((first, second)):
-        traces = torch.tensor([layers[number][1] for layers in found])
+        traces = torch.tensor([layers[number][1] for layers in layers_of_seeds])
         assert abs(traces.mean() - exact) <= 4 * traces.std() / len(traces) ** 0.5

@@ -107,7 +107,7 @@ def test_targets_between_the_flat_shares_of_two_measures_have_an_epsilon() -> No
     ((nodes, _),) = limit.evidence.hessian.above.rules
     assert nodes[0] == 0
     assert nodes[1] > 1e-12
-    flat = [float(one.weights[one.nodes <= 0].sum()) for one in limit.evidence.hessian.measures]
+    flat = [float(measure.weights[measure.nodes <= 0].sum()) for measure in limit.evidence.hessian.measures]
     reached = [limit.what_if(epsilon=epsilon).sparsity for epsilon in np.geomspace(1e-12, 1e-7, 5)]
     assert flat[0] == 0
     assert limit.evidence.hessian.on_samples(reached[0]) < flat[1]

@@ -176,10 +176,10 @@ def test_dense_eigenvalues_of_hessian_and_ggn_give_the_same_limit_as_the_estimat
     identity = torch.eye(objective.dimension, dtype=torch.float64)
     curve = MagnitudeProfile(objective.chosen).curve()
     limit = predict_limit(*tiny, epsilon=0.01, steps=objective.dimension)
-    for operator, negative, found in (
+    for operator, negative, sparsity in (
         (Hessian(objective), "abs", limit.sparsity),
         (GGN(objective), "clip", ggn_limit(limit)),
     ):
         eigenvalues = torch.linalg.eigvalsh(operator @ identity)
         exact = isotropic_limit(SpectralMeasure.from_eigenvalues(eigenvalues.numpy()), curve, 0.01, negative)
-        assert found == pytest.approx(exact.sparsity, abs=1e-6)
+        assert sparsity == pytest.approx(exact.sparsity, abs=1e-6)

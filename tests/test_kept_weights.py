@@ -44,9 +44,15 @@ def test_with_all_weights_kept_it_is_the_network_itself(digits: ImageData) -> No
     module = KeptWeights(model, select({name: p for name, p in model.named_parameters() if p.dim() > 1}, 0.0))
     own, whole = (
         predict_limit(
-            one, digits.batches("train", 1000), parameters=names, penalty=L1(1e-3), steps=8, probes=1, progress=False
+            network,
+            digits.batches("train", 1000),
+            parameters=names,
+            penalty=L1(1e-3),
+            steps=8,
+            probes=1,
+            progress=False,
         )
-        for one, names in ((module, module.chosen), (model, None))
+        for network, names in ((module, module.chosen), (model, None))
     )
     assert_close(own.objective, whole.objective, torch.float32)
     assert_close(own.sparsity, whole.sparsity, torch.float32)

@@ -54,9 +54,9 @@ def crossings(cone: Cone, trials: int, seed: int) -> np.ndarray:
 @pytest.mark.parametrize("angle", [0.3, 0.8, 1.3])
 def test_the_crofton_formula_agrees_with_random_subspaces(angle: float) -> None:
     cone, trials = Circular(20, angle), 4000
-    found = crossings(cone, trials, seed=0)
+    dimensions = crossings(cone, trials, seed=0)
     curve = subspace_crossing(cone, np.arange(21))
-    share = (found[:, None] <= np.arange(21)).mean(0)
+    share = (dimensions[:, None] <= np.arange(21)).mean(0)
     error = np.sqrt(np.maximum(curve.probability * (1 - curve.probability), 1 / trials) / trials)
     assert (np.abs(share - curve.probability) <= 4 * error).all()
     assert curve.method == "intrinsic volumes"
@@ -135,13 +135,13 @@ def test_two_cones_meet_with_a_probability_between_its_bounds_in_either_order(fi
 @pytest.mark.parametrize("angle", [0.2, 0.7, 1.2])
 def test_the_window_covers_the_monte_carlo_transition(angle: float) -> None:
     cone = Circular(60, angle)
-    found = crossings(cone, 1000, seed=2)
+    dimensions = crossings(cone, 1000, seed=2)
     low, high = crossing_window(cone, eta=0.05)
-    assert (found <= low).mean() <= 0.05
-    assert (found <= high).mean() >= 0.95
+    assert (dimensions <= low).mean() <= 0.05
+    assert (dimensions <= high).mean() >= 0.95
     threshold = cone.dimension - cone.statistical_dimension()
-    assert abs(np.median(found) - threshold) <= 1.5
-    assert abs(found.std() - math.sqrt(cone.variance())) <= 0.1 * found.std() + 0.2
+    assert abs(np.median(dimensions) - threshold) <= 1.5
+    assert abs(dimensions.std() - math.sqrt(cone.variance())) <= 0.1 * dimensions.std() + 0.2
 
 
 def test_the_window_of_theorem_one_by_hand() -> None:

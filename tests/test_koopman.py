@@ -48,7 +48,7 @@ def test_the_snapshots_run_from_the_dense_network_over_every_step_of_one_epoch_a
     before = snapshot(problem.dense)
     model, modes = trained_further(problem)
     assert same(snapshot(problem.dense), before)
-    first, last = (flatten(list(recorded_parameters(one).values())).numpy() for one in (problem.dense, model))
+    first, last = (flatten(list(recorded_parameters(network).values())).numpy() for network in (problem.dense, model))
     assert len(modes.snapshots) == 6
     assert np.array_equal(modes.snapshots[0], first)
     assert np.array_equal(modes.snapshots[-1], last)
@@ -70,14 +70,14 @@ def test_modes_of_a_training_agree_with_pydmd() -> None:
         weights.append(weights[-1] - rate * x.T @ (x @ weights[-1] - y) / 40)
     snapshots = torch.stack(weights).flatten(1).numpy()
     modes = dmd(snapshots)
-    other = pydmd.DMD(svd_rank=5, exact=True).fit(snapshots.T)
+    reference = pydmd.DMD(svd_rank=5, exact=True).fit(snapshots.T)
     assert modes.eigenvalues == pytest.approx([1, *(1 - rate * curvatures).tolist()], abs=1e-8)
-    scaled = other.modes * other.amplitudes
+    scaled = reference.modes * reference.amplitudes
     for number, eigenvalue in enumerate(modes.eigenvalues):
-        index = int(np.argmin(np.abs(other.eigs - eigenvalue)))
-        assert abs(other.eigs[index] - eigenvalue) < 1e-8
+        index = int(np.argmin(np.abs(reference.eigs - eigenvalue)))
+        assert abs(reference.eigs[index] - eigenvalue) < 1e-8
         assert modes.mode(number) == pytest.approx(scaled[:, index], abs=1e-7)
-    for time, expected in enumerate(other.reconstructed_data.T):
+    for time, expected in enumerate(reference.reconstructed_data.T):
         assert modes.reconstruction(time) == pytest.approx(expected, abs=1e-8)
 
 

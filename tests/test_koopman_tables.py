@@ -198,25 +198,25 @@ def test_recorded_epochs_lie_on_one_training_run(
     monkeypatch.setattr(recording, "dmd", interrupted)
     with pytest.raises(KeyboardInterrupt):
         recording.recording(network, bench)
-    one = recording.recording(network, bench)
-    assert (one.network.recipe.batch_size, one.network.recipe.lr) == (140, pytest.approx(0.1))
-    assert [point.label for point in one.points] == ["1", "2", "converged"]
-    assert [point.steps for point in one.points] == [10, 10, 10]
+    training = recording.recording(network, bench)
+    assert (training.network.recipe.batch_size, training.network.recipe.lr) == (140, pytest.approx(0.1))
+    assert [point.label for point in training.points] == ["1", "2", "converged"]
+    assert [point.steps for point in training.points] == [10, 10, 10]
     states: dict[int, np.ndarray[Any, Any]] = {}
     model = recording.build_model(network.model, digits.shape, digits.classes, network.seed)
 
     def keep(step: int, model: nn.Module) -> None:
         states[step] = recording.flatten(list(recording.recorded_parameters(model).values())).numpy().copy()
 
-    train(model, digits, one.network.recipe, network.seed, course=Course(on_step=keep))
+    train(model, digits, training.network.recipe, network.seed, course=Course(on_step=keep))
     assert np.array_equal(calls[1], calls[2])
-    for point, end in zip(one.points[:2], (10, 20), strict=True):
+    for point, end in zip(training.points[:2], (10, 20), strict=True):
         assert np.array_equal(point.weights.numpy(), states[end])
     assert np.array_equal(calls[-1][0], states[10])
     assert np.array_equal(calls[-1][-1], states[20])
-    assert np.array_equal(one.final_weights.numpy(), states[30])
+    assert np.array_equal(training.final_weights.numpy(), states[30])
     fixed = decompose(calls[0]).mode(0)
-    assert one.points[0].fixed.numpy() == pytest.approx(fixed, rel=1e-5, abs=1e-6)
+    assert training.points[0].fixed.numpy() == pytest.approx(fixed, rel=1e-5, abs=1e-6)
 
 
 def test_a_branch_in_the_runs_own_order_ends_where_the_run_ends(
@@ -224,14 +224,14 @@ def test_a_branch_in_the_runs_own_order_ends_where_the_run_ends(
 ) -> None:
     bench = bench_of(suite_file, tmp_path, digits)
     network = bench.suite.networks[0]
-    one = recording.recording(network, bench)
-    same = recording.branch(one, bench, one.points[0], network.seed, tmp_path)
-    other = recording.branch(one, bench, one.points[1], network.seed + 1, tmp_path)
-    final = one.final.state_dict()
+    training = recording.recording(network, bench)
+    same = recording.branch(training, bench, training.points[0], network.seed, tmp_path)
+    shuffled = recording.branch(training, bench, training.points[1], network.seed + 1, tmp_path)
+    final = training.final.state_dict()
     assert all(torch.equal(value, final[name]) for name, value in same.state_dict().items())
-    assert not all(torch.equal(value, final[name]) for name, value in other.state_dict().items())
-    assert koopman_epochs.barrier(one.final, same, digits) == 0
-    assert load_tensors(one.state(one.points[0]))["step"] == 10
+    assert not all(torch.equal(value, final[name]) for name, value in shuffled.state_dict().items())
+    assert koopman_epochs.barrier(training.final, same, digits) == 0
+    assert load_tensors(training.state(training.points[0]))["step"] == 10
 
 
 def test_batch_norm_is_measured_at_every_point_of_a_line(digits: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,17 +241,17 @@ def test_batch_norm_is_measured_at_every_point_of_a_line(digits: ImageData, monk
     monkeypatch.setattr(koopman_epochs, "NORM_BATCH", 100)
     order = digits.train_y.sort().indices  # as data are stored in some sets
     by_class = replace(digits, train_x=digits.train_x[order], train_y=digits.train_y[order])
-    seen = list(islice(by_class.batches("train", 100).shuffled(0, 0), 2))
-    assert all(len(y.unique()) == 10 for _, y in seen)
+    drawn = list(islice(by_class.batches("train", 100).shuffled(0, 0), 2))
+    assert all(len(y.unique()) == 10 for _, y in drawn)
     koopman_epochs.measure_norms(model, by_class)
-    parts = [model[:2](x) for x, _ in seen]
+    parts = [model[:2](x) for x, _ in drawn]
     assert torch.allclose(model[2].running_mean, torch.stack(parts).mean((0, 1)), atol=1e-6)
     assert torch.allclose(model[2].running_var, torch.stack([part.var(0) for part in parts]).mean(0), rtol=1e-5)
     assert not any(module.training for module in model.modules())
     assert model[2].momentum == 0.3
-    other = copy.deepcopy(model)
-    other[2].running_mean.fill_(99.0)
-    assert koopman_epochs.barrier(model, other, digits) == 0
+    twin = copy.deepcopy(model)
+    twin[2].running_mean.fill_(99.0)
+    assert koopman_epochs.barrier(model, twin, digits) == 0
 
 
 def test_the_recipe_keeps_its_batches_where_the_suite_says_nothing(suite_file: Path) -> None:
@@ -351,8 +351,8 @@ def test_spectrum_follows_its_rows() -> None:
         for c in (1, 4, 8)
     ]
     assert all("**reproduced**" in line for line in koopman_spectrum.words(rows, pruned))
-    worse = [one | {"nearest": 0.1, "rate": None, "fixed_error": 1.0, "error": 1.0} for one in rows]
-    none = [one | {"overlap": None} for one in pruned]
+    worse = [row | {"nearest": 0.1, "rate": None, "fixed_error": 1.0, "error": 1.0} for row in rows]
+    none = [row | {"overlap": None} for row in pruned]
     assert all("**not reproduced**" in line for line in koopman_spectrum.words(worse, none))
 
 

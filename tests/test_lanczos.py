@@ -260,10 +260,10 @@ def test_one_run_stops_while_others_go_on(mode):
     starts[:, 1] = torch.eye(12)[3]
     run = Lanczos(operator, starts, mode)
     run.advance(6)
-    assert [one.steps for one in run.tridiagonals()] == [6, 1, 6]
-    assert [one.exhausted for one in run.tridiagonals()] == [False, True, False]
-    for k, one in enumerate(run.tridiagonals()):
-        assert equal(one, lanczos(operator, starts[:, k], 6, mode))
+    assert [tridiagonal.steps for tridiagonal in run.tridiagonals()] == [6, 1, 6]
+    assert [tridiagonal.exhausted for tridiagonal in run.tridiagonals()] == [False, True, False]
+    for k, tridiagonal in enumerate(run.tridiagonals()):
+        assert equal(tridiagonal, lanczos(operator, starts[:, k], 6, mode))
 
 
 def test_nothing_is_multiplied_once_all_runs_have_stopped():
@@ -326,7 +326,7 @@ def test_state_of_an_exhausted_run():
     again.load_state(run.state())
     run.advance(10)
     again.advance(10)
-    assert [one.steps for one in again.tridiagonals()] == [1, 6]
+    assert [tridiagonal.steps for tridiagonal in again.tridiagonals()] == [1, 6]
     assert all(equal(*pair) for pair in zip(run.tridiagonals(), again.tridiagonals(), strict=True))
 
 

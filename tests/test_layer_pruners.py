@@ -49,9 +49,9 @@ def test_wanda_scores_are_weights_times_the_norms_of_their_inputs(problem):
     scores = wanda_scores(problem.dense, x)
     first = next(iter(prunable(problem.dense)))
     weight = prunable(problem.dense)[first]
-    seen = x[::IMAGES].double()  # all samples are one chunk
-    unfolded = nn.functional.unfold(seen, 3, padding=1).transpose(0, 1).flatten(1)
-    unfolded = unfolded[:, :: (unfolded.shape[1] // (PLACES * len(seen))) | 1]
+    images = x[::IMAGES].double()  # all samples are one chunk
+    unfolded = nn.functional.unfold(images, 3, padding=1).transpose(0, 1).flatten(1)
+    unfolded = unfolded[:, :: (unfolded.shape[1] // (PLACES * len(images))) | 1]
     expected = weight.abs().flatten(1).double() * unfolded.square().mean(1).sqrt()
     assert_close(scores[first].flatten(1), expected, torch.float32)
     counts = magnitude_counts(problem.dense, 0.7)

@@ -22,9 +22,9 @@ def test_a_block_is_the_diagonal_block_of_the_dense_matrix(name: str, kind: str)
     objective = Objective(case.model(), case.loader(), case.loss_fn, L2(0.3), **case.options)
     matrix = reference(name, torch.float64)[0 if kind == "hessian" else 1]
     start = 0
-    for one, weight in objective.chosen.items():
+    for key, weight in objective.chosen.items():
         rows = slice(start, start := start + weight.numel())
-        block = layer_block(objective, one, kind) @ torch.eye(weight.numel(), dtype=torch.float64)
+        block = layer_block(objective, key, kind) @ torch.eye(weight.numel(), dtype=torch.float64)
         expected = matrix[rows, rows] + 0.3 * torch.eye(weight.numel(), dtype=torch.float64)
         torch.testing.assert_close(block, expected, rtol=1e-9, atol=1e-11)
 
@@ -32,25 +32,25 @@ def test_a_block_is_the_diagonal_block_of_the_dense_matrix(name: str, kind: str)
 @pytest.mark.parametrize("kind", ["hessian", "ggn"])
 def test_limits_of_small_layers_are_those_of_dense_blocks(tiny: Tiny, kind: str) -> None:
     objective = Objective(*tiny, penalty=L1(1e-3))
-    found = layer_limits(objective, 0.01, kind, steps=64)
-    assert [one.name for one in found] == ["0.weight", "2.weight"]
-    for one in found:
-        weight = objective.chosen[one.name]
-        block = layer_block(objective, one.name, kind) @ torch.eye(weight.numel(), dtype=torch.float64)
+    limits = layer_limits(objective, 0.01, kind, steps=64)
+    assert [limit.name for limit in limits] == ["0.weight", "2.weight"]
+    for limit in limits:
+        weight = objective.chosen[limit.name]
+        block = layer_block(objective, limit.name, kind) @ torch.eye(weight.numel(), dtype=torch.float64)
         measure = SpectralMeasure.from_eigenvalues(torch.linalg.eigvalsh(block).numpy())
-        profile = MagnitudeProfile({one.name: weight})
+        profile = MagnitudeProfile({limit.name: weight})
         expected = isotropic_limit(measure, profile.curve(), 0.01).sparsity
-        assert one.sparsity == pytest.approx(expected, abs=1e-9)
-        assert (one.weights, one.standard_error) == (weight.numel(), 0.0)
+        assert limit.sparsity == pytest.approx(expected, abs=1e-9)
+        assert (limit.weights, limit.standard_error) == (weight.numel(), 0.0)
 
-        def rise(sparsity: float, name: str = one.name, profile: MagnitudeProfile = profile) -> float:
+        def rise(sparsity: float, name: str = limit.name, profile: MagnitudeProfile = profile) -> float:
             pruned = {**objective.chosen, name: objective.chosen[name] * profile.masks(sparsity)[name]}
             vector = torch.cat([part.reshape(-1) for part in pruned.values()])
             return objective.value(vector) - objective.value()
 
         rises = [rise(count / profile.dimension) for count in range(profile.dimension + 1)]
         low, _ = first_crossing(lambda count, _, rises=rises: rises[count] <= 0.01, profile.dimension)
-        assert one.achieved == low / profile.dimension
+        assert limit.achieved == low / profile.dimension
 
 
 def test_limits_of_larger_layers_agree_with_dense_ones_within_their_error(
@@ -59,10 +59,10 @@ def test_limits_of_larger_layers_agree_with_dense_ones_within_their_error(
     objective = Objective(trained, digits.batches("train", 1000), penalty=L1(1e-3), parameters=["7.weight", "9.weight"])
     exact = layer_limits(objective, 0.02, "ggn", steps=600, measure=False)
     rough = layer_limits(objective, 0.02, "ggn", steps=40, probes=4, measure=False)
-    for one, other in zip(exact, rough, strict=True):
-        assert one.standard_error == 0.0 < other.standard_error
-        assert one.achieved is None
-        assert abs(one.sparsity - other.sparsity) < 4 * other.standard_error + 0.005
+    for known, estimated in zip(exact, rough, strict=True):
+        assert known.standard_error == 0.0 < estimated.standard_error
+        assert known.achieved is None
+        assert abs(known.sparsity - estimated.sparsity) < 4 * estimated.standard_error + 0.005
     part = layer_limits(objective, 0.02, "ggn", samples=200, steps=40, measure=False)
     again = layer_limits(objective, 0.02, "ggn", samples=200, steps=40, measure=False)
     assert part == again
@@ -73,9 +73,9 @@ def test_a_layer_of_zeros_can_go(tiny: Tiny) -> None:
     model, data = tiny
     with torch.no_grad():
         model[2].weight.zero_()
-    found = layer_limits(Objective(model, data), 0.01)
-    assert (found[1].sparsity, found[1].achieved) == (1.0, 1.0)
-    assert found[0].sparsity == 1.0  # nothing passes through the second layer, so the first has no curvature either
+    limits = layer_limits(Objective(model, data), 0.01)
+    assert (limits[1].sparsity, limits[1].achieved) == (1.0, 1.0)
+    assert limits[0].sparsity == 1.0  # nothing passes through the second layer, so the first has no curvature either
 
 
 def test_wrong_arguments_are_refused(tiny: Tiny) -> None:

@@ -48,10 +48,10 @@ def test_deviation_is_that_of_the_mean_of_a_batch(whole):
 @pytest.mark.parametrize("count", [500, 2000])
 def test_the_errors_of_a_draw_are_the_spread_over_draws(whole, count):
     draws = [a_part(whole, count, seed) for seed in range(200)]
-    deviations = torch.tensor([one.deviation() for one in draws])
-    shares = torch.stack([one.shares.mean() for one in draws])
-    means = torch.tensor([one.mean for one in draws])
-    told = torch.tensor([[one.deviation_error, one.curvature_error, one.mean_error] for one in draws]).mean(0)
+    deviations = torch.tensor([draw.deviation() for draw in draws])
+    shares = torch.stack([draw.shares.mean() for draw in draws])
+    means = torch.tensor([draw.mean for draw in draws])
+    told = torch.tensor([[draw.deviation_error, draw.curvature_error, draw.mean_error] for draw in draws]).mean(0)
     assert float(deviations.std() / deviations.mean()) == pytest.approx(float(told[0]), rel=0.2)
     assert float(shares.std() / shares.mean()) == pytest.approx(float(told[1]), rel=0.2)
     assert float(means.std()) == pytest.approx(float(told[2]), rel=0.2)
@@ -79,12 +79,12 @@ def small_draws(monkeypatch):
 
 @pytest.mark.usefixtures("small_draws")
 def test_a_draw_stands_for_all_data(many, whole):
-    found = drawn_losses(Objective(*many), 0, seed=1)
-    assert found.total == N
-    assert len(found.values) == found.objective.samples == 1000
-    torch.testing.assert_close(found.values, whole.values[found.objective.picked])
-    assert found.deviation() == pytest.approx(whole.deviation(), rel=3 * found.deviation_error)
-    assert found.mean == pytest.approx(whole.mean, rel=0.1)
+    drawn = drawn_losses(Objective(*many), 0, seed=1)
+    assert drawn.total == N
+    assert len(drawn.values) == drawn.objective.samples == 1000
+    torch.testing.assert_close(drawn.values, whole.values[drawn.objective.picked])
+    assert drawn.deviation() == pytest.approx(whole.deviation(), rel=3 * drawn.deviation_error)
+    assert drawn.mean == pytest.approx(whole.mean, rel=0.1)
 
 
 @pytest.mark.usefixtures("small_draws")
@@ -108,8 +108,8 @@ def test_heavy_tails_ask_for_all_data(many):
         sure[2].weight.mul_(30)
         logits = [(x, sure(x)) for x, _ in many[1]]
         rare = [(x, torch.where(torch.arange(len(z)) % 125 == 0, z.argmin(1), z.argmax(1))) for x, z in logits]
-    found = drawn_losses(Objective(sure, rare), 0, seed=1)
-    assert len(found.values) == N
+    drawn = drawn_losses(Objective(sure, rare), 0, seed=1)
+    assert len(drawn.values) == N
 
 
 OPTIONS = {"measure": False, "steps": 24, "probes": 2, "penalty": L1(1e-4), "criterion": "objective"}

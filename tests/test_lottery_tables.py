@@ -68,7 +68,9 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     for name, value in theory.items():
         monkeypatch.setattr(lottery_theory, name, value)
     monkeypatch.setattr(lottery_theory, "FACTORS", (0.5, 4.0))
-    monkeypatch.setattr(lottery_theory, "CLAIMS", tuple(one for one in lottery_theory.CLAIMS if one.claim != "S6"))
+    monkeypatch.setattr(
+        lottery_theory, "CLAIMS", tuple(claim for claim in lottery_theory.CLAIMS if claim.claim != "S6")
+    )
     monkeypatch.setattr(lottery_measures, "INPUTS", 15)
     monkeypatch.setattr(lottery_measures, "NEURONS", 2)
     monkeypatch.setattr(lottery_neurons, "SAMPLES", (60, 120, 240))
@@ -100,14 +102,14 @@ def test_a_small_table_has_the_schema_and_resumes_to_the_same_bytes(name: str, s
     suite = load_suite(str(small))
     folder = run_table(name, suite, Run(runs, command="test"))
     written = {kind: (folder / f"{name}.{kind}").read_bytes() for kind in ("json", "md", "png")}
-    found = json.loads(written["json"])
-    assert {"title", "rows", "environment"} <= set(found)
+    stored = json.loads(written["json"])
+    assert {"title", "rows", "environment"} <= set(stored)
     columns = {column.key for column in MODULES[name].COLUMNS}
-    assert columns <= {key for row in found["rows"] for key in row}
+    assert columns <= {key for row in stored["rows"] for key in row}
     headings = "| " + " | ".join(column.heading.replace("|", "\\|") for column in MODULES[name].COLUMNS) + " |"
     lines = written["md"].decode().splitlines()
     start = lines.index(headings)
-    assert len(lines[start + 2 :]) == len(found["rows"])
+    assert len(lines[start + 2 :]) == len(stored["rows"])
     assert written["png"].startswith(b"\x89PNG")
     assert re.search(VERDICT, written["md"].decode(), re.MULTILINE)
     run_table(name, suite, Run(runs, command="test"))
@@ -224,12 +226,12 @@ def test_the_gradient_of_the_hinge_loss_is_a_difference() -> None:
 
 
 def test_good_neurons_grow_and_stay_good() -> None:
-    found = train(Mixture(neurons=80), 400, np.random.default_rng(1))
-    good = found.good[0]
-    moved = np.linalg.norm(found.weights - found.start, axis=1)
-    assert found.good[:, good].all()
+    training = train(Mixture(neurons=80), 400, np.random.default_rng(1))
+    good = training.good[0]
+    moved = np.linalg.norm(training.weights - training.start, axis=1)
+    assert training.good[:, good].all()
     assert moved[good].min() > 3 * np.median(moved[~good])
-    assert found.accuracy > 0.9
+    assert training.accuracy > 0.9
 
 
 def neuron_rows(power: float, retained: float, separated: float) -> list[Row]:
@@ -320,8 +322,10 @@ def test_pruned_networks_are_held_against_the_better_dense_one() -> None:
 def test_a_briefly_trained_dense_network_stands_beside_iterative_pruning(small: Path) -> None:
     suite = load_suite(str(small))
     once = suite.replaced(replace(suite.settings(CompareSettings), magnitude=("gmp",)))
-    found = [[cell.part["pruner"] for cell in lottery_compute.cells(one)].count("dense-short") for one in (suite, once)]
-    assert found == [len(suite.networks), 0]
+    pruners = [
+        [cell.part["pruner"] for cell in lottery_compute.cells(chosen)].count("dense-short") for chosen in (suite, once)
+    ]
+    assert pruners == [len(suite.networks), 0]
 
 
 @pytest.mark.parametrize(("magnitude", "word"), [(0.7, "reproduced"), (0.3, "partly reproduced"), (-0.7, "not")])
@@ -443,11 +447,11 @@ def test_words_on_the_landscape_follow_the_rows() -> None:
 
 def test_limits_of_kept_weights_are_counted_from_all(small: Path, runs: Path) -> None:
     folder = run_table("lottery-spectrum", load_suite(str(small)), Run(runs, command="test"))
-    found = json.loads((folder / "lottery-spectrum.json").read_text())
-    dense, pruned = found["rows"]
+    stored = json.loads((folder / "lottery-spectrum.json").read_text())
+    dense, pruned = stored["rows"]
     assert dense["kept"] == 644
     assert pruned["kept"] == 128
     assert dense["limit"] == dense["left"]
     assert pruned["limit"] == pytest.approx(0.8 + 0.2 * pruned["left"])
-    for cell in found["cells"]:
+    for cell in stored["cells"]:
         assert len({point["epsilon"] for point in cell["points"]}) == 1

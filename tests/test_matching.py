@@ -20,8 +20,8 @@ def test_it_is_the_divergence_of_torch(shape):
     expected = TEMPERATURE**2 * nn.functional.kl_div(
         (scores / TEMPERATURE).log_softmax(1), (aim / TEMPERATURE).softmax(1), reduction="none"
     ).sum(1)
-    found = matching(nn.Identity(), Matched((scores, None), aim))
-    assert_close(found, expected.reshape(5, -1).mean(1))
+    values = matching(nn.Identity(), Matched((scores, None), aim))
+    assert_close(values, expected.reshape(5, -1).mean(1))
 
 
 def test_its_slope_is_that_of_the_squared_error_where_temperatures_are_high():

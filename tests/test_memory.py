@@ -42,10 +42,10 @@ class Small(nn.Module):
     def __init__(self, most, error=None):
         super().__init__()
         self.layers = CASES["ragged"].build()
-        self.most, self.error, self.seen = most, error or MemoryError(), []
+        self.most, self.error, self.sizes = most, error or MemoryError(), []
 
     def forward(self, x):
-        self.seen.append(len(x))
+        self.sizes.append(len(x))
         if len(x) > self.most:
             raise self.error
         return self.layers(x)
@@ -74,10 +74,10 @@ def test_batches_are_split(kind, loss, error):
     operator = OPERATORS[kind](Objective(small, batches, loss))
     assert_close(operator @ v, OPERATORS[kind](Objective(large, batches, loss)) @ v)
     assert operator.objective.most == 2
-    assert small.seen[-6:] == [2, 2, 1, 2, 1, 1]
-    first = len(small.seen)
+    assert small.sizes[-6:] == [2, 2, 1, 2, 1, 1]
+    first = len(small.sizes)
     operator @ v
-    assert small.seen[first:] == [2, 2, 1, 2, 1, 1]
+    assert small.sizes[first:] == [2, 2, 1, 2, 1, 1]
     assert (operator.passes, operator.products) == (2, 4)
     assert same(before, snapshot(small))
 
@@ -123,7 +123,7 @@ def test_other_errors_are_not_retried():
     model = seeded(lambda: Small(2, RuntimeError("boom")))
     with pytest.raises(UserError, match="RuntimeError: boom"):
         Hessian(Objective(model, CASES["ragged"].loader())) @ random(35)
-    assert model.seen == [5]
+    assert model.sizes == [5]
 
 
 def test_the_limit_of_a_network_that_needs_small_batches(tiny):
@@ -235,9 +235,9 @@ def test_a_run_goes_on_as_it_began():
     second.advance(5)
     first.advance(5)
     assert second.reorthogonalise == "full"
-    for one, other in zip(first.tridiagonals(), second.tridiagonals(), strict=True):
-        assert torch.equal(one.basis, other.basis)
-        assert (one.alpha == other.alpha).all()
+    for before, after in zip(first.tridiagonals(), second.tridiagonals(), strict=True):
+        assert torch.equal(before.basis, after.basis)
+        assert (before.alpha == after.alpha).all()
 
 
 # ----------------------------------------------------------------------------------------------- resident size
@@ -254,7 +254,7 @@ def test_rebuilt_graphs_are_freed(kind):
         for _ in range(4):
             operator @ v
             gc.collect()
-            counts.append(sum(issubclass(type(one), torch.Tensor) for one in gc.get_objects()))
+            counts.append(sum(issubclass(type(tracked), torch.Tensor) for tracked in gc.get_objects()))
     finally:
         gc.unfreeze()
     assert counts[1:] == counts[:1] * 3
@@ -262,23 +262,23 @@ def test_rebuilt_graphs_are_freed(kind):
 
 @kinds
 def test_one_rebuilt_graph_at_a_time(kind):
-    seen = []
+    losses = []
 
     class Noting(OPERATORS[kind]):
         def _differentiate(self, forward):
-            seen.append(weakref.ref(forward.loss))
+            losses.append(weakref.ref(forward.loss))
             return super()._differentiate(forward)
 
     def loss_fn(model, batch):
-        assert all(loss() is None for loss in seen)
+        assert all(loss() is None for loss in losses)
         return nn.functional.cross_entropy(model(batch[0]), batch[1])
 
     case = CASES["ragged"]
     operator = Noting(Objective(case.model(), case.loader(), loss_fn), memory=0)
     v = random(operator.shape[0], 2)
-    found = operator @ v
-    assert len(seen) > 1
-    assert torch.equal(found, OPERATORS[kind](operator.objective) @ v)
+    product = operator @ v
+    assert len(losses) > 1
+    assert torch.equal(product, OPERATORS[kind](operator.objective) @ v)
 
 
 SIZES = """
@@ -342,7 +342,7 @@ class ByHand(nn.Module):
         n, length, width = x.shape
         own = self.layer.self_attn
         q, k, v = nn.functional.linear(x, own.in_proj_weight, own.in_proj_bias).chunk(3, -1)
-        q, k, v = (one.view(n, length, self.heads, -1).transpose(1, 2) for one in (q, k, v))
+        q, k, v = (part.view(n, length, self.heads, -1).transpose(1, 2) for part in (q, k, v))
         share = torch.softmax(q @ k.transpose(2, 3) / q.shape[-1] ** 0.5, -1)
         mixed = (share @ v).transpose(1, 2).reshape(n, length, width)
         return nn.functional.linear(mixed, own.out_proj.weight, own.out_proj.bias)
@@ -453,11 +453,11 @@ def test_special_modules(name):
     before = snapshot(model)
     weight = vars(model[0]).get("weight")
     operator = Hessian(Objective(model, data(4), parameters=patterns))
-    found = columns(operator)
-    assert torch.equal(found, columns(Hessian(operator.objective, memory=0)))
+    matrix = columns(operator)
+    assert torch.equal(matrix, columns(Hessian(operator.objective, memory=0)))
     assert same(before, snapshot(model))
     assert vars(model[0]).get("weight") is weight
-    assert_close(found, dense_reference(seeded(build), data(4), patterns))
+    assert_close(matrix, dense_reference(seeded(build), data(4), patterns))
     with torch.no_grad():
         outputs = model(data(4)[0][0])
     assert_close(operator.objective.value(), nn.functional.cross_entropy(outputs, data(4)[0][1]))
@@ -467,13 +467,13 @@ def test_weight_normalisation():
     """PyTorch's fused form has wrong second derivatives but right first ones, which is all that the GGN needs."""
     by_hand = seeded(normalised)
     by_hand[0].parametrizations.weight[0].forward = lambda g, v: v * (g / v.norm(dim=1, keepdim=True))
-    fused, exact = (Objective(one, data(4), parameters="*") for one in (seeded(normalised), by_hand))
+    fused, exact = (Objective(model, data(4), parameters="*") for model in (seeded(normalised), by_hand))
     with pytest.raises(UserError, match=r"^model: PyTorch computes wrong second derivatives of weight normalisation"):
         Hessian(fused) @ random(fused.dimension)
     assert_close(columns(GGN(fused)), columns(GGN(exact)))
     assert_close(columns(Hessian(exact)), dense_reference(by_hand, data(4), "*"))
-    only = [Objective(one.model, data(4), parameters="2.weight") for one in (fused, exact)]
-    assert_close(*(columns(Hessian(one)) for one in only))
+    only = [Objective(objective.model, data(4), parameters="2.weight") for objective in (fused, exact)]
+    assert_close(*(columns(Hessian(objective)) for objective in only))
 
 
 @pytest.mark.parametrize("build", [normalised, orthogonal])

@@ -107,8 +107,8 @@ def test_any_order_in_memory():
     outputs, targets = random(3, 4, 5, 6), whole(4, 3, 5, 6)
     expected = measured(outputs, targets)
     assert measured(outputs.to(memory_format=torch.channels_last), targets.mT.contiguous().mT) == expected
-    one, binary = random(3, 5, 1).mT, whole(2, 5, 3).T
-    assert measured(one, binary) == measured(one.contiguous(), binary.contiguous())
+    scores, binary = random(3, 5, 1).mT, whole(2, 5, 3).T
+    assert measured(scores, binary) == measured(scores.contiguous(), binary.contiguous())
 
 
 def test_no_samples():

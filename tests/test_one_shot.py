@@ -118,12 +118,12 @@ def test_a_larger_draw_than_the_memory_allows_is_left_out(monkeypatch: pytest.Mo
 
 def test_the_seed_names_the_draw(network: Network) -> None:
     objective = network.objective(3000, 2000)
-    first, again, other = (draws_of(objective, seed)[0].picked for seed in (1, 1, 2))
+    first, again, different = (draws_of(objective, seed)[0].picked for seed in (1, 1, 2))
     assert first is not None
-    assert other is not None
+    assert different is not None
     assert first.tolist() == (again.tolist() if again is not None else None)
     assert len(set(first.tolist())) == DRAWN
-    assert set(first.tolist()) != set(other.tolist())
+    assert set(first.tolist()) != set(different.tolist())
 
 
 def test_a_draw_of_all_data_errs_by_what_it_leaves_out(network: Network) -> None:

@@ -96,11 +96,11 @@ def dense_ggn(model, batches, outputs, losses):
     for x, y in batches:
         for row in range(len(y)):
             z = outputs(model, x[row : row + 1])
-            flat = torch.cat([one.flatten() for one in z])
+            flat = torch.cat([part.flatten() for part in z])
             jacobian = torch.stack(
                 [joined(torch.autograd.grad(k, weights, retain_graph=True, allow_unused=True), weights) for k in flat]
             )
-            sizes, shapes = [one.numel() for one in z], [one.shape for one in z]
+            sizes, shapes = [part.numel() for part in z], [part.shape for part in z]
 
             def loss(flat, sizes=sizes, shapes=shapes, y=y[row : row + 1]):
                 return losses([a.view(b) for a, b in zip(flat.split(sizes), shapes, strict=True)], y).sum()
@@ -121,10 +121,10 @@ def test_every_column(name, memory):
     model, batches = seeded(build), classification(4)()
     before = snapshot(model)
     operator = GGN(Objective(model, batches, loss_fn), memory)
-    found = operator.matmat(torch.eye(operator.shape[0], dtype=torch.float64))
+    matrix = operator.matmat(torch.eye(operator.shape[0], dtype=torch.float64))
     assert same(before, snapshot(model))
-    assert float(found.abs().max()) > 1e-3
-    assert_close(found, dense_ggn(model, batches, outputs, losses))
+    assert float(matrix.abs().max()) > 1e-3
+    assert_close(matrix, dense_ggn(model, batches, outputs, losses))
 
 
 def test_the_own_loss_gives_the_bits_of_one_that_is_computed_outside():
@@ -156,8 +156,8 @@ def test_a_model_that_returns_nothing_but_its_loss():
 
 def test_outputs_that_depend_on_each_other():
     def with_hidden(model, batch):
-        found = model(*batch)
-        return found.loss + found.hidden.square().mean()
+        outputs = model(*batch)
+        return outputs.loss + outputs.hidden.square().mean()
 
     def chained(model, batch):
         return model(model(batch[0])).square().sum(1) + model(batch[0]).square().sum(1)
@@ -176,14 +176,14 @@ def test_loss_inputs_leave_out_what_reaches_the_loss_through_others_only():
     x = torch.ones(2, 3, requires_grad=True)
     hidden = x * 2
     logits, idle = hidden.exp(), hidden.sin()
-    found = loss_inputs([{"hidden": [hidden], "logits": logits}, (idle, None, 3)], logits.sum())
-    assert len(found) == 1
-    assert found[0] is logits
+    inputs = loss_inputs([{"hidden": [hidden], "logits": logits}, (idle, None, 3)], logits.sum())
+    assert len(inputs) == 1
+    assert inputs[0] is logits
     with pytest.raises(UserError, match=r"got Tensor, Tensor$"):
         loss_inputs([x, torch.ones(2)], x.sum())
 
 
 def test_tensors_of_nested_outputs():
     a, b, c, d = (torch.full((1,), float(k)) for k in range(4))
-    found = list(tensors({"a": a, "rest": [(b, None), Output(c, d, "no tensor")]}))
-    assert [float(one) for one in found] == [0, 1, 2, 3]
+    flat = list(tensors({"a": a, "rest": [(b, None), Output(c, d, "no tensor")]}))
+    assert [float(tensor) for tensor in flat] == [0, 1, 2, 3]

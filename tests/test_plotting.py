@@ -119,7 +119,9 @@ def test_rungs_lie_where_the_allowed_loss_is(limit):
 def test_the_metric_is_drawn_with_two_standard_errors():
     dropping = small_limit(metric="accuracy", epsilon="batch-std", max_drop=0.05)
     axes = plot_rungs(dropping)
-    (container,) = [one for one in axes.containers if one.get_label() == "measured, bars of two standard errors"]
+    (container,) = [
+        candidate for candidate in axes.containers if candidate.get_label() == "measured, bars of two standard errors"
+    ]
     line, _, (bars,) = container.lines
     points = dropping.evidence.points
     metrics = [dropping.dense_metric, *(dropping.dense_metric - point.drop for point in points)]

@@ -174,13 +174,13 @@ def test_same_seed_same_bits_and_other_seed_other_bits(wide):
 @pytest.mark.parametrize("samples", [None, 50])
 def test_batch_sizes_make_no_difference(samples):
     model, x, y = wide_problem()
-    one, other = (
+    small, large = (
         predict_limit(model, batched(x, y, size), steps=8, probes=1, samples=samples, penalty=L1(1e-4))
         for size in (96, 7)
     )
     for name in ("sparsity", "lower", "upper", "retrained", "achieved", "epsilon", "objective"):
-        assert getattr(one, name) == pytest.approx(getattr(other, name), abs=1e-6), name
-    assert one.interval == pytest.approx(other.interval, abs=1e-6)
+        assert getattr(small, name) == pytest.approx(getattr(large, name), abs=1e-6), name
+    assert small.interval == pytest.approx(large.interval, abs=1e-6)
 
 
 @pytest.mark.parametrize("penalty", [L1(1e-3), L2(0.1)], ids=repr)
@@ -262,7 +262,7 @@ def test_an_l2_penalty_shifts_the_spectrum_and_lowers_the_limit(tiny):
 
 def test_an_l1_penalty_has_no_curvature_but_counts_in_the_objective(wide):
     options = QUICK | {"measure": True, "criterion": "objective"}
-    without, penalised = (predict_limit(*wide, **options, penalty=one) for one in (None, L1(0.01)))
+    without, penalised = (predict_limit(*wide, **options, penalty=penalty) for penalty in (None, L1(0.01)))
     assert penalised.sparsity == without.sparsity
     assert penalised.objective > without.objective
     assert penalised.achieved > without.achieved  # removing weights lowers the penalty
@@ -318,7 +318,7 @@ def test_curvature_ggn(tiny):
 
 
 def test_clipping_allows_at_least_as_much(tiny):
-    clipped, default = (predict_limit(*tiny, epsilon=0.02, negative=one) for one in ("clip", "abs"))
+    clipped, default = (predict_limit(*tiny, epsilon=0.02, negative=negative) for negative in ("clip", "abs"))
     assert default.sharpness.negative_share > 0
     assert clipped.sparsity > default.sparsity
     assert ggn_limit(clipped) == ggn_limit(default)
@@ -367,10 +367,10 @@ def test_what_if_weights_were_scaled(asked, factor):
     answer = asked.what_if(weight_scale=factor)
     curve = MagnitudeProfile({"w": factor * asked.profile.vector}).curve()
     hessian, ggn = asked.evidence.hessian, asked.evidence.ggn
-    for found, estimate, negative in ((answer.sparsity, hessian, "abs"), (ggn_limit(answer), ggn, "clip")):
+    for sparsity, estimate, negative in ((answer.sparsity, hessian, "abs"), (ggn_limit(answer), ggn, "clip")):
         measures = [estimate.measure] if estimate.above is None else [estimate.measure, estimate.above]
         kept = [1 - isotropic_limit(measure, curve, 0.02, negative).sparsity for measure in measures]
-        assert found == pytest.approx(1 - math.prod(kept) ** (1 / len(kept)), abs=1e-9)
+        assert sparsity == pytest.approx(1 - math.prod(kept) ** (1 / len(kept)), abs=1e-9)
     assert answer.achieved is None
     assert answer.sharpness.trace == asked.sharpness.trace
     with pytest.raises(UserError, match="mask"):
@@ -469,8 +469,8 @@ def test_weights_of_dead_units_are_taken_out_exactly(penalty, masked):
     x = random(96, 12, seed=1)
     options = {"epsilon": 0.02, "steps": 10, "probes": 1, "measure": False}
     limit = predict_limit(model, [(x, model(x).argmax(1))], penalty=penalty, criterion="objective", **options)
-    for one in (limit.evidence.hessian, limit.evidence.ggn):
-        shares = {value: one.measure.weights[one.measure.nodes == value].sum() for value in (0.0, 0.01)}
+    for estimate in (limit.evidence.hessian, limit.evidence.ggn):
+        shares = {value: estimate.measure.weights[estimate.measure.nodes == value].sum() for value in (0.0, 0.01)}
         removed, idle = (120, 20 * 12 + 30 * 8) if masked else (0, 30 * 20)
         assert shares[0.0] == pytest.approx((removed + (0 if penalty else idle)) / 800, abs=1e-12)
         assert shares[0.01] == pytest.approx((idle if penalty else 0) / 800, abs=1e-12)
@@ -522,7 +522,7 @@ def test_progress_is_told_stage_and_count(wide):
     assert {(stage, total) for stage, _, total in told} == set(asked.items())
     assert all(0 <= done <= total for _, done, total in told)
     for stage in asked.keys() - {"directions, 48 samples"}:
-        assert [done for one, done, _ in told if one == stage] == list(range(0, asked[stage] + 1, 4))
+        assert [done for heading, done, _ in told if heading == stage] == list(range(0, asked[stage] + 1, 4))
 
 
 @pytest.mark.parametrize("shown", [True, False])

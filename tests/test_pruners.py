@@ -233,9 +233,9 @@ def test_a_name_is_given_once() -> None:
 
 
 def test_every_pruner_says_what_it_does() -> None:
-    for found in pruners().values():
-        assert isinstance(found.__doc__, str)
-        assert "Returns:" in found.__doc__
+    for function in pruners().values():
+        assert isinstance(function.__doc__, str)
+        assert "Returns:" in function.__doc__
 
 
 def test_the_initial_network_is_that_of_the_seed(problem: Problem) -> None:

@@ -86,7 +86,7 @@ def test_radau_is_exact_to_degree_2m_with_the_node(name, steps, node):
     for degree in range(2 * steps + 1):
         size = max(1.0, abs(node)) ** degree
         assert abs(error(rule, spectrum, weight, lambda x, k=degree: x**k)) <= tolerance(torch.float64) * size
-    inner = [one for one in nodes if abs(one - node) > 1e-8]
+    inner = [place for place in nodes if abs(place - node) > 1e-8]
     if len(inner) < steps:  # a Gauss node lies on the prescribed one
         assert name == "clustered"
         return
@@ -94,7 +94,7 @@ def test_radau_is_exact_to_degree_2m_with_the_node(name, steps, node):
     sign = 1.0 if node < 0.5 else -1.0
 
     def next_degree(x):
-        return sign * (x - node) * np.prod([x - one for one in inner], axis=0) ** 2
+        return sign * (x - node) * np.prod([x - place for place in inner], axis=0) ** 2
 
     miss = -error(rule, spectrum, weight, next_degree)
     size = float(weight @ next_degree(spectrum.numpy()))
@@ -144,8 +144,8 @@ def test_steady_rule_is_the_mean_of_the_last_averaged_rules(steps, count):
 
 def test_steady_rule_of_many_steps_is_one_averaged_rule():
     matrix = Tridiagonal(np.zeros(600), np.ones(599), 1.0, exhausted=False)
-    for one, other in zip(steady_gauss(matrix), averaged_gauss(matrix), strict=True):
-        assert_close(one, other)
+    for steady, averaged in zip(steady_gauss(matrix), averaged_gauss(matrix), strict=True):
+        assert_close(steady, averaged)
 
 
 def test_steady_rule_moves_less_from_step_to_step_in_a_narrow_bulk():
@@ -155,7 +155,7 @@ def test_steady_rule_moves_less_from_step_to_step_in_a_narrow_bulk():
 
     def moved(rule):
         rules = [[rule(matrix.head(steps)) for steps in range(18, 31)] for matrix in matrices]
-        return np.abs(np.diff([[w @ (0.003 / (0.003 + np.abs(x))) for x, w in one] for one in rules])).mean()
+        return np.abs(np.diff([[w @ (0.003 / (0.003 + np.abs(x))) for x, w in row] for row in rules])).mean()
 
     assert moved(steady_gauss) < min(moved(gauss), moved(averaged_gauss)) / 2
 
@@ -178,10 +178,10 @@ def test_one_step():
 def test_exhausted_runs_need_no_prescribed_node():
     matrix = Tridiagonal(np.array([1.0, 1.0]), np.array([1.0]), 0.0, True)
     for node in (-1.0, 0.0):
-        for one, other in zip(gauss(matrix), gauss_radau(matrix, node), strict=True):
-            assert np.array_equal(one, other)
-    for one, other in zip(gauss(matrix), averaged_gauss(matrix), strict=True):
-        assert np.array_equal(one, other)
+        for plain, prescribed in zip(gauss(matrix), gauss_radau(matrix, node), strict=True):
+            assert np.array_equal(plain, prescribed)
+    for plain, averaged in zip(gauss(matrix), averaged_gauss(matrix), strict=True):
+        assert np.array_equal(plain, averaged)
 
 
 @pytest.mark.parametrize(

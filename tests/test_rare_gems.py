@@ -73,8 +73,8 @@ def alive(gem: Gem) -> int:
 
 
 def gradients(gem: Gem, batch: Batch, l2: float) -> dict[str, Tensor]:
-    found = torch.autograd.grad(gem.loss(*batch, l2), list(gem.scores.values()))
-    return dict(zip(gem.scores, found, strict=True))
+    slopes = torch.autograd.grad(gem.loss(*batch, l2), list(gem.scores.values()))
+    return dict(zip(gem.scores, slopes, strict=True))
 
 
 def flat(tensors: Mapping[str, Tensor]) -> Tensor:
@@ -122,12 +122,12 @@ def test_the_gradient_of_scores_is_that_of_the_mask_and_zero_where_frozen(gem: G
     weights = {name: gem.weights[name] * mask for name, mask in leaves.items()}
     loss = nn.functional.cross_entropy(functional_call(copy.deepcopy(gem.model), weights, batch[:1]), batch[1])
     expected = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
-    found = gradients(gem, batch, 0.0)
+    slopes = gradients(gem, batch, 0.0)
     for name, flags in gem.alive.items():
-        torch.testing.assert_close(found[name], expected[name] * flags)
-        assert not found[name][~flags].any()
+        torch.testing.assert_close(slopes[name], expected[name] * flags)
+        assert not slopes[name][~flags].any()
         assert expected[name][~flags].any()
-        assert found[name][gem.scores[name].lt(0.5) & flags].any()
+        assert slopes[name][gem.scores[name].lt(0.5) & flags].any()
 
 
 def test_the_penalty_adds_2_lambda_s_where_alive_and_nothing_where_frozen(gem: Gem, batch: Batch) -> None:
@@ -185,7 +185,7 @@ def test_the_published_150_epochs_freeze_29_times_at_the_published_rate(
     small: Problem, kept_percent: float, rate: float
 ) -> None:
     counts = [
-        sum(int(flags.sum()) for flags in one.values()) for one in masks_along(small, 1 - kept_percent / 100, 150)
+        sum(int(flags.sum()) for flags in masks.values()) for masks in masks_along(small, 1 - kept_percent / 100, 150)
     ]
     total = counts[0]
     assert len(counts) == 31

@@ -38,28 +38,28 @@ def test_the_reconstruction_is_that_of_the_exact_brain_surgeon():
         expected, order = brain_surgeon(row, moments, 7)
         kept = torch.ones(1, FEATURES, dtype=torch.bool)
         kept[0, order] = False
-        found = reconstructed(row[None], kept, moments)
-        assert_close(found[0], expected, scale=float(row.abs().max()))
-        assert not found[0, order].any()
+        rows = reconstructed(row[None], kept, moments)
+        assert_close(rows[0], expected, scale=float(row.abs().max()))
+        assert not rows[0, order].any()
 
 
 def test_the_reconstruction_is_the_least_squares_fit_of_the_outputs():
     x, weight = correlated(), random(ROWS, FEATURES, seed=2)
     kept = random(ROWS, FEATURES, seed=3) > 0
-    found = reconstructed(weight, kept, x.T @ x / len(x))
-    for row, keep, new in zip(weight, kept, found, strict=True):
+    rows = reconstructed(weight, kept, x.T @ x / len(x))
+    for row, keep, new in zip(weight, kept, rows, strict=True):
         assert_close(new[keep], torch.linalg.lstsq(x[:, keep], x @ row).solution)
 
 
 def test_saliencies_are_the_rises_of_the_output_error():
     x, weight = correlated(), random(ROWS, FEATURES, seed=2)
     moments = damped(x.T @ x / len(x))
-    found = saliencies(weight, moments)
+    rises = saliencies(weight, moments)
     for place in range(FEATURES):
         kept = torch.ones_like(weight, dtype=torch.bool)
         kept[:, place] = False
         change = reconstructed(weight, kept, moments) - weight
-        assert_close(found[:, place], (change @ moments * change).sum(1))
+        assert_close(rises[:, place], (change @ moments * change).sum(1))
 
 
 @pytest.mark.parametrize(
@@ -75,10 +75,10 @@ def test_columns_are_what_the_rows_of_the_weight_are_multiplied_with(layer):
     layer = layer.double()
     x = random(5, 6) if isinstance(layer, nn.Linear) else random(5, 3, 8, 9)
     parts = [layer.weight.flatten(1)] + ([] if layer.bias is None else [layer.bias[:, None]])
-    found = torch.cat(parts, 1) @ columns(layer, x)[: sum(part.shape[1] for part in parts)]
+    products = torch.cat(parts, 1) @ columns(layer, x)[: sum(part.shape[1] for part in parts)]
     out = layer(x)
     expected = out.T if out.dim() == 2 else out.transpose(0, 1).flatten(1)
-    assert_close(found, expected)
+    assert_close(products, expected)
 
 
 @pytest.mark.parametrize("layer", [nn.Conv2d(4, 4, 3, groups=2), nn.Conv2d(4, 4, 3, padding="same")])
@@ -92,11 +92,11 @@ def test_moments_are_those_of_what_reaches_the_layers():
     objective = Objective(model, [(x, y)])
     layers = layers_of(model, objective.names)
     parts = [(x[:25], y[:25]), (x[25:], y[25:])]
-    found = moments_of(layers, lambda: [objective.losses(objective.chosen, part) for part in parts])
+    moments = moments_of(layers, lambda: [objective.losses(objective.chosen, part) for part in parts])
     for name, inputs in (("0.weight", x), ("2.weight", model[1](model[0](x)))):
         joined = torch.cat([inputs, torch.ones(40, 1, dtype=torch.float64)], 1)
-        assert_close(found.of[name], joined.T @ joined / 40)
-    assert found.operations == 2 * 40 * (7**2 + 6**2)  # a product and a sum per entry and sample
+        assert_close(moments.of[name], joined.T @ joined / 40)
+    assert moments.operations == 2 * 40 * (7**2 + 6**2)  # a product and a sum per entry and sample
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 

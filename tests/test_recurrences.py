@@ -158,14 +158,14 @@ def test_measures_of_the_ggn_lie_on_both_sides_of_the_limit():
     run = Lanczos(operator, torch.ones(300, 1).double())  # a start in which every eigenvector has the same share
     for steps in (4, 4, 8, 16):
         run.advance(steps)
-        found = estimate_of("ggn", run.tridiagonals(), 300, 1)
-        ends = [isotropic_limit(measure, curve, EPSILON).sparsity for measure in found.measures]
+        estimated = estimate_of("ggn", run.tridiagonals(), 300, 1)
+        ends = [isotropic_limit(measure, curve, EPSILON).sparsity for measure in estimated.measures]
         assert ends[0] - 1e-9 <= truth <= ends[1] + 1e-9
 
 
 @pytest.mark.parametrize("negative", ["abs", "clip"])
 def test_the_absolute_value_of_the_hessian_has_a_bracket_and_the_clipped_one_has_none(negative):
-    found = estimate_of("hessian", matrices_of(8), 35, 9, negative=negative)
-    assert (found.bracket is None) == (negative == "clip")
-    assert (found.above, found.step_error, found.steps) == (None, math.inf, 8)
-    assert_close(found.measure.integrate(lambda x: x)[0], EIGENVALUES.mean())
+    estimated = estimate_of("hessian", matrices_of(8), 35, 9, negative=negative)
+    assert (estimated.bracket is None) == (negative == "clip")
+    assert (estimated.above, estimated.step_error, estimated.steps) == (None, math.inf, 8)
+    assert_close(estimated.measure.integrate(lambda x: x)[0], EIGENVALUES.mean())

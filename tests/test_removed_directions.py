@@ -78,7 +78,7 @@ def test_the_limit_is_that_of_the_exact_measures_within_the_step_error(gradient,
         _, q = model_at(profile, knot, gradient)
         rules.append((eigenvalues.numpy(), (vectors.T @ q).square().numpy()))
     exact = dataclasses.replace(directions, rules=tuple(rules))
-    high, truth = (some.limit(ggn.measure, estimates.curve, EPSILON).sparsity for some in (directions, exact))
+    high, truth = (removed.limit(ggn.measure, estimates.curve, EPSILON).sparsity for removed in (directions, exact))
     assert 0 < directions.step_error <= tolerance / 2
     assert 0 <= high - truth <= directions.step_error
 

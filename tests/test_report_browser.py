@@ -113,8 +113,8 @@ def boxes(browser, selector):
 
 
 def assert_apart(rectangles, where):
-    for (l1, r1, t1, b1, one), (l2, r2, t2, b2, other) in combinations(rectangles, 2):
-        assert r1 <= l2 or r2 <= l1 or b1 <= t2 or b2 <= t1, f"{where}: {one!r} and {other!r} overlap"
+    for (l1, r1, t1, b1, first), (l2, r2, t2, b2, second) in combinations(rectangles, 2):
+        assert r1 <= l2 or r2 <= l1 or b1 <= t2 or b2 <= t1, f"{where}: {first!r} and {second!r} overlap"
 
 
 def target_of(browser):
@@ -157,7 +157,7 @@ def test_it_opens_with_the_stored_answer(limit, dropping, show, kind):
     assert not browser.find_element(By.ID, "stale").is_displayed()
     for name in CHARTS:
         assert len(browser.find_element(By.ID, name).get_attribute("aria-label")) > 40
-    assert [one.get_attribute("open") for one in browser.find_elements(By.TAG_NAME, "details")] == [None] * 4
+    assert [details.get_attribute("open") for details in browser.find_elements(By.TAG_NAME, "details")] == [None] * 4
     assert browser.find_element(By.ID, "epsilon").is_displayed() == (kind == "rise")
     assert browser.find_element(By.ID, "drop").is_displayed() == (kind == "drop")
 
@@ -393,7 +393,7 @@ def test_text_stands_out_on_screen_and_on_paper(limit, show, media, scheme):
 
 def test_it_prints_without_its_sliders_and_unfolded(limit, show):
     browser = show(limit, media="print")
-    assert not any(one.is_displayed() for one in browser.find_elements(By.CSS_SELECTOR, "input, #reset"))
+    assert not any(field.is_displayed() for field in browser.find_elements(By.CSS_SELECTOR, "input, #reset"))
     assert browser.find_element(By.ID, "epsilon-value").is_displayed()
     browser.execute_script("window.dispatchEvent(new Event('beforeprint'))")
     assert browser.find_element(By.ID, "layers").is_displayed()

@@ -117,7 +117,7 @@ def questions(limits):
                 "curvatureScale": 10 ** generator.uniform(-2, 2),
                 "maxDrop": 0.05 * 10 ** generator.uniform(-1, 1.6),
             }
-            changes = NEUTRAL | {one: sizes[one] for one in moved}
+            changes = NEUTRAL | {key: sizes[key] for key in moved}
             yield {"limit": name, "changes": changes, "target": round(generator.uniform(0, 0.999), 3)}
 
 
@@ -153,8 +153,8 @@ def test_javascript_answers_as_python_does(limits):
         assert "error" not in answer, (question, answer)
         numbers = numbers_of(expected)
         assert [number is None for number in answer["numbers"]] == [number is None for number in numbers], question
-        found, numbers = (np.array(one, dtype=np.float64) for one in (answer["numbers"], numbers))  # None as NaN
-        np.testing.assert_allclose(found, numbers, rtol=0, atol=1e-9, err_msg=str(question))
+        actual, numbers = (np.array(values, dtype=np.float64) for values in (answer["numbers"], numbers))  # None as NaN
+        np.testing.assert_allclose(actual, numbers, rtol=0, atol=1e-9, err_msg=str(question))
         assert answer["bases"] == [[rung.rung, rung.basis] for rung in expected.answers]
         assert answer["rows"] == [list(dataclasses.astuple(row)) for row in rows(expected)]
         assert answer["allowed"] == allowed(expected)

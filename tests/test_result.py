@@ -283,16 +283,16 @@ def test_masks_need_weights_and_a_sparsity(limit, tmp_path):
 
 
 def test_layers(limit, unmeasured):
-    for one in (limit, unmeasured):
-        rows = one.layers()
-        assert tuple(row.name for row in rows) == one.settings.parameters
-        assert sum(row.weights for row in rows) == one.parameters
+    for known in (limit, unmeasured):
+        rows = known.layers()
+        assert tuple(row.name for row in rows) == known.settings.parameters
+        assert sum(row.weights for row in rows) == known.parameters
         removed = sum(row.weights * row.sparsity for row in rows)
-        assert removed == pytest.approx(removed_count(one.sparsity, one.parameters), abs=1e-9)
-        assert sum(row.trace for row in rows) == one.sharpness.trace
+        assert removed == pytest.approx(removed_count(known.sparsity, known.parameters), abs=1e-9)
+        assert sum(row.trace for row in rows) == known.sharpness.trace
         assert all(row.trace_error >= 0 for row in rows)
         for row in rows:
-            assert row.norm == pytest.approx(float(one.profile.weights[row.name].norm()))
+            assert row.norm == pytest.approx(float(known.profile.weights[row.name].norm()))
 
 
 def test_the_layer_table_is_a_copy_and_absent_where_it_does_not_hold(limit):

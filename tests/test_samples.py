@@ -46,9 +46,9 @@ def check(model, batches, losses, loss_fn=None):
     assert objective.samples == len(each)
     assert_close(objective.value(), each.mean())
     assert_close(Hessian(objective) @ torch.eye(len(matrix), dtype=torch.float64), matrix)
-    found, sizes = objective.sample_losses()
+    values, sizes = objective.sample_losses()
     assert int(sizes.sum()) == len(each)
-    assert_close((found * sizes).sum() / sizes.sum(), each.mean())
+    assert_close((values * sizes).sum() / sizes.sum(), each.mean())
     part = objective.subset(len(each) // 3, seed=2)
     assert len(each) // 3 <= part.samples < len(each)
     assert_close(part.value(), each[part.picked].mean())
@@ -334,9 +334,9 @@ def squares(model, batch):
 
 
 def boxes(model, batch):
-    found = model(batch[0])
+    outputs = model(batch[0])
     return torch.stack(
-        [(row[:2] - target["boxes"]).square().sum() for row, target in zip(found, batch[1], strict=True)]
+        [(row[:2] - target["boxes"]).square().sum() for row, target in zip(outputs, batch[1], strict=True)]
     )
 
 

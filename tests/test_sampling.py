@@ -33,11 +33,11 @@ def test_probabilities_sum_to_the_number_and_are_in_proportion_below_one(scores,
 def test_draws_take_every_sample_at_most_once_and_the_certain_ones(scores, data):
     samples = data.draw(st.integers(1, len(scores)))
     odds = inclusion(torch.tensor(scores), samples)
-    found = systematic(odds, samples, torch.Generator().manual_seed(data.draw(st.integers(0, 99))))
-    assert len(set(found.tolist())) == len(found) == samples
-    assert found.tolist() == sorted(found.tolist())
+    picked = systematic(odds, samples, torch.Generator().manual_seed(data.draw(st.integers(0, 99))))
+    assert len(set(picked.tolist())) == len(picked) == samples
+    assert picked.tolist() == sorted(picked.tolist())
     certain = (odds > 1 - 1e-12).nonzero().flatten().tolist()
-    assert set(certain) <= set(found.tolist())
+    assert set(certain) <= set(picked.tolist())
 
 
 def test_samples_are_drawn_as_often_as_their_probabilities_say():
@@ -76,23 +76,23 @@ def test_a_weighted_sub_sample_estimates_all_data_without_bias(objective, quanti
         return GGN(part) @ along
 
     scores = shares(objective)
-    found = torch.stack([of(objective.subset(TAKEN, seed, scores)) for seed in range(DRAWS)])
-    misses = found.mean(0) - of(objective)
-    assert (misses.abs() <= 4.5 * found.std(0) / DRAWS**0.5).all()
-    assert found.std(0).max() > 0
+    estimates = torch.stack([of(objective.subset(TAKEN, seed, scores)) for seed in range(DRAWS)])
+    misses = estimates.mean(0) - of(objective)
+    assert (misses.abs() <= 4.5 * estimates.std(0) / DRAWS**0.5).all()
+    assert estimates.std(0).max() > 0
 
 
 def test_scores_that_go_with_the_gradients_make_less_noise_than_equal_ones(objective):
     each = [
-        Objective(objective.model, [one])
+        Objective(objective.model, [sample])
         for x, y in objective.loader
-        for one in zip(x.split(1), y.split(1), strict=True)
+        for sample in zip(x.split(1), y.split(1), strict=True)
     ]
-    norms = torch.stack([torch.linalg.vector_norm(one.gradient()) for one in each])
+    norms = torch.stack([torch.linalg.vector_norm(sample.gradient()) for sample in each])
     assert norms.max() > 2 * norms.min()
     spread = [
-        torch.stack([objective.subset(TAKEN, seed, one).gradient() for seed in range(DRAWS)]).var(0).sum()
-        for one in (norms, None)
+        torch.stack([objective.subset(TAKEN, seed, odds).gradient() for seed in range(DRAWS)]).var(0).sum()
+        for odds in (norms, None)
     ]
     assert spread[0] < 0.95 * spread[1]
 

@@ -53,8 +53,8 @@ def test_a_tensor_of_one_number_is_an_epsilon():
 
 def test_plain_settings_come_back():
     settings = Settings(epsilon=0.1, parameters=("a", "b"), penalty="L1(coefficient=1.0)", criterion="loss")
-    for one in (settings, dataclasses.replace(settings, retune=Retuning(samples=64))):
-        assert Settings.from_plain(dataclasses.asdict(one)) == one
+    for chosen in (settings, dataclasses.replace(settings, retune=Retuning(samples=64))):
+        assert Settings.from_plain(dataclasses.asdict(chosen)) == chosen
 
 
 @pytest.mark.parametrize(

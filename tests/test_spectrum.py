@@ -103,7 +103,7 @@ def test_extra_probes_and_weights():
 def test_measure_by_any_rule(rule, nodes):
     runs = [lanczos(Dense(RAMP), random(30, seed=seed), 6) for seed in range(2)]
     plain, other = measure_of(runs, 30), measure_of(runs, 30, rule)
-    assert [len(one) for one, _ in other.rules] == [nodes, nodes]
+    assert [len(points) for points, _ in other.rules] == [nodes, nodes]
     for order in range(12):
         assert_close(other.moment(order)[0], plain.moment(order)[0], scale=2.0**order)
 
@@ -151,8 +151,8 @@ def test_error_covers_probes_that_differ_by_more_than_the_formula_says():
 
 
 def test_error_falls_with_the_root_of_the_probes():
-    one, many = (spectral_measure(Dense(torch.linspace(0, 1, 300).double()), k, 4).moment(1)[1] for k in (1, 64))
-    assert 0.8 < 8 * many / one < 1.3
+    single, many = (spectral_measure(Dense(torch.linspace(0, 1, 300).double()), k, 4).moment(1)[1] for k in (1, 64))
+    assert 0.8 < 8 * many / single < 1.3
 
 
 # -------------------------------------------------------------------------------------------------- figure
@@ -204,9 +204,9 @@ def test_probe_k_does_not_depend_on_their_number():
     few, many = (spectral_measure(Dense(with_spectrum(RAMP)), k, 7, seed=3) for k in (2, 5))
     operator = Dense(RAMP)
     assert torch.equal(sphere_probes(operator, 2, 3), sphere_probes(operator, 5, 3)[:, :2])
-    for one, other in zip(few.rules, many.rules[:2], strict=True):
-        assert_close(one[0], other[0])
-        assert_close(one[1], other[1])
+    for short, long in zip(few.rules, many.rules[:2], strict=True):
+        assert_close(short[0], long[0])
+        assert_close(short[1], long[1])
 
 
 def test_same_seed_same_bits_and_other_seed_other_probes():

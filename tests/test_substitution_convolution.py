@@ -44,24 +44,24 @@ class Counted(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.seen = Counter()
+        self.calls = Counter()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         if function is torch.ops.aten.convolution.default:
-            self.seen["forward"] += 1
+            self.calls["forward"] += 1
         if function is torch.ops.aten.convolution_backward.default:
-            self.seen["input"] += args[-1][0]
-            self.seen["weight"] += args[-1][1]
+            self.calls["input"] += args[-1][0]
+            self.calls["weight"] += args[-1][1]
         return function(*args, **(kwargs or {}))
 
 
 def derivatives(function, dimensions, options):
     """Value, gradients, and the three parts of the second derivative together with those of the bias."""
-    given = [one.requires_grad_() for one in arguments(dimensions, options.get("groups", 1))]
+    given = [tensor.requires_grad_() for tensor in arguments(dimensions, options.get("groups", 1))]
     value = function(*given, **options)
     dual = torch.linspace(-1, 2, value.numel(), dtype=value.dtype).view_as(value).requires_grad_()
     first = torch.autograd.grad(value, given, dual, create_graph=True)
-    along = [one.detach().cos() for one in first]
+    along = [slope.detach().cos() for slope in first]
     return value, first, torch.autograd.grad(first, [*given[:2], dual], along)
 
 
@@ -80,21 +80,21 @@ def test_gradients_where_images_have_fewer_pixels_than_channels(which):
     )
     image.requires_grad_(which[0])
     weight.requires_grad_(which[1])
-    asked = [one for one in (image, weight) if one.requires_grad]
+    asked = [tensor for tensor in (image, weight) if tensor.requires_grad]
 
-    def found(function):
+    def gradients(function):
         value = function(image, weight, padding=1)
         return torch.autograd.grad(value, asked, slope)
 
     with Counted() as counted:
-        ours = found(convolution(functional.conv2d, 2))
-    assert counted.seen["forward"] == 1 + which[1]
-    assert counted.seen["weight"] == 0
-    torch.testing.assert_close(ours, found(functional.conv2d))
+        ours = gradients(convolution(functional.conv2d, 2))
+    assert counted.calls["forward"] == 1 + which[1]
+    assert counted.calls["weight"] == 0
+    torch.testing.assert_close(ours, gradients(functional.conv2d))
 
 
 def test_gradients_of_gradients_are_those_of_differences():
-    given = [one.requires_grad_() for one in arguments(2)]
+    given = [tensor.requires_grad_() for tensor in arguments(2)]
     assert torch.autograd.gradgradcheck(
         lambda *these: convolution(functional.conv2d, 2)(*these, padding=1).sin(), given
     )
@@ -119,8 +119,8 @@ def test_torch_func_and_batched_gradients_go_through_it():
     ours, (image, weight, bias) = convolution(functional.conv2d, 2), arguments(2)
     weight.requires_grad_()
 
-    def found(function):
-        losses = lambda weight, one: function(one[None], weight, bias).sin().sum()  # noqa: E731
+    def derived(function):
+        losses = lambda weight, single: function(single[None], weight, bias).sin().sum()  # noqa: E731
         value = function(image, weight, bias)
         slope = torch.autograd.grad(value.sin().sum(), weight, create_graph=True)[0]
         several = torch.stack([slope.detach(), slope.detach().cos()])
@@ -134,41 +134,41 @@ def test_torch_func_and_batched_gradients_go_through_it():
             pushed,
         )
 
-    torch.testing.assert_close(found(ours), found(functional.conv2d))
+    torch.testing.assert_close(derived(ours), derived(functional.conv2d))
 
 
 @pytest.mark.filterwarnings("ignore:Using backward")
 @pytest.mark.parametrize("saved", [True, False])
 def test_backward_and_activation_checkpoints_go_through_it(saved):
-    def found(function):
-        image, weight, bias = (one.requires_grad_() for one in arguments(2))
+    def derived(function):
+        image, weight, bias = (tensor.requires_grad_() for tensor in arguments(2))
         call = lambda image: function(image, weight, bias).sin()  # noqa: E731
         value = call(image) if saved else checkpoint(call, image, use_reentrant=False)
         value.square().sum().backward(create_graph=True)
-        slopes = [one.grad for one in (image, weight, bias)]
+        slopes = [tensor.grad for tensor in (image, weight, bias)]
         image.grad = weight.grad = bias.grad = None  # else they and their graph would keep each other alive
-        curved = torch.autograd.grad(sum(one.square().sum() for one in slopes), (image, weight, bias))
-        return [one.detach() for one in slopes], curved
+        curved = torch.autograd.grad(sum(tensor.square().sum() for tensor in slopes), (image, weight, bias))
+        return [tensor.detach() for tensor in slopes], curved
 
-    torch.testing.assert_close(found(convolution(functional.conv2d, 2)), found(functional.conv2d))
+    torch.testing.assert_close(derived(convolution(functional.conv2d, 2)), derived(functional.conv2d))
 
 
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
 def test_autocast_computes_in_its_own_type(kind):
-    def found(function):
-        image, weight, bias = (one.requires_grad_() for one in arguments(2, dtype=torch.float32))
+    def derived(function):
+        image, weight, bias = (tensor.requires_grad_() for tensor in arguments(2, dtype=torch.float32))
         with torch.autocast("cpu", kind):
             value = function(image, weight, bias, padding=1)
         first = torch.autograd.grad(value.float().sin().sum(), (image, weight, bias), create_graph=True)
         return value, *first, *torch.autograd.grad(first[1].square().sum(), (image, weight))
 
-    value, *slopes = found(convolution(functional.conv2d, 2))
-    expected, *others = found(functional.conv2d)
+    value, *slopes = derived(convolution(functional.conv2d, 2))
+    expected, *others = derived(functional.conv2d)
     assert value.dtype == kind
     assert torch.equal(value, expected)
-    assert {one.dtype for one in slopes} == {torch.float32}
-    for one, other in zip(slopes, others, strict=True):
-        assert torch.linalg.vector_norm(one - other) <= 0.01 * torch.linalg.vector_norm(other)
+    assert {slope.dtype for slope in slopes} == {torch.float32}
+    for slope, exact in zip(slopes, others, strict=True):
+        assert torch.linalg.vector_norm(slope - exact) <= 0.01 * torch.linalg.vector_norm(exact)
 
 
 def two_layers():
@@ -191,14 +191,14 @@ def test_a_product_computes_what_its_formula_needs_and_no_more(kind, expected):
     operator @ vector
     with Counted() as counted:
         operator @ vector
-    assert counted.seen == expected
+    assert counted.calls == expected
 
 
 def test_a_rebuilt_ggn_computes_no_gradients_to_build_the_graph_of_its_jacobian():
     objective = Objective(seeded(two_layers), classification(1, 4, 4, sizes=(5,))())
     with Counted() as counted:
         GGN(objective, memory=0) @ torch.ones(objective.dimension)
-    assert counted.seen == {"forward": 2 + 3, "input": 1, "weight": 2}
+    assert counted.calls == {"forward": 2 + 3, "input": 1, "weight": 2}
 
 
 @pytest.mark.parametrize("kind", [Hessian, GGN])

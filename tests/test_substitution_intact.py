@@ -37,15 +37,15 @@ CALLS = ("__torch_function__", "_pop_mode_temporarily", "_push_mode", "_pop_mode
 @contextmanager
 def interrupted(line, calls=False):
     """Raise KeyboardInterrupt at line number ``line`` of the code that swaps tensors and functions; count them."""
-    seen = Counter()
+    counts = Counter()
 
     def trace(frame, event, argument):
         code = frame.f_code
         if not (calls if code.co_name in CALLS else code.co_filename.endswith((*WRITERS, "contextlib.py"))):
             return None
         if event == "line":
-            seen["lines"] += 1
-            if seen["lines"] == line:
+            counts["lines"] += 1
+            if counts["lines"] == line:
                 sys.settrace(None)
                 raise KeyboardInterrupt
         return trace
@@ -53,7 +53,7 @@ def interrupted(line, calls=False):
     before = sys.gettrace()
     sys.settrace(trace)
     try:
-        yield seen
+        yield counts
     finally:
         sys.settrace(before)
 
@@ -74,11 +74,11 @@ def test_an_interrupt_at_any_line_leaves_the_model_and_pytorch_alone(make):
     model, batches = make()
     options = {"epsilon": 0.05, "steps": 2, "probes": 1, "samples": 8, "progress": False}
     expected = predict_limit(model, batches, **options)
-    with interrupted(-1) as seen:
+    with interrupted(-1) as counts:
         predict_limit(model, batches, **options)
     before = snapshot(model)
     stopped = 0
-    for line in sorted(random.Random(0).sample(range(1, seen["lines"]), 25)):
+    for line in sorted(random.Random(0).sample(range(1, counts["lines"]), 25)):
         grad = torch.is_grad_enabled()
         try:
             with interrupted(line):
@@ -98,10 +98,10 @@ def test_an_interrupt_at_every_line_of_evaluating_a_pruned_network_leaves_pytorc
     profile = MagnitudeProfile(objective.chosen)
     pruned = profile.vector - profile.removed(0.98)
     before, expected = snapshot(model), objective.value(pruned)
-    with interrupted(-1, calls=True) as seen:
+    with interrupted(-1, calls=True) as counts:
         objective.value(pruned)
-    assert seen["lines"] > 100
-    for line in range(1, seen["lines"] + 1):
+    assert counts["lines"] > 100
+    for line in range(1, counts["lines"] + 1):
         with pytest.raises(KeyboardInterrupt), intact(model), interrupted(line, calls=True):
             objective.value(pruned)
         assert not has_torch_function_unary(None), line

@@ -67,7 +67,7 @@ def test_draws_do_not_touch_the_generator_of_the_process(name, around):
     torch.manual_seed(5)
     before = torch.get_rng_state()
 
-    def found(draws):
+    def drawn(draws):
         if around:
             with substituted_functions(model), draws:
                 return draw()
@@ -75,9 +75,9 @@ def test_draws_do_not_touch_the_generator_of_the_process(name, around):
             return draw()
 
     own, other = PrivateDraws(1), PrivateDraws(1)
-    first, second = found(own), found(own)
-    assert torch.equal(first, found(other))
-    assert torch.equal(second, found(other))
+    first, second = drawn(own), drawn(own)
+    assert torch.equal(first, drawn(other))
+    assert torch.equal(second, drawn(other))
     assert not torch.equal(first, second)
     assert torch.equal(torch.get_rng_state(), before)
 

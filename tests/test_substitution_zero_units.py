@@ -50,16 +50,16 @@ def test_zero_rows_and_columns_are_left_out(rows, columns, inside, bias, before,
     weight, inputs = cut(rows, columns), torch.randn(*before, 5, dtype=torch.float64)
     expected = inputs @ weight.T + (0 if bias is None else bias)
     with without_zero_units([weight]):
-        found = functional.linear(inputs, weight, bias)
-    torch.testing.assert_close(found, expected)
+        product = functional.linear(inputs, weight, bias)
+    torch.testing.assert_close(product, expected)
     assert sizes == [inside]
 
 
 def test_other_weights_and_full_ones_are_multiplied_as_they_are(sizes):
     weight, few = cut((0, 1, 2), ()), cut((0,), ())
     with without_zero_units([few]):
-        for one in (weight, few):
-            functional.linear(torch.ones(2, 5, dtype=torch.float64), one)
+        for factor in (weight, few):
+            functional.linear(torch.ones(2, 5, dtype=torch.float64), factor)
     assert sizes == [(6, 5), (6, 5)]
 
 
@@ -96,11 +96,11 @@ def test_the_objective_of_a_pruned_network_is_the_same(make, sparsity, sizes):
     objective = Objective(seeded(lambda: make().double()), classification(4, sizes=(9, 4))(), penalty=L1(1e-3))
     profile = MagnitudeProfile(objective.chosen)
     pruned = profile.vector - profile.removed(sparsity)
-    found = objective.value(pruned)
+    value = objective.value(pruned)
     less = sum(rows * columns for rows, columns in sizes)
     sizes.clear()
     weights = named(pruned, objective.chosen)
     with torch.no_grad():
         whole = torch.cat([objective.losses(weights, batch) for batch in objective.loader]).mean()
-    assert found == pytest.approx(float(whole) + objective.penalty_value(weights), rel=1e-12)
+    assert value == pytest.approx(float(whole) + objective.penalty_value(weights), rel=1e-12)
     assert less < (0.3 if sparsity >= 0.99 else 1.001) * sum(rows * columns for rows, columns in sizes)

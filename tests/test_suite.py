@@ -98,7 +98,7 @@ def test_sections_are_those_that_tables_declare() -> None:
     assert sections() == {kind.section: kind for kind in declared}
     assert list(sections()) == [
         *("compare", "early", "forecast", "iterative", "koopman", "limit"),
-        *("patterns", "penalties", "retrain", "row_norms", "slq", "splits"),
+        *("patterns", "penalties", "retrain", "row_norms", "slq", "splits", "truths"),
     ]
 
 

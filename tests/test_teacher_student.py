@@ -59,8 +59,8 @@ def test_loss_and_gradient_agree_with_autograd(
     values = ((weights @ x.mT).relu().mean(1) - y).square().mean(1) / 2
     (expected,) = torch.autograd.grad(values.sum(), weights)
     np.testing.assert_allclose(loss(student, *sample), values.detach().numpy(), rtol=1e-12)
-    found = gradient(student, teachers.support, *sample)
-    np.testing.assert_allclose(found, expected.numpy() * teachers.support, atol=1e-15)
+    slopes = gradient(student, teachers.support, *sample)
+    np.testing.assert_allclose(slopes, expected.numpy() * teachers.support, atol=1e-15)
     assert (norms(gradient(teachers.weights, teachers.support, *sample)) == 0).all()
 
 
@@ -82,8 +82,8 @@ def test_the_hessian_agrees_with_autograd_of_the_smooth_network(
         return (sharp.square() / 2 + residual * smooth.mean(0)).mean()
 
     expected = torch.autograd.functional.hessian(value, weights[support])
-    found = hessian(student[0], teachers.support[0], sample[0][0], sample[1][0], width)
-    np.testing.assert_allclose(found, expected.numpy(), atol=1e-12)
+    matrix = hessian(student[0], teachers.support[0], sample[0][0], sample[1][0], width)
+    np.testing.assert_allclose(matrix, expected.numpy(), atol=1e-12)
 
 
 def test_the_population_loss_is_what_monte_carlo_finds(teachers: Teachers, student: Floats) -> None:
@@ -119,8 +119,8 @@ def test_the_sampled_hessian_and_gradient_tend_to_the_expected_ones(teachers: Te
     x = np.random.default_rng(4).standard_normal((2, 100_000, INPUTS))
     y = outputs(teachers.weights, x)
     expected = population_hessian(student[0], teachers.weights[0], teachers.support[0])
-    found = hessian(student[0], teachers.support[0], x[0], y[0], 0.1)
-    assert np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
+    matrix = hessian(student[0], teachers.support[0], x[0], y[0], 0.1)
+    assert np.abs(matrix - expected).max() < 0.05 * np.abs(expected).max()
     slope = population_gradient(student, teachers.weights, teachers.support)
     assert norms(gradient(student, teachers.support, x, y) - slope).max() < 0.03 * norms(slope).min()
 
@@ -134,10 +134,10 @@ def test_descent_recovers_the_truth_at_the_speed_of_the_smallest_curvature() -> 
     assert path.errors[-1].max() <= 1e-8
     assert (path.iterations(1e-3) > 0).all()
     assert (path.iterations(1e-12) == -1).all()
-    for trial, found in enumerate(path.speed(1e-8)):
+    for trial, speed in enumerate(path.speed(1e-8)):
         own = teachers.weights[trial], teachers.support[trial], x[trial], y[trial]
         least = np.linalg.eigvalsh(hessian(*own, 0.1))[0]
-        assert found == pytest.approx(-np.log(1 - least * NEURONS**2 / 2), rel=0.15)
+        assert speed == pytest.approx(-np.log(1 - least * NEURONS**2 / 2), rel=0.15)
 
 
 def test_removed_weights_stay_zero() -> None:

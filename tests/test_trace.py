@@ -152,8 +152,8 @@ def test_trace_of_a_network(estimator, kind, dtype):
 @low_rank
 @pytest.mark.parametrize("name", ["low rank and noise", "decaying"])
 def test_low_rank_part_beats_hutchinson_at_equal_products(estimator, name):
-    def deviation(one):
-        errors = [one(Dense(MATRICES[name]), 36, seed).value - float(MATRICES[name].trace()) for seed in range(30)]
+    def deviation(method):
+        errors = [method(Dense(MATRICES[name]), 36, seed).value - float(MATRICES[name].trace()) for seed in range(30)]
         return float(np.sqrt(np.mean(np.square(errors))))
 
     assert deviation(estimator) < 0.1 * deviation(hutchinson)
@@ -162,8 +162,8 @@ def test_low_rank_part_beats_hutchinson_at_equal_products(estimator, name):
 def test_xtrace_beats_hutch_plus_plus_on_a_decaying_spectrum():
     matrix = with_spectrum(0.7 ** torch.arange(D, dtype=torch.float64), 6)
     errors = {
-        one: np.mean([abs(one(Dense(matrix), 30, seed).value - float(matrix.trace())) for seed in range(20)])
-        for one in (hutch_plus_plus, xtrace)
+        method: np.mean([abs(method(Dense(matrix), 30, seed).value - float(matrix.trace())) for seed in range(20)])
+        for method in (hutch_plus_plus, xtrace)
     }
     assert errors[xtrace] < 0.3 * errors[hutch_plus_plus]
 

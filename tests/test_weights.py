@@ -192,11 +192,11 @@ def test_a_model_whose_forward_writes_is_left_by_what_stops_it(name, error):
     before, calls = snapshot(model), []
 
     def loss(model, batch):
-        found = entropies(model, batch)
+        values = entropies(model, batch)
         calls.append(0)
         if len(calls) == 9:
             raise error
-        return found
+        return values
 
     raised = {StopError: UserError}.get(error, error)
     with pytest.raises(raised) if error is not MemoryError else nullcontext():  # memory: goes on with smaller batches
@@ -215,11 +215,11 @@ def test_the_curvature_of_a_renormalised_table_is_that_of_its_written_form(build
             written(batch[0])
     written.table.max_norm = None
     for parameters in chosen:
-        found, expected = (Objective(net, batches, parameters=parameters) for net in (model, written))
-        vectors = random(found.dimension, 2)
-        assert_close(found.value(), expected.value())
-        assert_close(found.sample_losses()[0], expected.sample_losses()[0])
-        assert_close(Hessian(found) @ vectors, Hessian(expected) @ vectors)
+        objective, expected = (Objective(net, batches, parameters=parameters) for net in (model, written))
+        vectors = random(objective.dimension, 2)
+        assert_close(objective.value(), expected.value())
+        assert_close(objective.sample_losses()[0], expected.sample_losses()[0])
+        assert_close(Hessian(objective) @ vectors, Hessian(expected) @ vectors)
 
 
 @pytest.mark.parametrize("build", [Clamped, WrittenInData])
@@ -294,11 +294,11 @@ def test_backward_hooks_of_others_are_silent_and_stay(name):
     model, called = hooked(BACKWARD[name])
     plain, _ = hooked(lambda model, called: None, inplace=False)
     before = snapshot(model)
-    found, expected = (Objective(net, ROWS) for net in (model, plain))
-    vectors = random(found.dimension, 2)
-    assert torch.equal(found.gradient(), expected.gradient())
-    assert torch.equal(Hessian(found) @ vectors, Hessian(expected) @ vectors)
-    assert torch.equal(GGN(found) @ vectors, GGN(expected) @ vectors)
+    changed, expected = (Objective(net, ROWS) for net in (model, plain))
+    vectors = random(changed.dimension, 2)
+    assert torch.equal(changed.gradient(), expected.gradient())
+    assert torch.equal(Hessian(changed) @ vectors, Hessian(expected) @ vectors)
+    assert torch.equal(GGN(changed) @ vectors, GGN(expected) @ vectors)
     limits = [predict_limit(net, ROWS, epsilon=0.05, measure=False, progress=False) for net in (model, plain)]
     assert limits[0].sparsity == limits[1].sparsity
     assert not called
@@ -331,11 +331,11 @@ def test_a_forward_hook_that_changes_the_output_counts():
     with torch.no_grad():
         doubled[0].weight.mul_(2)
         doubled[0].bias.mul_(2)
-    found, expected = Objective(model, ROWS), Objective(doubled, ROWS)
-    assert_close(found.value(), expected.value())
+    changed, expected = Objective(model, ROWS), Objective(doubled, ROWS)
+    assert_close(changed.value(), expected.value())
     factor = torch.cat([torch.full((24,), 2.0), torch.ones(18)]).double()
     vector = random(42)
-    assert_close(Hessian(found) @ vector, factor * (Hessian(expected) @ (factor * vector)))
+    assert_close(Hessian(changed) @ vector, factor * (Hessian(expected) @ (factor * vector)))
 
 
 def test_a_hook_on_the_graph_of_the_model_is_the_models_own():
@@ -370,6 +370,6 @@ def test_a_written_model_against_a_dense_hessian():
     weights = [clamped.body.weight, clamped.head.weight]
     hidden = torch.tanh(X @ weights[0].T + clamped.body.bias)
     loss = functional.cross_entropy(hidden @ weights[1].T + clamped.head.bias, Y)
-    found = Hessian(Objective(clamped, ROWS)) @ torch.eye(42, dtype=torch.float64)
-    assert_close(found, dense(loss, weights))
+    matrix = Hessian(Objective(clamped, ROWS)) @ torch.eye(42, dtype=torch.float64)
+    assert_close(matrix, dense(loss, weights))
     assert_close(Objective(model, ROWS).value(), loss.detach())

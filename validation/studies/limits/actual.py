@@ -1,14 +1,13 @@
-"""What a network really bears: one-shot accuracy along the sparsity, and the objective after re-training."""
+"""What a short re-training of the kept weights makes of the objective, and how far it reaches."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import numpy as np
 from torch import nn
 
 from estimators import Objective, UserError
@@ -20,12 +19,11 @@ from validation.tables.table import Bench
 from validation.training import Network, Recipe, accuracy, apply_masks, train
 
 Trial = dict[str, float]
-KEPT_GRID = tuple(float(kept) for kept in np.geomspace(1.0, 0.004, 48))
 
 
 @dataclass(frozen=True)
 class RetrainSettings:
-    """How definition (c) re-trains the kept weights.
+    """How the kept weights are re-trained for a short time.
 
     Args:
         epochs: Epochs of re-training, cosine from ``lr_factor`` times the recipe's rate.
@@ -51,53 +49,10 @@ def pruned(model: nn.Module, masks: Masks) -> nn.Module:
     return result
 
 
-def one_shot_accuracies(
-    model: nn.Module, data: ImageData, profile: MagnitudeProfile, grid: Sequence[float] = KEPT_GRID
-) -> list[tuple[float, float]]:
-    """Held-out accuracy after one-shot global magnitude pruning.
-
-    Args:
-        model: Trained network.
-        data: Accuracy is taken on its test part.
-        profile: Magnitude profile of the prunable weights.
-        grid: Kept fractions in (0, 1], falling.
-
-    Returns:
-        Pairs ``(sparsity, accuracy)`` by rising sparsity.
-    """
-    result = []
-    for kept in grid:
-        sparsity = 1 - kept
-        result.append((sparsity, accuracy(pruned(model, profile.masks(sparsity)), data)))
-    return result
-
-
-def sustained(accuracies: Sequence[tuple[float, float]], least: float) -> float:
-    """Last sparsity of the region from 0 on in which every accuracy is at least ``least``.
-
-    Example:
-        >>> sustained([(0.0, 0.9), (0.5, 0.91), (0.7, 0.8), (0.8, 0.9)], 0.9)
-        0.5
-    """
-    last = 0.0
-    for sparsity, value in accuracies:
-        if value < least:
-            break
-        last = sparsity
-    return last
-
-
 def retraining_recipe(recipe: Recipe, settings: RetrainSettings) -> Recipe:
-    """Recipe of re-training: the network's own objective, batch size and momentum, a short cosine schedule."""
-    return Recipe(
-        epochs=settings.epochs,
-        lr=settings.lr_factor * recipe.lr,
-        momentum=recipe.momentum,
-        l1=recipe.l1,
-        l2=recipe.l2,
-        batch_size=recipe.batch_size,
-        augment=recipe.augment,
-    )
+    """Recipe of re-training: the network's own objective, optimiser and batches, a short cosine schedule."""
+    rate = settings.lr_factor * recipe.lr
+    return replace(recipe, epochs=settings.epochs, lr=rate, schedule="cosine", milestones=(), warmup=0)
 
 
 def retrained(
@@ -137,8 +92,8 @@ def stored_trial(network: Network, bench: Bench, sparsity: float) -> Trial:
         sparsity: Removed fraction.
     """
     settings = bench.suite.settings(RetrainSettings)
-    budget = {"epochs": settings.epochs, "lr_factor": settings.lr_factor}
-    plain = {"network": network.settings(), "retrain": budget, "sparsity": sparsity}
+    recipe = retraining_recipe(network.recipe, settings).settings()
+    plain = {"network": network.settings(), "retrain": recipe, "sparsity": sparsity}
     file = run_folder(bench.out, "retrained", plain) / "trial.json"
     trial: Trial | None = read_json(file)
     if trial is None:
@@ -148,7 +103,7 @@ def stored_trial(network: Network, bench: Bench, sparsity: float) -> Trial:
 
 
 def retrained_limit(
-    retrain: Callable[[float], Trial], level: float, start: float, evaluations: int, known: Sequence[Trial] = ()
+    retrain: Callable[[float], Trial], level: float, start: float, evaluations: int
 ) -> tuple[float, list[Trial]]:
     r"""Largest sparsity at which re-training the kept weights brings the objective to a level.
 
@@ -161,18 +116,12 @@ def retrained_limit(
         level: Largest objective that passes.
         start: A sparsity < 1 that passes.
         evaluations: Number of sparsities to try.
-        known: Trials made before.
 
     Returns:
-        The sparsity, and every new trial.
+        The sparsity, and every trial.
     """
-    passing = [trial for trial in known if trial["objective"] <= level and trial["sparsity"] >= start]
-    last = max(passing, key=_removed, default=None)
-    passed, passed_value = (math.log(1 - start), -math.inf) if last is None else _point(last)
-    failing = [trial for trial in known if trial["objective"] > level and math.log(1 - trial["sparsity"]) < passed]
-    first = min(failing, key=_removed, default=None)
-    failed, failed_value = (None, math.inf) if first is None else _point(first)
-    trials = []
+    passed, passed_value = math.log(1 - start), -math.inf
+    failed, failed_value, trials = None, math.inf, list[Trial]()
     for _ in range(evaluations):
         where = passed - math.log(3) if failed is None else (passed + failed) / 2
         trials.append(retrain(1 - math.exp(where)))
@@ -185,11 +134,3 @@ def retrained_limit(
         return 1 - math.exp(passed), trials
     share = (level - passed_value) / (failed_value - passed_value)
     return 1 - math.exp(passed + share * (failed - passed)), trials
-
-
-def _removed(trial: Trial) -> float:
-    return trial["sparsity"]
-
-
-def _point(trial: Trial) -> tuple[float, float]:
-    return math.log(1 - trial["sparsity"]), trial["objective"]

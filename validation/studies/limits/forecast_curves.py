@@ -82,32 +82,46 @@ def kept_fraction(place: int) -> float:
     return math.pow(2.0, -place / QUARTERS)
 
 
-def crossing(points: Sequence[Row], level: Level) -> float | None:
-    """Kept fraction at which more is lost than is allowed for the first time, and at the next point too.
+def bracket(points: Sequence[Row], level: Level) -> tuple[Row, Row] | None:
+    """Neighbours between which more is lost than is allowed for the first time, and at the next point too.
 
     Args:
         points: Points of a curve by falling kept fraction; the dense network, which lost nothing, is not among them.
         level: What may be lost.
 
     Returns:
-        Linear between points in the logarithm of the kept fraction; None where no two points in a row, nor the last
-        one, lose more.
+        The last point before and the first one behind; None where no two points in a row, nor the last one, lose more.
+    """
+    before: Row = {"kept": 1.0, level.key: 0.0}
+    for number, point in enumerate(points):
+        if all(not later[level.key] <= level.allowed for later in points[number : number + 2]):
+            return before, point
+        before = point
+    return None
+
+
+def crossing(points: Sequence[Row], level: Level) -> float | None:
+    """Kept fraction at which more is lost than is allowed for the first time, and at the next point too.
+
+    Args:
+        points: See ``bracket``.
+        level: What may be lost.
+
+    Returns:
+        Linear between points in the logarithm of the kept fraction; None where there is no bracket.
 
     Example:
         >>> points = [{"kept": 0.5, "rise": 0.1}, {"kept": 0.25, "rise": 0.3}, {"kept": 0.125, "rise": 0.5}]
         >>> round(crossing(points, Level("a tenth more", "rise", 0.2)), 3)
         0.354
     """
-    before = (1.0, 0.0)
-    for number, point in enumerate(points):
-        value = point[level.key]
-        fails = [not later[level.key] <= level.allowed for later in points[number : number + 2]]
-        if all(fails):
-            share = (level.allowed - before[1]) / (value - before[1]) if math.isfinite(value) else 0.0
-            share = min(1.0, max(0.0, share)) if before[1] <= level.allowed else 0.0
-            return math.exp(math.log(before[0]) + share * (math.log(point["kept"]) - math.log(before[0])))
-        before = (point["kept"], value)
-    return None
+    ends = bracket(points, level)
+    if ends is None:
+        return None
+    (kept, passed), (less, failed) = [(point["kept"], point[level.key]) for point in ends]
+    share = (level.allowed - passed) / (failed - passed) if math.isfinite(failed) else 0.0
+    share = min(1.0, max(0.0, share)) if passed <= level.allowed else 0.0
+    return math.exp(math.log(kept) + share * (math.log(less) - math.log(kept)))
 
 
 def loses_all(point: Row, levels: Sequence[Level]) -> bool:

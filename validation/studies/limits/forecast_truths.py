@@ -65,19 +65,19 @@ class Truths:
         """Removed fraction of a place of the grid."""
         return removed_count(1 - kept_fraction(place), self.dimension) / self.dimension
 
+    def at(self, sparsity: float) -> Row:
+        """Prune by magnitude to any sparsity, do nothing else, and measure."""
+        return self.dense.lost(Measured.of(_pruned(self.model, sparsity), self.data), 1 - sparsity)
+
     def alone(self) -> list[Row]:
         """Prune by magnitude and do nothing else."""
-
-        def measure(place: int) -> Row:
-            return self._point(self._pruned(self.model, place), place)
-
-        return self._curve("alone", measure).downwards(1, 1)
+        return self._curve("alone", lambda place: self.at(self.sparsity(place))).downwards(1, 1)
 
     def again(self, run: int) -> list[Row]:
         """Prune by magnitude and train with the whole recipe once more, from its full learning rate."""
 
         def measure(place: int) -> Row:
-            model = self._pruned(self.model, place)
+            model = _pruned(self.model, self.sparsity(place))
             return self._point(self._trained(model, place, SEEDS * (1 + run)), place)
 
         return self._curve(f"again-{run}", measure).searched()
@@ -88,7 +88,7 @@ class Truths:
 
         def round_of(place: int) -> nn.Module:
             if place not in rounds:
-                model = self._pruned(round_of(place - COARSE), place)
+                model = _pruned(round_of(place - COARSE), self.sparsity(place))
                 rounds[place] = self._trained(model, place, SEEDS)
                 rounds.pop(place - COARSE)
             return rounds[place]
@@ -144,12 +144,6 @@ class Truths:
     def _curve(self, name: str, measure: Callable[[int], Row]) -> Curve:
         return Curve(measure, self.levels, last_place(self.dimension), self.folder / f"{name}.json")
 
-    def _pruned(self, model: nn.Module, place: int) -> nn.Module:
-        pruned = copy.deepcopy(model)
-        scores = {name: weight.abs() for name, weight in prunable(pruned).items()}
-        apply_masks(pruned, select(scores, self.sparsity(place)))
-        return pruned
-
     def _trained(self, model: nn.Module, place: int, seed: int) -> nn.Module:
         kept = {name: weight.abs() for name, weight in prunable(model).items()}
         masks = select(kept, self.sparsity(place))
@@ -158,3 +152,10 @@ class Truths:
 
     def _point(self, model: nn.Module, place: int) -> Row:
         return self.dense.lost(Measured.of(model, self.data), 1 - self.sparsity(place))
+
+
+def _pruned(model: nn.Module, sparsity: float) -> nn.Module:
+    pruned = copy.deepcopy(model)
+    scores = {name: weight.abs() for name, weight in prunable(pruned).items()}
+    apply_masks(pruned, select(scores, sparsity))
+    return pruned

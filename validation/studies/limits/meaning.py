@@ -1,55 +1,62 @@
-"""Table ``meaning``: which prediction speaks of which truth, with and without L1, beside a dense control."""
+"""Table ``meaning``: which prediction speaks of which truth, with L1 and without, beside a constant."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Any
 
-from pruning_limits.plotting import BLUE, GREEN, GREY, ORANGE, new_figure, save, sparsity_axis
-from pruning_limits.result import established
-from validation.studies.limits.actual import RetrainSettings, retrained_limit, stored_trial
-from validation.studies.limits.predicted import LimitSettings, limit_notes, predicted_limit
+from pruning_limits.plotting import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, new_figure, save, sparsity_axis
+from validation.studies.limits import theory_vs_actual
+from validation.studies.limits.predicted import limit_notes, predicted_limit
+from validation.studies.limits.protocols import (
+    ALONE,
+    LOSS,
+    OBJECTIVE,
+    SECTIONS,
+    SHORT,
+    WHOLE,
+    run,
+    settings,
+    shortened,
+)
+from validation.studies.limits.theory_vs_actual import kept_factor, protocol_notes
 from validation.studies.limits.weight_scale import PenaltySettings
 from validation.tables.suite import Suite
-from validation.tables.table import Bench, Cell, Table
-from validation.tables.writing import Column, Page, Row, network_row, with_means, write_table
+from validation.tables.table import Cell, Table
+from validation.tables.writing import Column, Page, Row, write_table
 
 NAME = "meaning"
+CONSTANT = "constant"
 PREDICTIONS = {
-    "isotropic": "Hessian, isotropic",
-    "retrained": "GGN, isotropic",
-    "directional": "GGN, directional",
+    "hessian": "formula, Hessian",
+    "ggn": "formula, GGN",
+    "directional": "directional, GGN",
+    "forecast": "forecast",
+    "alone": "measured one-shot",
+    CONSTANT: "a constant (naive)",
 }
-TRUTHS = {
-    "one_shot": "one-shot",
-    "again": "re-trained, F* + epsilon",
-    "control": "re-trained, control + epsilon",
-}
+COLOURS = (ORANGE, GREEN, BLUE, BLACK, PURPLE, GREY)
+TRUTHS = ((ALONE, OBJECTIVE), (ALONE, LOSS), (SHORT, OBJECTIVE), (WHOLE, LOSS))
+GROUPS = {"L1": "with L1", "none": "without"}
+ALL = "all"
 COLUMNS = (
-    Column("model", "model"),
-    Column("dataset", "data"),
-    Column("penalty", "penalty"),
-    Column("seed", "seed"),
-    Column("parameters", "D", ",d"),
-    Column("epsilon", "epsilon", ".4f"),
-    *(Column(key, f"predicted: {name}", ".2%") for key, name in PREDICTIONS.items()),
-    *(Column(key, f"actual: {name}", ".2%") for key, name in TRUTHS.items()),
-    Column("fall", "dense control - F*, epsilons", "+.2f"),
-    Column("above", "directional above all actual"),
-    Column("status", "status"),
+    Column("prediction", "prediction"),
+    *(
+        Column(f"{truth}, {level}, {group}", f"{truth}, by {level}, {words}", ".2f")
+        for truth, level in TRUTHS
+        for group, words in GROUPS.items()
+    ),
 )
 
 
 def cells(suite: Suite) -> list[Cell]:
     """Return two cells per network: trained with L1, and without a penalty."""
     result: dict[Cell, None] = {}
-    kinds = dict.fromkeys((network.model, network.dataset) for network in suite.networks)
-    for kind in kinds:
-        own = [network for network in suite.networks if (network.model, network.dataset) == kind]
+    networks = shortened(suite).networks
+    for kind in dict.fromkeys((network.model, network.dataset) for network in networks):
+        own = [network for network in networks if (network.model, network.dataset) == kind]
         for penalised in (True, False):
             for network in own:
                 l1 = (network.recipe.l1 or suite.settings(PenaltySettings).l1) if penalised else 0.0
@@ -57,120 +64,152 @@ def cells(suite: Suite) -> list[Cell]:
     return list(result)
 
 
-def run(cell: Cell, bench: Bench) -> Row:
-    """Predict one network's limits, and measure what it bears at the level of itself and of the dense control."""
-    network, retrain = cell.network, partial(stored_trial, cell.network, bench)
-    limit, evaluations = predicted_limit(network, bench), bench.suite.settings(RetrainSettings).evaluations
-    start = min(limit.lower, 1 - 1 / limit.parameters)
-    again, trials = retrained_limit(retrain, limit.objective + limit.epsilon, start, evaluations)
-    dense = retrain(0.0)
-    level = dense["objective"] + limit.epsilon
-    control, more = retrained_limit(retrain, level, 0.0, evaluations, known=[dense, *trials])
-    truths = {"one_shot": limit.lower, "again": again, "control": control}
-    return (
-        network_row(network)
-        | truths
-        | {key: getattr(limit, "sparsity" if key == "isotropic" else key) for key in PREDICTIONS}
-        | {
-            "parameters": limit.parameters,
-            "epsilon": limit.epsilon,
-            "objective": limit.objective,
-            "fall": (dense["objective"] - limit.objective) / limit.epsilon,
-            "above": "yes" if established(limit.directional) >= max(truths.values()) else "no",
-            "status": limit.answer("formula").status.partition(":")[0],
-            "trials": [dense, *trials, *more],
-        }
-    )
+def truth_of(row: Row, truth: str, level: str) -> float | None:
+    """Return a network's true sparsity; None where no case of the row tells it."""
+    return next((case["actual"] for case in row["cases"] if (case["truth"], case["level"]) == (truth, level)), None)
 
 
-def distance(row: Row, prediction: str, truth: str) -> float:
-    r"""Distance :math:`|\ln\frac{1-s_1}{1-s_2}|` of a prediction to a truth; all removed counts as one weight kept.
+def constant(rows: Sequence[Row], row: Row, truth: str, level: str) -> float | None:
+    """Return the sparsity at the geometric mean of what networks of the other kinds keep; None without any.
 
-    Example:
-        >>> round(distance({"isotropic": 0.9, "again": 0.95, "parameters": 1000}, "isotropic", "again"), 4)
-        0.6931
+    Args:
+        rows: All networks.
+        row: The network that the constant is for; its model on its data is left out.
+        truth: How the networks are pruned.
+        level: What they must not lose.
     """
-    kept = [max(1 - row[key], 1 / row["parameters"]) for key in (prediction, truth)]
-    return abs(math.log(kept[0] / kept[1]))
+    others = [other for other in rows if (other["model"], other["dataset"]) != (row["model"], row["dataset"])]
+    ends = [truth_of(other, truth, level) for other in others]
+    kept = [max(1 - end, 1 / other["parameters"]) for end, other in zip(ends, others, strict=True) if end is not None]
+    return 1 - math.exp(sum(map(math.log, kept)) / len(kept)) if kept else None
 
 
-def nearest(rows: Sequence[Row], truth: str) -> tuple[str, float]:
-    """Return the prediction with the least mean distance to a truth, and that distance."""
-    means = {key: sum(distance(row, key, truth) for row in rows) / len(rows) for key in PREDICTIONS}
-    key = min(means, key=lambda one: means[one])
-    return key, means[key]
+def distances(rows: Sequence[Row]) -> list[Row]:
+    r"""Return how far every prediction is from every truth of every network.
+
+    Args:
+        rows: Rows of networks, see ``protocols.run``.
+
+    Returns:
+        A row for each pair that is known: both sparsities, and under ``distance`` the size of
+        :math:`\ln\frac{1-s_1}{1-s_2}`, all removed counting as one weight kept.
+    """
+    result = []
+    for row in rows:
+        for truth, level in TRUTHS:
+            known = row["predictions"][level] | {CONSTANT: constant(rows, row, truth, level)}
+            actual = truth_of(row, truth, level)
+            for key in PREDICTIONS:
+                factor = kept_factor(known[key], actual, row["parameters"])
+                if factor is not None:
+                    group = "none" if row["penalty"] == "none" else "L1"
+                    place: Row = {"truth": truth, "level": level, "group": group, "prediction": key}
+                    sides = {"predicted": known[key], "actual": actual, "parameters": row["parameters"]}
+                    result.append(place | sides | {"distance": abs(math.log(factor))})
+    return result
+
+
+def factors(pairs: Sequence[Row]) -> list[Row]:
+    """Return a line for every prediction: geometric means of its factor for every truth, of each group and of all."""
+    lines = []
+    for key, name in PREDICTIONS.items():
+        line: Row = {"key": key, "prediction": name}
+        for truth, level in TRUTHS:
+            every = [p for p in pairs if (key, truth, level) == (p["prediction"], p["truth"], p["level"])]
+            for group in (*GROUPS, ALL):
+                own = [p["distance"] for p in every if group in (p["group"], ALL)]
+                line[f"{truth}, {level}, {group}"] = math.exp(sum(own) / len(own)) if own else None
+        lines.append(line)
+    return lines
 
 
 def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None:
     """Write the table, say which prediction is nearest to which truth, and draw one against the other."""
-    retrain = suite.settings(RetrainSettings)
+    pairs = distances(rows)
+    table = factors(pairs)
     notes = [
         f"Made by `{command}`.",
-        *limit_notes(suite),
-        "Every network is trained twice with the same recipe: with L1 and without a penalty. Actual: one-shot global "
-        "magnitude pruning with F <= F* + epsilon; the same after re-training the kept weights for "
-        f"{retrain.epochs} epochs (SGD, cosine from {retrain.lr_factor} times the training rate) with the objective "
-        "that trained the network; and re-trained against the dense control: the dense network is given the same "
-        "further epochs, and the level is its objective plus epsilon. Every re-trained sparsity is interpolated after "
-        f"{retrain.evaluations} further trials.",
-        "Nearest is the prediction with the least mean distance |ln(kept predicted / kept actual)|; the factor is the "
-        "exponential of that mean.",
-        *_words(rows),
+        *limit_notes(shortened(suite)),
+        *protocol_notes(suite)[:2],
+        "Every network is trained twice with its recipe: with L1 and without a penalty. Of each prediction the table "
+        "says by which factor it misses the kept fraction of each truth: the exponential of the mean of "
+        "|ln(kept predicted / kept actual)|. Predictions are made by the same criterion and epsilon as the truth; the "
+        "forecast is always by the loss. The naive row is one constant for all networks of a kind, with L1 and "
+        "without: the geometric mean of what the suite's other kinds of network keep.",
+        *_words(rows, table),
     ]
-    table = with_means(rows, COLUMNS, ("model", "dataset", "penalty"))
-    write_table(
-        folder, Page(NAME, f"Which prediction speaks of which truth, suite {suite.name}", notes, COLUMNS), table
-    )
-    _figure(rows, folder / f"{NAME}.png")
+    title = f"Which prediction speaks of which truth, suite {suite.name}"
+    networks = [{key: value for key, value in row.items() if key not in ("curves", "trials")} for row in rows]
+    write_table(folder, Page(NAME, title, notes, COLUMNS), table, networks=networks)
+    _figure(pairs, table, folder / f"{NAME}.png")
 
 
-def _words(rows: Sequence[Row]) -> list[str]:
-    lines = []
-    groups = {"with L1": [row for row in rows if row["penalty"] != "none"]}
-    groups["without a penalty"] = [row for row in rows if row["penalty"] == "none"]
-    for said, own in groups.items():
-        if own:
-            found = {truth: nearest(own, truth) for truth in TRUTHS}
-            parts = [f"{TRUTHS[t]}: {PREDICTIONS[key]} (factor {math.exp(d):.2f})" for t, (key, d) in found.items()]
-            expected = found["one_shot"][0] == "isotropic" and found["again"][0] == "retrained"
-            lines.append(
-                f"{len(own)} networks {said}, nearest prediction of each truth: {'; '.join(parts)}. That the Hessian "
-                f"speaks of one-shot and the GGN of re-trained pruning is {'confirmed' if expected else 'refuted'} "
-                f"here. The directional limit lies above everything achieved in "
-                f"{sum(row['above'] == 'yes' for row in own)} of {len(own)} networks. Further training of the dense "
-                f"network changes its objective by {sum(row['fall'] for row in own) / len(own):+.2f} epsilons on "
-                "average."
-            )
+def nearest(table: Sequence[Row], column: str) -> Row | None:
+    """Return the line of the prediction with the least factor in a column, the constant aside; None without any."""
+    known = [line for line in table if line[column] is not None and line["key"] != CONSTANT]
+    return min(known, key=lambda line: float(line[column]), default=None)
+
+
+def finding(table: Sequence[Row]) -> str:
+    """Say what tells best where re-training with the whole recipe ends, of all networks and of each group."""
+    parts = []
+    for group, words in {ALL: "one rule for all networks", **GROUPS}.items():
+        column = f"{WHOLE}, {LOSS}, {group}"
+        best, naive = nearest(table, column), table[-1][column]
+        if best is not None:
+            against = "" if naive is None else f" (a constant x{naive:.2f})"
+            parts.append(f"{words}, {best['prediction']} x{best[column]:.2f}{against}")
+    return f"Whole recipe, by loss, nearest: {'; '.join(parts) or 'not known'}"
+
+
+def _words(rows: Sequence[Row], table: Sequence[Row]) -> list[str]:
+    lines = [f"{finding(table)}."]
+    for group, words in GROUPS.items():
+        parts = []
+        for truth, level in TRUTHS:
+            column = f"{truth}, {level}, {group}"
+            best, naive = nearest(table, column), table[-1][column]
+            if best is not None:
+                against = "" if naive is None else f", a constant {naive:.2f}"
+                parts.append(f"{truth} by {level}: {best['prediction']} ({best[column]:.2f}{against})")
+        count = sum((row["penalty"] == "none") == (group == "none") for row in rows)
+        if parts:
+            lines.append(f"Nearest, {count} network{'s' * (count != 1)} {words}: {'; '.join(parts)}.")
     return lines
 
 
-def _figure(rows: Sequence[Row], path: Path) -> None:
-    figure, panels = new_figure(1, len(TRUTHS), size=(13.0, 4.6), sharex=True, sharey=True)
-    kept = [1 - row[key] for row in rows for key in (*PREDICTIONS, *TRUTHS) if row[key] < 1]
+def _figure(pairs: Sequence[Row], table: Sequence[Row], path: Path) -> None:
+    figure, panels = new_figure(2, 2, size=(9.0, 8.6), sharex=True, sharey=True)
+    kept = [max(1 - pair[key], 1 / pair["parameters"]) for pair in pairs for key in ("predicted", "actual")]
     least = 0.7 * min(kept, default=1.0)
-    for panel, (truth, said) in zip(panels, TRUTHS.items(), strict=True):
-        panel.plot([1, least], [1, least], color=GREY, linewidth=1, label="predicted = actual")
-        for (key, name), colour in zip(PREDICTIONS.items(), (ORANGE, GREEN, BLUE), strict=True):
-            for own, marker, how in (
-                ([row for row in rows if row["penalty"] != "none"], "o", "with L1"),
-                ([row for row in rows if row["penalty"] == "none"], "x", "without"),
-            ):
-                across, up = ([max(1 - row[one], least) for row in own] for one in (truth, key))
-                panel.plot(across, up, marker, color=colour, markersize=6, label=f"{name}, {how}")
+    for panel, (truth, level) in zip(panels.flat, TRUTHS, strict=True):
+        panel.plot([1, least], [1, least], color=GREY, linewidth=1)
+        for (key, name), colour in zip(PREDICTIONS.items(), COLOURS, strict=True):
+            for group, marker in (("L1", "o"), ("none", "x")):
+                own = [p for p in pairs if (p["prediction"], p["truth"], p["level"]) == (key, truth, level)]
+                own = [p for p in own if p["group"] == group]
+                sides = [[max(1 - p[side], 1 / p["parameters"]) for p in own] for side in ("actual", "predicted")]
+                label = f"{name}, {GROUPS[group]}"
+                panel.plot(*sides, marker, color=colour, markersize=6, label=label)
+        said = []
+        for group, words in GROUPS.items():
+            best = nearest(table, f"{truth}, {level}, {group}")
+            if best is not None:
+                said.append(f"{words}: {best['prediction']} x{best[f'{truth}, {level}, {group}']:.2f}")
+        panel.set_title("\n".join([f"{truth}, by {level}; nearest", *said]), loc="left", fontsize=9)
         sparsity_axis(panel.xaxis, least)
         sparsity_axis(panel.yaxis, least)
-        panel.tick_params(axis="x", labelrotation=45, labelsize=8)
+        panel.tick_params(labelsize=8)
+        panel.tick_params(axis="x", labelrotation=45)
         panel.grid(alpha=0.25)
-        panel.set(xlabel="actual limit (sparsity)")
-        panel.set_title(said, loc="left", fontsize=10)
-    panels[0].set_ylabel("predicted limit (sparsity)")
-    panels[-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    for panel in panels[1]:
+        panel.set_xlabel("actual (sparsity)", fontsize=9)
+    for panel in panels[:, 0]:
+        panel.set_ylabel("predicted (sparsity)", fontsize=9)
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=8, loc="outside lower center", ncols=3)
+    figure.suptitle(finding(table).replace("; ", ";\n"), fontsize=10)
     save(figure, path)
-
-
-def settings(suite: Suite) -> dict[str, Any]:
-    """Return the suite's settings that a row depends on."""
-    return suite.plain(LimitSettings, RetrainSettings)
 
 
 TABLE = Table(
@@ -179,6 +218,7 @@ TABLE = Table(
     run,
     write,
     cells,
-    sections=(LimitSettings, RetrainSettings, PenaltySettings),
+    sections=(*SECTIONS, PenaltySettings),
     prepare=predicted_limit,
+    rows_of=theory_vs_actual.NAME,
 )

@@ -215,6 +215,7 @@ def factor(rows: Sequence[Row], predicted: str, actual: str) -> tuple[float, flo
 def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None:
     """Write the table, say for which patterns the equation is worth anything, and draw predicted against actual."""
     patterns = suite.settings(PatternSettings)
+    dense = _dense_words(rows)
     notes = [
         f"Made by `{command}`.",
         "Sparsity is the removed fraction of convolution and linear weights. Allowed is a rise of the mean training "
@@ -226,7 +227,7 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
         "N:M has one sparsity: what is predicted there is the sparsity that "
         "its R allows, to be compared with what it removes; actual is that sparsity where it holds, else 0.",
         recipes(suite),
-        f"Dense networks, training loss and held-out accuracy: {_dense_words(rows)}.",
+        *([f"Dense networks, training loss and held-out accuracy: {dense}."] if dense else []),
         *_words(rows),
     ]
     write_table(
@@ -275,6 +276,8 @@ def _fixed_words(rows: Sequence[Row]) -> str:
     parts = []
     for truth, predicted, name, curvature in KINDS:
         known = [row for row in rows if None not in (row.get(truth), row.get(predicted))]
+        if not known:
+            continue
         holds = [row[truth] >= row["most"] for row in known]
         said = [row[predicted] >= row["most"] for row in known]
         same = sum(a == b for a, b in zip(holds, said, strict=True))
@@ -284,16 +287,21 @@ def _fixed_words(rows: Sequence[Row]) -> str:
 
 
 def _figure(rows: Sequence[Row], path: Path) -> None:
-    figure, panels = new_figure(1, len(KINDS), size=(14.0, 4.6), sharex=True, sharey=True)
     measured = [row for row in rows if row.get("most") is not None and not parsed(row["pattern"]).fixed]
-    kept = [1 - row[key] for row in measured for pair in KINDS for key in pair[:2] if row.get(key)]
+    kinds = [kind for kind in KINDS if any(None not in (row.get(kind[0]), row.get(kind[1])) for row in measured)]
+    kinds = kinds or list(KINDS[:1])  # empty axes where all patterns have one sparsity
+    figure, axes = new_figure(1, len(kinds), size=(0.4 + 4.6 * len(kinds), 4.6), sharex=True, sharey=True)
+    panels = np.atleast_1d(axes)
+    kept = [1 - row[key] for row in measured for pair in kinds for key in pair[:2] if row.get(key)]
     least = 0.7 * min([value for value in kept if value > 0], default=1.0)
     patterns = list(dict.fromkeys(row["pattern"] for row in measured))
-    for panel, (truth, predicted, name, curvature) in zip(panels, KINDS, strict=True):
+    for panel, (truth, predicted, name, curvature) in zip(panels, kinds, strict=True):
         panel.plot([1, least], [1, least], color="#666666", linewidth=1, label="predicted = actual")
         for colour, pattern in zip(COLOURS * 2, patterns, strict=False):
-            own = [row for row in measured if row["pattern"] == pattern]
-            across, up = ([max(1 - (row.get(key) or 0.0), least) for row in own] for key in (truth, predicted))
+            own = [
+                row for row in measured if row["pattern"] == pattern and None not in (row.get(truth), row[predicted])
+            ]
+            across, up = ([max(1 - row[key], least) for row in own] for key in (truth, predicted))
             panel.plot(across, up, "o", color=colour, markersize=5, label=pattern)
         sparsity_axis(panel.xaxis, least)
         sparsity_axis(panel.yaxis, least)
@@ -301,7 +309,7 @@ def _figure(rows: Sequence[Row], path: Path) -> None:
         panel.set_title(f"{name}, {curvature}", loc="left", fontsize=10)
         panel.grid(alpha=0.25)
     panels[0].set_ylabel("predicted (sparsity)")
-    panels[-1].legend(fontsize=8)
+    panels[0].legend(fontsize=8)
     save(figure, path)
 
 

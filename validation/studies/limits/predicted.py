@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -51,7 +52,7 @@ class BriefSettings:
 
 
 def predicted_limit(network: Network, bench: Bench) -> PruningLimit:
-    """Return a network's limit with the suite's settings, predicted once for all tables.
+    """Return a network's limit by the paper's protocol with the suite's settings, predicted once for all tables.
 
     Args:
         network: A network, trained where it is not yet.
@@ -62,16 +63,38 @@ def predicted_limit(network: Network, bench: Bench) -> PruningLimit:
     """
     settings = bench.suite.plain(LimitSettings)
     folder = run_folder(bench.out, "limit", {"network": network.settings(), **settings})
+    protocol = {"criterion": "objective", "penalty": network.recipe.penalty, **settings["limit"]}
+    return _stored(folder, network, bench, protocol)
+
+
+def user_limit(network: Network, bench: Bench, drop: float | None = None) -> PruningLimit:
+    """Return what ``predict_limit`` tells a user of a network, by its defaults, predicted once for all tables.
+
+    Args:
+        network: A network, trained where it is not yet.
+        bench: Its data.
+        drop: Allowed fall of the accuracy on held-out data; None allows a rise of the loss, the default.
+
+    Raises:
+        UserError: The stored limit is damaged or of another version of this package.
+    """
+    folder = run_folder(bench.out, "user-limit", {"network": network.settings(), "drop": drop})
+    if drop is None:
+        return _stored(folder, network, bench, {})
+    held_out = bench.data.batches("test", 1000)
+    return _stored(folder, network, bench, {"metric": "accuracy", "max_drop": drop, "held_out": held_out})
+
+
+def _stored(folder: Path, network: Network, bench: Bench, options: dict[str, Any]) -> PruningLimit:
+    """Predict a network's limit with some arguments, or read it."""
     if not (folder / "limit.json").exists():
         limit = predict_limit(
             bench.model(network),
             bench.data.batches("train", 1000),
-            penalty=network.recipe.penalty,
-            criterion="objective",
             seed=network.seed,
             progress=None if bench.progress else False,
             checkpoint=folder / "spectra.pt",
-            **settings["limit"],
+            **options,
         )
         limit.to_json(folder / "limit.json")
         (folder / "spectra.pt").unlink(missing_ok=True)

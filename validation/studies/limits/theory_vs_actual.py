@@ -1,133 +1,125 @@
-"""Table ``theory-vs-actual``: the predicted limit beside what pruning really reaches."""
+"""Table ``theory-vs-actual``: what is predicted beside what pruning reaches, by the paper's protocol and the user's."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
-from functools import partial
+import math
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
-from pruning_limits import MagnitudeProfile, PruningLimit
-from pruning_limits.plotting import BLUE, GREEN, GREY, ORANGE, new_figure, save, sparsity_axis
-from pruning_limits.result import established
-from validation.data import ImageData
-from validation.masks import prunable
-from validation.studies.limits.actual import (
-    RetrainSettings,
-    one_shot_accuracies,
-    retrained_limit,
-    stored_trial,
-    sustained,
+from pruning_limits.plotting import BLUE, GREY, ORANGE, new_figure, save, sparsity_axis
+from validation.studies.limits.actual import RetrainSettings
+from validation.studies.limits.forecast_curves import Level, crossing
+from validation.studies.limits.forecast_skill import AGAIN, spread_of_runs
+from validation.studies.limits.predicted import limit_notes, predicted_limit
+from validation.studies.limits.protocols import (
+    ACCURACY,
+    LOSS,
+    SECTIONS,
+    TruthSettings,
+    run,
+    settings,
+    shortened,
 )
-from validation.studies.limits.predicted import LimitSettings, limit_notes, predicted_limit
 from validation.tables.suite import Suite
-from validation.tables.table import Bench, Cell, Table
-from validation.tables.writing import Column, Page, Row, with_means, write_table
-from validation.training import Network, accuracy
+from validation.tables.table import Cell, Table
+from validation.tables.writing import Column, Page, Row, mean_and_spread, write_table
 
 NAME = "theory-vs-actual"
+KIND = ("model", "dataset", "penalty")
+QUESTION = ("protocol", "by", "rung", "truth", "level")
+PREDICTED = {
+    "one-shot": "measured one-shot",
+    "formula": "formula, Hessian",
+    "re-trained": "forecast",
+    "bound": "bound",
+}
+USERS = {
+    "one-shot": "by the user's criteria measurements do",
+    "re-trained": "forecasts",
+    "bound": "bounds",
+    "formula": "the formula",
+}
+NOWHERE = "no known case"
 COLUMNS = (
     Column("model", "model"),
     Column("dataset", "data"),
-    Column("seed", "seed"),
-    Column("parameters", "D", ",d"),
-    Column("accuracy", "dense test accuracy", ".2%"),
-    Column("epsilon", "epsilon", ".4f"),
-    Column("isotropic", "predicted one-shot (Hessian)", ".2%"),
-    Column("interval", "numerical interval"),
-    Column("actual_a", "(a) one-shot, objective", ".2%"),
-    Column("actual_b0", "(b) one-shot, accuracy kept", ".2%"),
-    Column("actual_b05", "(b) accuracy - 0.5 points", ".2%"),
-    Column("difference_a", "predicted - (a), points", "+.2f"),
-    Column("factor_a", "kept, predicted / (a)", ".2f"),
-    Column("retrained", "predicted re-trained (GGN)", ".2%"),
-    Column("actual_c", "(c) re-trained", ".2%"),
-    Column("difference_c", "predicted - (c), points", "+.2f"),
-    Column("factor_c", "kept, predicted / (c)", ".2f"),
-    Column("status", "status"),
-    Column("seconds", "seconds", ".0f"),
+    Column("penalty", "penalty"),
+    Column("seeds", "seeds", "d"),
+    Column("protocol", "protocol"),
+    Column("prediction", "prediction"),
+    Column("target", "truth"),
+    Column("predicted", "predicted", ".2%"),
+    Column("low", "interval from", ".2%"),
+    Column("high", "to", ".2%"),
+    Column("actual", "actual", ".2%"),
+    Column("spread", "sd over seeds, points", ".2f"),
+    Column("held", "holds"),
+    Column("factor", "kept, predicted / actual", ".2f"),
 )
 
 
-def run(cell: Cell, bench: Bench) -> Row:
-    """Measure what one network bears beside its predicted limit.
-
-    Args:
-        cell: The network.
-        bench: Its data and the suite's settings.
-
-    Returns:
-        One row of the table, with the curves behind it.
-    """
-    network, data = cell.network, bench.data
-    model = bench.model(network)
-    limit = predicted_limit(network, bench)
-    evaluations = bench.suite.settings(RetrainSettings).evaluations
-    started = time.perf_counter()
-    profile = MagnitudeProfile(prunable(model))
-    dense = accuracy(model, data)
-    curve = one_shot_accuracies(model, data, profile)
-    level, start = limit.objective + limit.epsilon, min(limit.lower, 1 - 1 / limit.parameters)
-    actual_c, trials = retrained_limit(partial(stored_trial, network, bench), level, start, evaluations)
-    return _row(network, data, limit, dense, curve, actual_c) | {
-        "trials": trials,
-        "rises": [[0.0, 0.0], *([point.sparsity, point.rise] for point in limit.evidence.points)],
-        "accuracies": [list(point) for point in curve],
-        "predict_seconds": limit.cost.seconds,
-        "seconds": limit.cost.seconds + time.perf_counter() - started,
-    }
+def cells(suite: Suite) -> list[Cell]:
+    """Return a cell for every network, with the recipe that the suite's settings allow."""
+    return [Cell(network) for network in shortened(suite).networks]
 
 
-def _row(
-    network: Network,
-    data: ImageData,
-    limit: PruningLimit,
-    dense: float,
-    curve: Sequence[tuple[float, float]],
-    actual_c: float,
-) -> Row:
-    low, high = limit.interval
-    actual_a = limit.lower
-    return {
-        "model": network.model,
-        "dataset": data.name,
-        "seed": network.seed,
-        "parameters": limit.parameters,
-        "accuracy": dense,
-        "epsilon": limit.epsilon,
-        "objective": limit.objective,
-        "isotropic": limit.sparsity,
-        "interval": f"{low:.2%} to {high:.2%}",
-        "low": low,
-        "high": high,
-        "retrained": limit.retrained,
-        "upper": limit.upper,
-        "actual_a": actual_a,
-        "actual_b0": sustained(curve, dense),
-        "actual_b05": sustained(curve, dense - 0.005),
-        "actual_c": actual_c,
-        "difference_a": 100 * (limit.sparsity - actual_a),
-        "factor_a": kept_factor(limit.sparsity, actual_a),
-        "difference_c": 100 * (established(limit.retrained) - actual_c),
-        "factor_c": kept_factor(established(limit.retrained), actual_c),
-        "status": limit.answer("formula").status.partition(":")[0],
-        "status_reason": limit.answer("formula").status,
-        "step_error": limit.evidence.hessian.step_error,
-        "sample_error": limit.evidence.hessian.sample_error,
-        "ggn_step_error": established(limit.evidence.ggn).step_error,
-        "ggn_sample_error": established(limit.evidence.ggn).sample_error,
-    }
-
-
-def kept_factor(predicted: float, actual: float) -> float | None:
-    """Ratio of predicted to actual kept fraction; None where everything could be removed.
+def prediction(case: Row) -> str:
+    """Return the name of what predicts in a case, and by what.
 
     Example:
-        >>> kept_factor(0.5, 0.75), kept_factor(0.5, 1.0)
-        (2.0, None)
+        >>> prediction({"protocol": "user", "rung": "re-trained", "by": "loss"})
+        'forecast, by loss'
     """
-    return (1 - predicted) / (1 - actual) if actual < 1 else None
+    name = PREDICTED[case["rung"]]
+    if case["protocol"] == "paper" and case["rung"] == "re-trained":
+        name = "formula, GGN"
+    return f"{name}, by {case['by']}"
+
+
+def kept_factor(predicted: float | None, actual: float | None, dimension: int) -> float | None:
+    """Ratio of predicted to actual kept fraction, one weight being kept at least; None where one is unknown.
+
+    Example:
+        >>> kept_factor(0.5, 0.75, 100), kept_factor(0.5, 1.0, 100), kept_factor(None, 0.5, 100)
+        (2.0, 50.0, None)
+    """
+    if predicted is None or actual is None:
+        return None
+    return max(1 - predicted, 1 / dimension) / max(1 - actual, 1 / dimension)
+
+
+def lines(rows: Sequence[Row]) -> list[Row]:
+    """Return a line for every kind of network and case: means over seeds, and in how many of them it holds."""
+    result = []
+    for kind, part in groupby(rows, key=lambda row: [row[key] for key in KIND]):
+        group = list(part)
+        for cases in zip(*(row["cases"] for row in group), strict=True):
+            line: Row = dict(zip(KIND, kind, strict=True)) | {key: cases[0][key] for key in QUESTION}
+            line |= {"seeds": len(group), "prediction": prediction(cases[0])}
+            line["target"] = f"{cases[0]['truth']}, {cases[0]['level']}"
+            line |= {key: mean_and_spread(cases, key)[0] for key in ("predicted", "low", "high", "actual")}
+            spread = mean_and_spread(cases, "actual")[1]
+            line["spread"] = None if spread is None else 100 * spread
+            line["held"] = held(cases)
+            pairs = zip(cases, group, strict=True)
+            factors = [kept_factor(case["predicted"], case["actual"], row["parameters"]) for case, row in pairs]
+            logarithms = [math.log(factor) for factor in factors if factor is not None]
+            line["factor"] = math.exp(sum(logarithms) / len(logarithms)) if logarithms else None
+            result.append(line)
+    return result
+
+
+def held(cases: Iterable[Row]) -> str | None:
+    """Say in how many of the cases that tell the prediction holds; None where none tells.
+
+    Example:
+        >>> held([{"holds": True}, {"holds": False}, {"holds": None}])
+        '1 of 2'
+    """
+    known = [case["holds"] for case in cases if case["holds"] is not None]
+    return f"{sum(known)} of {len(known)}" if known else None
 
 
 def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None:
@@ -139,59 +131,137 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
         folder: Where to.
         command: The command that made the table.
     """
-    retrain = suite.settings(RetrainSettings)
-    notes = [
-        f"Made by `{command}`.",
-        *limit_notes(suite),
-        "Actual: (a) largest sparsity at which one-shot global magnitude pruning keeps F <= F* + epsilon; (b) last "
-        "sparsity of the sustained region with test accuracy at least the dense one, or 0.5 points below it, on a grid "
-        "of 48 kept fractions from 1 to 0.004 (neighbours differ by 12 %); (c) sparsity at which "
-        f"{retrain.epochs} epochs of re-training the kept weights (SGD, cosine from {retrain.lr_factor} times the "
-        f"training rate, same penalty) reach F* + epsilon, interpolated between {retrain.evaluations} trials.",
-    ]
+    notes = [f"Made by `{command}`.", *limit_notes(shortened(suite)), *protocol_notes(suite), *_words(rows)]
+    notes.append(noise(rows, suite.settings(TruthSettings).drop))
     title = f"Predicted and actual pruning limits, suite {suite.name}"
-    write_table(folder, Page(NAME, title, notes, COLUMNS), with_means(rows, COLUMNS))
+    write_table(folder, Page(NAME, title, notes, COLUMNS), lines(rows), networks=list(rows))
     _figure(rows, folder / f"{NAME}.png")
 
 
+def protocol_notes(suite: Suite) -> list[str]:
+    """Return the paragraphs that say what the two protocols predict and what they hold it against."""
+    truths, retrain = suite.settings(TruthSettings), suite.settings(RetrainSettings)
+    cut = f" Recipes are cut to {truths.epochs} epochs at most." if truths.epochs else ""
+    return [
+        "Paper's protocol: what must not rise by more than epsilon is the objective, loss plus penalty. The formula "
+        "with the Hessian is held against one-shot global magnitude pruning, by the objective and at the knee of the "
+        f"accuracy; the formula with the GGN against {retrain.epochs} epochs of re-training the kept weights with the "
+        f"network's own optimiser (cosine from {retrain.lr_factor} times the training rate), interpolated between "
+        f"{retrain.evaluations} trials.",
+        "User's protocol: `predict_limit` by its defaults, with the loss alone as criterion and epsilon as above "
+        f"(*loss*), or with a fall of the held-out accuracy by {points(truths.drop)} (*accuracy*). Truths: "
+        "one-shot pruning measured on all data; and the magnitude mask with the whole recipe once more from its full "
+        f"learning rate, the geometric mean of what {truths.runs} orders of the data keep, on a grid of factors of "
+        f"sqrt(2) whose brackets are halved once.{cut}",
+        "A prediction holds where its interval contains the truth, to 0.01 points; a bound where the truth stays below "
+        "its upper end. The interval of a formula or a bound is numerical error only; that of the forecast is meant to "
+        "contain nine of ten networks; that of measured one-shot pruning ends at the networks that pass and fail, by "
+        "accuracy two standard errors wider. Ends and sparsities are means over seeds, factors geometric means.",
+    ]
+
+
+def points(share: float) -> str:
+    """Write a share in points.
+
+    Example:
+        >>> points(0.01), points(0.005)
+        ('1 point', '0.5 points')
+    """
+    return "1 point" if share == 0.01 else f"{100 * share:g} points"
+
+
+def _words(rows: Sequence[Row]) -> list[str]:
+    """Return the paragraphs that say what came out."""
+    networks = []
+    for kind, part in groupby(rows, key=lambda row: [row[key] for key in KIND]):
+        group = list(part)
+        accuracy = sum(row["dense"]["held_out"] for row in group) / len(group)
+        epsilon = sum(row["epsilon"][LOSS] for row in group) / len(group)
+        networks.append(
+            f"{kind[0]} on {kind[1]} (penalty {kind[2]}): {group[0]['parameters']:,} weights, held-out accuracy "
+            f"{accuracy:.2%}, epsilon {epsilon:.2g}"
+        )
+    return [f"Networks: {'; '.join(networks)}.", f"{verdict(rows)}."]
+
+
+def noise(rows: Sequence[Row], drop: float) -> str:
+    """Say by how much one run of the whole recipe spreads about the mean of all.
+
+    Args:
+        rows: Rows of networks, see ``protocols.run``.
+        drop: Allowed fall of the accuracy.
+    """
+    parts = []
+    for name, key in ((LOSS, "rise"), (ACCURACY, "held_out_drop")):
+        runs = []
+        for row in rows:
+            level = Level(name, key, row["epsilon"][LOSS] if name == LOSS else drop)
+            curves = {run: points for run, points in row["curves"].items() if run.startswith(AGAIN)}
+            runs.append({"levels": [{run: crossing(points, level) for run, points in curves.items()}]})
+        factor = spread_of_runs(runs)
+        parts.append(f"{factor:.2f} by {name}" if math.isfinite(factor) else f"an unknown one by {name}")
+    return (
+        f"What one run of the whole recipe keeps spreads by a factor {' and '.join(parts)} (one standard deviation of "
+        "its logarithm, between orders of the data)."
+    )
+
+
+def verdict(rows: Sequence[Row]) -> str:
+    """Say in how many cases the predictions of either protocol hold."""
+    cases = [case for row in rows for case in row["cases"]]
+    paper = [case for case in cases if case["protocol"] == "paper"]
+    parts = [f"The paper's formulas hold the truth in {held(paper) or NOWHERE}"]
+    for rung, words in USERS.items():
+        own = [case for case in cases if (case["protocol"], case["rung"]) == ("user", rung)]
+        parts.append(f"{words} in {held(own) or NOWHERE}")
+    return ", ".join(parts)
+
+
 def _figure(rows: Sequence[Row], path: Path) -> None:
-    groups = [list(part) for _, part in groupby(rows, key=lambda row: (row["model"], row["dataset"]))]
-    figure, axes = new_figure(len(groups), 2, size=(11.0, 3.4 * len(groups)), squeeze=False)
-    for (left, right), group in zip(axes, groups, strict=True):
-        least = min(0.25 * (1 - max(row["actual_c"], row["retrained"])) for row in group)
-        for number, row in enumerate(group):
-            first = number == 0
-            rises = [(1 - s, rise) for s, rise in row["rises"] if rise > 0 and s < 1]
-            label = "one-shot magnitude pruning" if first else None
-            left.plot(*zip(*rises, strict=True), ".-", color=BLUE, linewidth=1, label=label)
-            trials = sorted((1 - t["sparsity"], t["objective"] - row["objective"]) for t in row["trials"])
-            above = [(kept, max(rise, row["epsilon"] / 10)) for kept, rise in trials]
-            left.plot(*zip(*above, strict=True), "s", color=GREEN, markersize=4, label="re-trained" if first else None)
-            kept, values = zip(*[(1 - s, 100 * a) for s, a in row["accuracies"]], strict=True)
-            right.plot(kept, values, ".-", color=BLUE, linewidth=1, label=label)
-            retrained = [(1 - t["sparsity"], 100 * t["accuracy"]) for t in row["trials"]]
-            right.plot(*zip(*retrained, strict=True), "s", color=GREEN, markersize=4)
-            right.axhline(100 * row["accuracy"], color=GREY, linewidth=0.8, linestyle=":")
-        isotropic = sum(row["isotropic"] for row in group) / len(group)
-        again = sum(row["retrained"] for row in group) / len(group)
-        for one in (left, right):
-            low, high = min(row["low"] for row in group), max(row["high"] for row in group)
-            one.axvspan(max(1 - high, least), 1 - low, color=ORANGE, alpha=0.15, linewidth=0)
-            one.axvline(1 - isotropic, color=ORANGE, linestyle="--", label=f"predicted one-shot {isotropic:.2%}")
-            one.axvline(1 - again, color=GREEN, linestyle="--", label=f"predicted re-trained {again:.2%}")
-            one.grid(alpha=0.25)
-            sparsity_axis(one.xaxis, least)
-            one.tick_params(axis="x", labelrotation=45, labelsize=8)
-        epsilon = sum(row["epsilon"] for row in group) / len(group)
-        left.axhline(epsilon, color=GREY, linestyle=":", label="allowed rise")
-        left.set(yscale="log", ylabel="rise of the objective", ylim=(epsilon / 20, None))
-        left.set_title(f"{group[0]['model']}, {group[0]['dataset']}, {len(group)} seeds", loc="left", fontsize=10)
-        right.set(ylabel="test accuracy, %")
-        left.legend(fontsize=7)
-    for one in axes[-1]:
-        one.set_xlabel("sparsity (removed fraction)")
+    groups = [list(part) for _, part in groupby(rows, key=lambda row: [row[key] for key in KIND])]
+    count = len(rows[0]["cases"])
+    figure, panels = new_figure(len(groups), 1, size=(9.0, 1.2 + 0.33 * count * len(groups)), squeeze=False)
+    for panel, group in zip(panels[:, 0], groups, strict=True):
+        _draw(panel, group)
+    panels[-1, 0].set_xlabel("sparsity (removed fraction)", fontsize=9)
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    unique = dict(zip(labels, handles, strict=True))
+    figure.legend(unique.values(), unique.keys(), fontsize=8, loc="outside lower center", ncols=3)
+    figure.suptitle(verdict(rows).replace(", by the", ",\nby the"), fontsize=10)
     save(figure, path)
 
 
-SECTIONS = (LimitSettings, RetrainSettings)
-TABLE = Table(NAME, lambda suite: suite.plain(*SECTIONS), run, write, sections=SECTIONS, prepare=predicted_limit)
+def _draw(panel: Any, group: Sequence[Row]) -> None:
+    """Draw what is predicted of one kind of network, a line for each case, and what its seeds bear."""
+    table, dimension = lines(group), group[0]["parameters"]
+
+    def kept(sparsity: float) -> float:
+        return float(max(1 - sparsity, 1 / dimension))
+
+    values = [line["predicted"] for line in table] + [case["actual"] for row in group for case in row["cases"]]
+    least = 0.5 * min(kept(value) for value in values if value is not None)
+    for place, line in enumerate(table):
+        colour = ORANGE if line["protocol"] == "paper" else BLUE
+        if line["low"] is not None and line["high"] is not None:
+            ends = [max(kept(line[key]), least) for key in ("low", "high")]
+            label = f"interval, {line['protocol']}'s protocol"
+            panel.plot(ends, [place, place], color=colour, linewidth=7, alpha=0.35, solid_capstyle="butt", label=label)
+        if line["predicted"] is not None:
+            label = f"predicted, {line['protocol']}'s protocol"
+            panel.plot(kept(line["predicted"]), place, "o", color=colour, markersize=6, label=label)
+        for row in group:
+            actual = row["cases"][place]["actual"]
+            if actual is not None:
+                panel.plot(kept(actual), place, "|", color="black", markersize=13, label="actual, one seed each")
+    panel.set_yticks(range(len(table)), [f"{line['prediction']} → {line['target']}" for line in table], fontsize=8)
+    panel.invert_yaxis()
+    panel.axhline(sum(line["protocol"] == "paper" for line in table) - 0.5, color=GREY, linewidth=0.6)
+    sparsity_axis(panel.xaxis, least)
+    panel.tick_params(axis="x", labelsize=8)
+    panel.grid(alpha=0.25, axis="x")
+    seeds = f"{len(group)} seeds" if len(group) > 1 else "one seed"
+    title = f"{group[0]['model']} on {group[0]['dataset']}, penalty {group[0]['penalty']}, {seeds}"
+    panel.set_title(title, loc="left", fontsize=9)
+
+
+TABLE = Table(NAME, settings, run, write, cells, sections=SECTIONS, prepare=predicted_limit)

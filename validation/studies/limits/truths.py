@@ -55,7 +55,11 @@ def crossing(points: Sequence[tuple[float, float]], allowed: float) -> float:
 
 
 def refined_crossing(
-    rise: Callable[[float], float], curve: Mapping[float, float], allowed: float, dimension: int
+    rise: Callable[[float], float],
+    curve: Mapping[float, float],
+    allowed: float,
+    dimension: int,
+    refinements: int = REFINEMENTS,
 ) -> float:
     """Halve the bracket of the last crossing a few times, in log(1 - s), and read it off with ``crossing``.
 
@@ -64,6 +68,7 @@ def refined_crossing(
         curve: Rises at sparsities below 1 that are known already; the first one passes.
         allowed: Largest rise that passes.
         dimension: Number D of weights; sparsities are multiples of 1/D.
+        refinements: How often the bracket is halved.
 
     Returns:
         The sparsity.
@@ -73,7 +78,7 @@ def refined_crossing(
         0.941
     """
     known = dict(curve)
-    for _ in range(REFINEMENTS):
+    for _ in range(refinements):
         low, *later = sorted(known)
         low = max((s for s in later if known[s] <= allowed), default=low)
         high = min((s for s in later if s > low), default=None)
