@@ -24,6 +24,7 @@ ARRAYS = {
     "koopman-spectrum": ("spectra",),
     "lottery-tickets": ("cells.points",),
     "oracle": ("rows.runs",),
+    "retuned": ("cells",),
 }
 
 
