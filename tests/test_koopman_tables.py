@@ -203,7 +203,7 @@ def test_recorded_epochs_lie_on_one_training_run(
     assert [point.label for point in training.points] == ["1", "2", "converged"]
     assert [point.steps for point in training.points] == [10, 10, 10]
     states: dict[int, np.ndarray[Any, Any]] = {}
-    model = recording.build_model(network.model, digits.shape, digits.classes, network.seed)
+    model = recording.fresh_network(network, digits)
 
     def keep(step: int, model: nn.Module) -> None:
         states[step] = recording.flatten(list(recording.recorded_parameters(model).values())).numpy().copy()

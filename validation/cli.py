@@ -10,7 +10,8 @@ SUMMARIES = {
     "check": "Judge a sparsity, or a pruned network by its dense parent.",
     "demo": "Train a small network on embedded digits and answer how far it can be pruned, in under a minute.",
     "predict": "Predict the pruning limit of a trained network.",
-    "retune": "Prune a trained network to a sparsity in stages, re-tune it on few samples, and write its weights.",
+    "retune": "Prune a trained network to a sparsity or a pattern in stages, re-tune it on few samples, and write its "
+    "weights.",
     "spectrum": "Estimate the spectrum of the curvature: density plot, top eigenvalues, trace.",
     "validate": "Train, prune and measure: tables of predicted against actual limits.",
 }
