@@ -100,7 +100,7 @@ def predict_limit(
         parameters: Name patterns of the prunable weights; default the weights of convolution and linear layers, the
             input projections of attention among them.
         samples: Size of the random data sub-sample for curvature products; None takes what ``budget`` allows, at least
-            256 and at most 16,384 samples, or all where these are at most 1.5 times as many. With the default loss
+            64 and at most 16,384 samples, or all where these are at most 1.5 times as many. With the default loss
             badly fitted samples, which have most of the curvature, are drawn more often and weighted less.
         probes: Random vectors; None takes 1, and more where their error is beyond ``tolerance`` and that of the steps,
             as in small models, up to 8 and to 256 products.
