@@ -9,19 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import torch
 from networks import CASES, Images
 from timing import environment, environment_note, options
 
-from estimators import Objective, SpectralMeasure
-from pruning_limits.directions import Directions
+from estimators import Objective
 from pruning_limits.estimates import Estimates
 from pruning_limits.losses import all_losses
 from pruning_limits.magnitude import MagnitudeProfile
-from pruning_limits.magnitude_curve import MagnitudeCurve
 from pruning_limits.removed_directions import removed_directions
 from pruning_limits.settings import Settings
 from pruning_limits.stopping import STOPPING, Kind
@@ -108,7 +105,7 @@ def bound_rows(name: str, runs: Path) -> list[Row]:
         estimates = Estimates(Subsamples(losses, settings), curve, losses.epsilon(), False)
         ggn = estimates.estimate("ggn")
         directions = removed_directions(estimates, ggn, profile, gradient)
-        drawn, solve = replace(ggn, growth=1.0), partial(_directional, directions, curve, losses.epsilon())
+        drawn, solve = replace(ggn, growth=1.0), directions.solver(curve, losses.epsilon())
         sample = 1 - drawn.limit(solve)
         carried, steps = directions.growth * sample, directions.step_error + drawn.certified(solve).step_error
         if samples == total:
@@ -122,10 +119,6 @@ def bound_rows(name: str, runs: Path) -> list[Row]:
         rows.append(row | {"holds": carried / times - error <= truth <= carried * times + error})
         print(rows[-1], flush=True)
     return rows
-
-
-def _directional(directions: Directions, curve: MagnitudeCurve, epsilon: float, measure: SpectralMeasure) -> float:
-    return directions.limit(measure, curve, epsilon).sparsity
 
 
 def main() -> None:

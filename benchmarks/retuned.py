@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import copy
 import math
+import shlex
+import sys
 import time
 from argparse import BooleanOptionalAction
 from collections.abc import Callable, Mapping, Sequence
@@ -533,7 +535,7 @@ def main() -> None:
     ]
     columns += [Column("dense", "dense", ".2f"), *(Column(method, method, ".2f") for method in METHODS)]
     notes = [
-        f"Made by `python benchmarks/retuned.py --out {arguments.out}`. {environment_note()}",
+        f"Made by `python benchmarks/retuned.py {shlex.join(sys.argv[1:])}`. {environment_note()}",
         f"Accuracy in per cent on {HELD_OUT:,} held-out images; of the character transformer the share of characters "
         f"in {HELD_OUT // 5:,} other windows of the same text. All methods see the same training samples, of which a "
         "quarter as many again tell when to stop. Of the character transformer there are a quarter as many windows. "

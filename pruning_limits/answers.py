@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from pruning_limits.forecast import OUTSIDE
@@ -310,18 +310,8 @@ def directional(evidence: Evidence, allowed: Allowed) -> float | None:
     """Return the directional limit with the GGN, or None where the GGN says nothing."""
     if evidence.ggn is None or evidence.directions is None:
         return None
-    estimate, solve = _directional(evidence.ggn, evidence.directions, evidence, allowed)
-    return estimate.limit(solve)
-
-
-def _directional(
-    ggn: Estimate, directions: Directions, evidence: Evidence, allowed: Allowed
-) -> tuple[Estimate, Callable[[SpectralMeasure], float]]:
-    """Return the GGN with the growth of the directional limit, and what solves for that on a measure."""
-    return (
-        replace(ggn, growth=directions.growth),
-        lambda measure: directions.limit(measure, evidence.curve, allowed.epsilon).sparsity,
-    )
+    directions = evidence.directions
+    return directions.carried(evidence.ggn).limit(directions.solver(evidence.curve, allowed.epsilon))
 
 
 def bound(evidence: Evidence, allowed: Allowed, at: float | None, lower: float, how: str = "pruning alone") -> Answer:
@@ -337,8 +327,9 @@ def bound(evidence: Evidence, allowed: Allowed, at: float | None, lower: float, 
     if at is None or evidence.ggn is None or evidence.directions is None:
         return Answer("bound", None, None, None, "unknown", None, evidence.unknown)
     upper = with_window(at, evidence.parameters)
-    fewer, more = _bound_errors(evidence.ggn, evidence.directions, evidence, allowed, at)
-    low, high = (with_window(max(0.0, end), evidence.parameters) for end in (at - more, at + fewer))
+    solve = evidence.directions.solver(evidence.curve, allowed.epsilon)
+    fewer, more = _bound_errors(evidence.ggn, evidence.directions, solve, at)
+    low, high = (with_window(end, evidence.parameters) for end in (at - more, at + fewer))
     if lower > high:
         reason = f"{REFUTED}: it is {upper:.2%}, and {how} reaches {lower:.2%}"
         return Answer("bound", None, None, None, "unknown", None, reason)
@@ -350,7 +341,7 @@ def bound(evidence: Evidence, allowed: Allowed, at: float | None, lower: float, 
 
 
 def _bound_errors(
-    ggn: Estimate, directions: Directions, evidence: Evidence, allowed: Allowed, at: float
+    ggn: Estimate, directions: Directions, solve: Callable[[SpectralMeasure], float], at: float
 ) -> tuple[float, float]:
     r"""Return by how much less and more than :math:`k` may be kept at the directional limit, in sparsity.
 
@@ -359,14 +350,13 @@ def _bound_errors(
     :math:`k(1+\rho)`.
     """
     kept, times = 1 - at, 1 + directions.spread
-    estimate, solve = _directional(ggn, directions, evidence, allowed)
-    steps = estimate.certified(solve).step_error + directions.growth * directions.step_error
+    steps = directions.carried(ggn).certified(solve).step_error + directions.growth * directions.step_error
     return kept * (1 - 1 / times) + steps, kept * (times - 1) + steps
 
 
 def with_window(at: float, dimension: int) -> float:
-    """Return a directional limit plus the kinematic window at 5 %, at most 1."""
-    at = min(1.0, at)
+    """Return a directional limit, taken into [0, 1], plus the kinematic window at 5 %, at most 1."""
+    at = min(1.0, max(0.0, at))
     return min(1.0, at + concentration_width(at * dimension, dimension) / dimension)
 
 

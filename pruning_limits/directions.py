@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from estimators import Operator
+    from pruning_limits.parts import Estimate
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,14 @@ class Directions:
     def limit(self, measure: SpectralMeasure, curve: MagnitudeCurve, epsilon: float) -> DirectionalLimit:
         """Solve the directional equation with positive semidefinite curvature, see ``directional_limit``."""
         return directional_limit(measure, lambda s: self.at(s, curve.squared_norm(s)), curve, epsilon)
+
+    def solver(self, curve: MagnitudeCurve, epsilon: float) -> Callable[[SpectralMeasure], float]:
+        """Return what solves the directional equation on a measure, in sparsity, see ``limit``."""
+        return lambda measure: self.limit(measure, curve, epsilon).sparsity
+
+    def carried(self, ggn: Estimate) -> Estimate:
+        """Return the estimate of the GGN with the growth of the directional limit in place of the isotropic one's."""
+        return replace(ggn, growth=self.growth)
 
 
 def _place(sparsity: float) -> float:

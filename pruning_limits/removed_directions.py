@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from estimators import SpectralMeasure, Tridiagonal, UserError, gauss, gauss_radau
+from estimators import Tridiagonal, UserError, gauss, gauss_radau
 from estimators.measure import Rule
 from pruning_limits.directions import Directions, Slope, slopes
 from pruning_limits.estimates import Estimates
@@ -53,7 +53,7 @@ def removed_directions(
         root = pruned.limit(directions)
         distances = [abs(pruned.place(root) - pruned.place(knot)) for knot in directions.sparsities]
         if stopping.enough_knots(distances):
-            growth, spread = estimates.carried(ggn, pruned.solve(directions))
+            growth, spread = estimates.carried(ggn, directions.solver(estimates.curve, estimates.epsilon))
             return replace(directions, growth=growth, spread=spread)
         directions = pruned.measured([root], directions)
 
@@ -69,12 +69,8 @@ class _Pruned:
 
     def limit(self, directions: Directions) -> float:
         """Return the directional limit on the sub-sample."""
-        return replace(self.ggn, growth=1.0).limit(self.solve(directions))
-
-    def solve(self, directions: Directions) -> Callable[[SpectralMeasure], float]:
-        """Return what solves the directional equation on a measure of the GGN."""
-        curve, epsilon = self.estimates.curve, self.estimates.epsilon
-        return lambda measure: directions.limit(measure, curve, epsilon).sparsity
+        solve = directions.solver(self.estimates.curve, self.estimates.epsilon)
+        return replace(self.ggn, growth=1.0).limit(solve)
 
     def place(self, sparsity: float) -> float:
         """Return -log(1 - s), finite."""

@@ -212,10 +212,11 @@ function directionalLimit(measure, directions, curve, epsilon) {
   return excess(high) >= 0 ? high : brent(excess, low, high, 1e-4, 4 * Number.EPSILON);
 }
 
-/** Directional limit plus the kinematic window at 5 %, at most 1. */
-function withWindow(directional, dimension) {
+/** Directional limit, taken into [0, 1], plus the kinematic window at 5 %, at most 1. */
+function withWindow(limit, dimension) {
+  const directional = Math.min(1, Math.max(0, limit));
   const log = -Math.log(ETA);
-  const delta = Math.min(1, directional) * dimension;
+  const delta = directional * dimension;
   const width = (2 / 3) * log + Math.sqrt((4 / 9) * log ** 2 + 4 * log * Math.min(delta, dimension - delta));
   return Math.min(1, directional + width / dimension);
 }
@@ -357,7 +358,7 @@ function boundOf(evidence, at, epsilon, lower, by) {
   if (at === null) return unknownAnswer("bound", evidence.unknown);
   const upper = withWindow(at, evidence.parameters);
   const [fewer, more] = boundErrors(evidence, at, epsilon);
-  const [early, high] = [at - more, at + fewer].map((end) => withWindow(Math.max(0, end), evidence.parameters));
+  const [early, high] = [at - more, at + fewer].map((end) => withWindow(end, evidence.parameters));
   if (lower > high) {
     const reached = `it is ${hundredths(upper)}, and ${by} reaches ${hundredths(lower)}`;
     return unknownAnswer("bound", `the quadratic model's bound is refuted: ${reached}`);

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from validation.studies.limits.protocols import (
     settings,
     shortened,
 )
+from validation.tables.kinds import kinds_of
 from validation.tables.suite import Suite
 from validation.tables.table import Cell, Table
 from validation.tables.writing import Column, Page, Row, mean_and_spread, write_table
@@ -93,8 +93,7 @@ def kept_factor(predicted: float | None, actual: float | None, dimension: int) -
 def lines(rows: Sequence[Row]) -> list[Row]:
     """Return a line for every kind of network and case: means over seeds, and in how many of them it holds."""
     result = []
-    for kind, part in groupby(rows, key=lambda row: [row[key] for key in KIND]):
-        group = list(part)
+    for kind, group in kinds_of(rows).items():
         for cases in zip(*(row["cases"] for row in group), strict=True):
             line: Row = dict(zip(KIND, kind, strict=True)) | {key: cases[0][key] for key in QUESTION}
             line |= {"seeds": len(group), "prediction": prediction(cases[0])}
@@ -173,8 +172,7 @@ def points(share: float) -> str:
 def _words(rows: Sequence[Row]) -> list[str]:
     """Return the paragraphs that say what came out."""
     networks = []
-    for kind, part in groupby(rows, key=lambda row: [row[key] for key in KIND]):
-        group = list(part)
+    for kind, group in kinds_of(rows).items():
         accuracy = sum(row["dense"]["held_out"] for row in group) / len(group)
         epsilon = sum(row["epsilon"][LOSS] for row in group) / len(group)
         networks.append(
@@ -218,7 +216,7 @@ def verdict(rows: Sequence[Row]) -> str:
 
 
 def _figure(rows: Sequence[Row], path: Path) -> None:
-    groups = [list(part) for _, part in groupby(rows, key=lambda row: [row[key] for key in KIND])]
+    groups = list(kinds_of(rows).values())
     count = len(rows[0]["cases"])
     figure, panels = new_figure(len(groups), 1, size=(9.0, 1.2 + 0.33 * count * len(groups)), squeeze=False)
     for panel, group in zip(panels[:, 0], groups, strict=True):
