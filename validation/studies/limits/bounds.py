@@ -59,7 +59,9 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
     ]
     table = with_means(rows, COLUMNS)
     write_table(folder, Page(NAME, f"Bounds on the pruning limit, suite {suite.name}", notes, COLUMNS), table)
-    figure, axes = new_figure(1, size=(8.0, 1.5 + 0.32 * len(rows)))
+    figure, axes = new_figure(1, size=(8.0, 1.8 + 0.32 * len(rows)))
+    gaps = [100 * (row["upper"] - row["lower"]) for row in rows]
+    figure.suptitle(f"Lower and upper bound lie {min(gaps):.1f} to {max(gaps):.1f} points apart", fontsize=11)
     for height, row in enumerate(reversed(rows)):
         axes.plot([1 - row["lower"], max(1 - row["upper"], 1e-4)], [height, height], color=GREY, linewidth=1)
         axes.plot([max(1 - row["high"], 1e-4), 1 - row["low"]], [height, height], color=ORANGE, linewidth=5, alpha=0.3)

@@ -291,6 +291,7 @@ def _figure(rows: Sequence[Row], path: Path) -> None:
     kinds = [kind for kind in KINDS if any(None not in (row.get(kind[0]), row.get(kind[1])) for row in measured)]
     kinds = kinds or list(KINDS[:1])  # empty axes where all patterns have one sparsity
     figure, axes = new_figure(1, len(kinds), size=(0.4 + 4.6 * len(kinds), 4.6), sharex=True, sharey=True)
+    figure.suptitle(_finding(measured), fontsize=11)
     panels = np.atleast_1d(axes)
     kept = [1 - row[key] for row in measured for pair in kinds for key in pair[:2] if row.get(key)]
     least = 0.7 * min([value for value in kept if value > 0], default=1.0)
@@ -311,6 +312,18 @@ def _figure(rows: Sequence[Row], path: Path) -> None:
     panels[0].set_ylabel("predicted (sparsity)")
     panels[0].legend(fontsize=8)
     save(figure, path)
+
+
+def _finding(rows: Sequence[Row]) -> str:
+    """Say how much is kept by the equation over what is really kept, of all patterns with many sparsities."""
+    parts = []
+    for truth, predicted, name, _ in KINDS:
+        ratio = factor([row for row in rows if None not in (row.get(truth), row.get(predicted))], predicted, truth)
+        if ratio is not None:
+            parts.append(f"{ratio[0]:.2f} times ({name})")
+    if not parts:
+        return "Every pattern has one sparsity only"
+    return f"What the equation keeps of what is needed: {', '.join(parts)}"
 
 
 def settings(suite: Suite) -> dict[str, Any]:

@@ -87,7 +87,9 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
     write_table(
         folder, Page(NAME, f"Limit against weight scale and curvature, suite {suite.name}", notes, COLUMNS), table
     )
-    figure, panels = new_figure(1, 2, size=(10.0, 4.2), sharey=True)
+    figure, panels = new_figure(1, 2, size=(10.0, 4.5), sharey=True)
+    always = "falls with every step of" if falling else "does not always fall with"
+    figure.suptitle(f"The predicted limit {always} the size of the weights and of the curvature", fontsize=11)
     groups = list(dict.fromkeys((row["model"], row["dataset"], row["penalty"]) for row in rows))
     for axes, what in zip(panels, WHAT, strict=True):
         for colour, group in zip(COLOURS * 3, groups, strict=False):
