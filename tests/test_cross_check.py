@@ -80,10 +80,10 @@ def test_a_wrong_product_is_found(libraries, monkeypatch):
 def test_a_library_that_fails_is_a_note(libraries):
     model, batches = seeded(Idle), classification(3, classes=2)()
     rows, notes = cross_check(Objective(model, batches))
-    compared, failed = {row.library.split()[0] for row in rows}, {note.partition(":")[0] for note in notes}
-    assert "PyHessian" in failed
-    assert failed ^ compared == {"PyHessian", "curvlinops"}  # curvlinops fails, too, with torch 2.3
+    failing = ["PyHessian", "curvlinops"] if torch.__version__.startswith("2.3.") else ["PyHessian"]
+    assert {row.library.split()[0] for row in rows} == {"PyHessian", "curvlinops"} - {*failing}
     assert all(row.agrees for row in rows)
+    assert [note.partition(": ")[0] for note in notes] == failing
     assert not any("\n" in note for note in notes)
 
 

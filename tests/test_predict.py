@@ -447,7 +447,8 @@ def test_the_interval_holds_the_dense_answer(wide, exact, options):
     for seed in range(3):
         limit = predict_limit(*wide, epsilon=0.02, measure=False, seed=seed, **options)
         low, high = limit.interval
-        assert low < limit.sparsity < high < low + 0.45
+        widest = 0.45 if "samples" in options else 0.4  # a draw has an error of its own
+        assert low < limit.sparsity < high < low + widest
         errors.append(abs(limit.sparsity - exact[0]) / ((high - low) / 2))
         assert abs(ggn_limit(limit) - exact[1]) < 0.15
         assert limit.evidence.hessian.steps == options["steps"]
