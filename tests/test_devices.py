@@ -111,6 +111,17 @@ def test_the_command_refuses_before_it_trains(name: str, tmp_path: Path) -> None
     assert not list(tmp_path.iterdir())
 
 
+def test_the_command_trains_in_mixed_precision(tmp_path: Path) -> None:
+    suite = tmp_path / "two.toml"
+    recipe = "{ epochs = 1, lr = 0.05 }"
+    suite.write_text(f'[[network]]\nmodel = "fc3-tiny"\ndataset = "digits"\nseeds = [0, 1]\nrecipe = {recipe}\n')
+    command = ["validate", "--suite", str(suite), "--table", "weights", "--out", str(tmp_path / "runs")]
+    result = CliRunner().invoke(main, [*command, "--precision", "bfloat16"], catch_exceptions=False)
+    assert result.exit_code == 0
+    settings = [json.loads(file.read_text()) for file in (tmp_path / "runs").glob("network-*/settings.json")]
+    assert [entry["recipe"]["precision"] for entry in settings] == ["bfloat16"] * 2
+
+
 # ---------------------------------------------------------------------------------------------- the pretended device
 
 

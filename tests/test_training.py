@@ -129,6 +129,34 @@ def test_the_schedule_reaches_the_optimizer(few: ImageData, monkeypatch: pytest.
     assert used == rates(recipe, 3)
 
 
+# ------------------------------------------------------------------------------------------------- precision
+
+
+def test_mixed_precision_rounds_the_layers_and_keeps_weights_in_float32(few: ImageData) -> None:
+    logits: dict[str, torch.dtype] = {}
+    ends: dict[str, dict[str, Tensor]] = {}
+    for precision in ("float32", "bfloat16"):
+        model = linear()
+        note = model.register_forward_hook(lambda *call, name=precision: logits.__setitem__(name, call[2].dtype))
+        train(model, few, Recipe(2, 0.1, batch_size=64, precision=precision), 0)
+        note.remove()
+        ends[precision] = dict(model.state_dict())
+    assert logits == {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    for name, weights in ends["float32"].items():
+        rounded = ends["bfloat16"][name]
+        assert rounded.dtype == torch.float32
+        assert not torch.equal(weights, rounded)
+        torch.testing.assert_close(weights, rounded, rtol=0.05, atol=0.01)
+    assert not torch.is_autocast_enabled("cpu")
+
+
+def test_the_precision_names_a_network_where_it_is_not_float32() -> None:
+    assert "precision" not in Recipe(1, 0.1).settings()
+    assert Recipe(1, 0.1, precision="bfloat16").settings()["precision"] == "bfloat16"
+    with pytest.raises(UserError, match=r"^precision: expected one of float32, bfloat16, got 'half'$"):
+        Recipe(1, 0.1, precision="half")
+
+
 # ------------------------------------------------------------------------------------------------- resuming
 
 

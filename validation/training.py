@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from validation.tables.storage import load_tensors, run_folder, save_tensors, wr
 CPU = torch.device("cpu")
 SCHEDULES = ("constant", "cosine", "multistep")
 OPTIMIZERS = ("sgd", "adamw")
+PRECISIONS = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class Recipe:
         augment: Random shifts of up to four pixels and flips.
         optimizer: ``"sgd"`` or ``"adamw"``, which has no use for ``momentum`` and ``nesterov``.
         decay: Decoupled weight decay of ``"adamw"``.
+        precision: ``"float32"``, or ``"bfloat16"`` for mixed precision: layers compute in bfloat16, while weights,
+            optimizer and everything that is measured afterwards stay in float32.
     """
 
     epochs: int
@@ -62,10 +65,13 @@ class Recipe:
     augment: bool = False
     optimizer: str = "sgd"
     decay: float = 0.0
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZERS:
             raise UserError(f"optimizer: expected one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}")
+        if self.precision not in PRECISIONS:
+            raise UserError(f"precision: expected one of {', '.join(PRECISIONS)}, got {self.precision!r}")
         if self.decay and self.optimizer != "adamw":
             raise UserError("recipe: decay is the decoupled weight decay of adamw; take l2 with sgd")
         if self.schedule not in SCHEDULES:
@@ -82,11 +88,17 @@ class Recipe:
         return L2(self.l2) if self.l2 else None
 
     def settings(self) -> dict[str, Any]:
-        """Plain values for hashing; those of an optimizer that is not SGD only where there is one."""
+        """Plain values for hashing; optimizer and precision only where they are not SGD and float32."""
         values = asdict(self) | {"milestones": list(self.milestones)}
         if self.optimizer == "sgd":
             del values["optimizer"], values["decay"]
+        if self.precision == "float32":
+            del values["precision"]
         return values
+
+    def arithmetic(self, device: torch.device) -> AbstractContextManager[Any]:
+        """Return the context of forward passes on a device; it changes nothing for float32."""
+        return torch.autocast(device.type, torch.bfloat16) if self.precision == "bfloat16" else nullcontext()
 
     def optimizing(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         """Return the optimizer of some parameters."""
@@ -181,7 +193,7 @@ def train(
                 for group in optimizer.param_groups:
                     group["lr"] = recipe.learning_rate(step, per_epoch)
                 optimizer.zero_grad()
-                with fixed_randomness(seed, step, device):
+                with fixed_randomness(seed, step, device), recipe.arithmetic(device):
                     loss = nn.functional.cross_entropy(model(x.to(device)), y.to(device))
                 loss.backward()  # type: ignore[no-untyped-call]
                 if penalty is not None:

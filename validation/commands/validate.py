@@ -16,6 +16,7 @@ from validation.tables.discovery import tables
 from validation.tables.executors import EXECUTORS
 from validation.tables.reading import known_suites, load_suite
 from validation.tables.runner import Run, run_table
+from validation.training import PRECISIONS
 
 
 @click.command()
@@ -41,11 +42,18 @@ from validation.tables.runner import Run, run_table
     show_default=True,
     help="Where networks are trained, pruned and measured: cpu, cuda, cuda:1 ...",
 )
+@click.option(
+    "--precision",
+    type=click.Choice(PRECISIONS),
+    help="Train every network of the suite in mixed precision, or none; what is measured stays in float32.",
+)
 @alone
-def validate(suite_name: str, names: tuple[str, ...], only: str, **options: Any) -> None:
+def validate(suite_name: str, names: tuple[str, ...], only: str, precision: str | None, **options: Any) -> None:
     """Train, prune and measure: tables of predicted against actual limits."""
     run = Run(**options, command=shlex.join(["pruning-limits", *sys.argv[1:]]))
     suite = load_suite(suite_name).only(only)
+    if precision is not None:
+        suite = suite.trained_in(precision)
     refuse_unwritable(run.out / "table.json")
     for table in names or [name for name, table in tables().items() if table.cells(suite)]:
         folder = run_table(table, suite, run)

@@ -139,7 +139,7 @@ def search(problem: Problem, sparsity: float, epochs: int, l2: float = SCORE_L2)
         for x, y in loader.shuffled(problem.seed, epoch, augment=problem.recipe.augment):
             optimizer.param_groups[0]["lr"] = schedule.learning_rate(step, len(loader))
             optimizer.zero_grad()
-            with fixed_randomness(problem.seed, step):
+            with fixed_randomness(problem.seed, step, device), problem.recipe.arithmetic(device):
                 loss = gem.loss(x.to(device), y.to(device), l2)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()

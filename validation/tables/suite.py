@@ -60,6 +60,15 @@ class Suite:
         others = (section for section in self.sections if type(section) is not type(settings))
         return replace(self, sections=(*others, settings))
 
+    def trained_in(self, precision: str) -> Suite:
+        """Return the suite with every network trained in a precision, ``"float32"`` or ``"bfloat16"``.
+
+        Raises:
+            UserError: There is no such precision.
+        """
+        networks = (replace(n, recipe=replace(n.recipe, precision=precision)) for n in self.networks)
+        return replace(self, networks=tuple(networks))
+
     def only(self, pattern: str) -> Suite:
         """Return the suite of the networks in whose ``model-dataset-seed`` a regular expression is found.
 
