@@ -49,14 +49,14 @@ class IterativeSettings(BriefSettings):
 
     Args:
         sparsity: Where pruning ends.
-        epochs: Epochs of every training.
+        epochs: Epochs of every training; None takes the network's whole recipe each time.
         samples: See ``BriefSettings``; ``steps`` and ``probes`` likewise.
     """
 
     section: ClassVar[str] = "iterative"
 
     sparsity: float = 0.9
-    epochs: int = 20
+    epochs: int | None = None
 
 
 def cells(suite: Suite) -> list[Cell]:
@@ -71,7 +71,8 @@ def run(cell: Cell, bench: Bench) -> Row:
     total = sum(weight.numel() for weight in prunable(dense).values())
     counts = alive_counts(total, total - removed_count(settings.sparsity, total), RATE, most=total)
     trainings = len(counts) if name == "imp" else 2
-    problem = Problem(network.model, bench.data, network.recipe, network.seed, dense, trainings * settings.epochs)
+    epochs = trainings * (settings.epochs or network.recipe.epochs)
+    problem = Problem(network.model, bench.data, network.recipe, network.seed, dense, epochs)
     if name == "imp":
         points = [_point(cell, bench, level.model, level.masks) for level in levels(problem, settings.sparsity)]
     else:
@@ -108,13 +109,14 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
             last = number if group[-1] == "imp" else "-"
             table.append(first | means | {"round": last, "seeds": len(own), "isotropic_spread": spread})
     settings = suite.settings(IterativeSettings)
+    each = "the epochs of its network's whole recipe" if settings.epochs is None else f"{settings.epochs} epochs"
     notes = [
         f"Made by `{command}`.",
         *limit_notes(suite)[:1],
         f"Limits: {settings.samples or 'all'} samples, {settings.steps} steps, {settings.probes} probes; they count "
         "from the dense size, so weights removed already are part of the sparsity. IMP rewinds and removes 20 % of the "
-        f"remaining weights per round up to {settings.sparsity:.0%}; every training has {settings.epochs} epochs. Rare "
-        f"Gems has {settings.epochs} epochs of search and {settings.epochs} of weight training.",
+        f"remaining weights per round up to {settings.sparsity:.0%}; every training has {each}. Rare Gems has as "
+        "many for its search, and as many again for training the weights.",
         *_words(table),
     ]
     write_table(
