@@ -16,6 +16,7 @@ from validation import training
 from validation.data import ImageData
 from validation.masks import Masks, prunable
 from validation.models import build_model
+from validation.pruners import Problem
 from validation.tables.storage import run_folder, settings_hash
 from validation.training import (
     Course,
@@ -25,6 +26,7 @@ from validation.training import (
     apply_masks,
     fixed_randomness,
     hold_masks,
+    initial_network,
     train,
     trained_network,
 )
@@ -155,6 +157,28 @@ def test_the_precision_names_a_network_where_it_is_not_float32() -> None:
     assert Recipe(1, 0.1, precision="bfloat16").settings()["precision"] == "bfloat16"
     with pytest.raises(UserError, match=r"^precision: expected one of float32, bfloat16, got 'half'$"):
         Recipe(1, 0.1, precision="half")
+
+
+# ------------------------------------------------------------------------------------------------- initial weights
+
+
+def test_the_gain_multiplies_initial_weights_and_nothing_else(digits: ImageData) -> None:
+    plain, larger = Recipe(1, 0.1), Recipe(1, 0.1, gain=1.5)
+    models = [initial_network("small-cnn", digits, recipe, 3) for recipe in (plain, larger)]
+    names = set(prunable(models[0]))
+    for name, before in models[0].named_parameters():
+        after = dict(models[1].named_parameters())[name]
+        assert torch.equal(after, 1.5 * before if name in names else before)
+    problem = Problem("small-cnn", digits, larger, 3, models[0], 1)
+    assert same(problem.fresh().state_dict(), models[1].state_dict())
+    assert "gain" not in plain.settings()
+    assert larger.settings()["gain"] == 1.5
+
+
+@pytest.mark.parametrize("gain", [0.0, -1.0, math.nan, math.inf])
+def test_a_gain_that_is_no_positive_number_is_refused(gain: float) -> None:
+    with pytest.raises(UserError, match=r"^gain: expected a positive number \(factor of the initial weights\), got "):
+        Recipe(1, 0.1, gain=gain)
 
 
 # ------------------------------------------------------------------------------------------------- resuming

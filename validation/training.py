@@ -18,7 +18,7 @@ from estimators import L1, L2
 from estimators.errors import UserError
 from validation.data import ImageData
 from validation.devices import described
-from validation.masks import Masks
+from validation.masks import Masks, prunable
 from validation.models import build_model
 from validation.tables.storage import load_tensors, run_folder, save_tensors, write_json
 
@@ -49,6 +49,7 @@ class Recipe:
         decay: Decoupled weight decay of ``"adamw"``.
         precision: ``"float32"``, or ``"bfloat16"`` for mixed precision: layers compute in bfloat16, while weights,
             optimizer and everything that is measured afterwards stay in float32.
+        gain: Factor of the initial weights of convolution and linear layers, positive.
     """
 
     epochs: int
@@ -66,12 +67,15 @@ class Recipe:
     optimizer: str = "sgd"
     decay: float = 0.0
     precision: str = "float32"
+    gain: float = 1.0
 
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZERS:
             raise UserError(f"optimizer: expected one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}")
         if self.precision not in PRECISIONS:
             raise UserError(f"precision: expected one of {', '.join(PRECISIONS)}, got {self.precision!r}")
+        if not 0 < self.gain < math.inf:
+            raise UserError(f"gain: expected a positive number (factor of the initial weights), got {self.gain!r}")
         if self.decay and self.optimizer != "adamw":
             raise UserError("recipe: decay is the decoupled weight decay of adamw; take l2 with sgd")
         if self.schedule not in SCHEDULES:
@@ -88,12 +92,14 @@ class Recipe:
         return L2(self.l2) if self.l2 else None
 
     def settings(self) -> dict[str, Any]:
-        """Plain values for hashing; optimizer and precision only where they are not SGD and float32."""
+        """Plain values for hashing; optimizer, precision and gain only where they are not SGD, float32 and 1."""
         values = asdict(self) | {"milestones": list(self.milestones)}
         if self.optimizer == "sgd":
             del values["optimizer"], values["decay"]
         if self.precision == "float32":
             del values["precision"]
+        if self.gain == 1:
+            del values["gain"]
         return values
 
     def arithmetic(self, device: torch.device) -> AbstractContextManager[Any]:
@@ -284,9 +290,26 @@ def _gradient(parameter: Tensor) -> Tensor:
     return parameter.grad
 
 
+@torch.no_grad()
+def initial_network(name: str, data: ImageData, recipe: Recipe, seed: int) -> nn.Module:
+    """Return a network with the initial weights of a seed, times the gain of a recipe.
+
+    Args:
+        name: Name of the network.
+        data: What it is for, and where it lies; its weights are drawn on the CPU.
+        recipe: How it will be trained.
+        seed: Seed of the weights.
+    """
+    model = build_model(name, data.shape, data.classes, seed)
+    if recipe.gain != 1:
+        for weight in prunable(model).values():
+            weight.mul_(recipe.gain)
+    return model.to(data.device)
+
+
 def fresh_network(network: Network, data: ImageData) -> nn.Module:
     """Return the network at its initial weights, which are drawn on the CPU, on the device of its data."""
-    return build_model(network.model, data.shape, data.classes, network.seed).to(data.device)
+    return initial_network(network.model, data, network.recipe, network.seed)
 
 
 def trained_network(network: Network, data: ImageData, out: Path, progress: bool = False) -> nn.Module:

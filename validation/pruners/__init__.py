@@ -17,8 +17,7 @@ from torch import nn
 from estimators import UserError
 from validation.data import ImageData
 from validation.masks import Masks, check_sparsity
-from validation.models import build_model
-from validation.training import Recipe, apply_masks, train
+from validation.training import Recipe, apply_masks, initial_network, train
 
 
 @dataclass(frozen=True)
@@ -43,8 +42,7 @@ class Problem:
 
     def fresh(self) -> nn.Module:
         """Return the network at its initial weights."""
-        model = build_model(self.model_name, self.data.shape, self.data.classes, self.seed)
-        return model.to(next(self.dense.parameters()).device)
+        return initial_network(self.model_name, self.data, self.recipe, self.seed)
 
     def retrained(self, masks: Masks, lr_factor: float = 0.2) -> nn.Module:
         """Return the dense network under masks, trained on for the rest of the budget on a short cosine schedule."""
