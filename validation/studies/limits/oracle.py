@@ -114,7 +114,7 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
 
 def _ratios(rows: Sequence[Row], key: str, truth: str) -> Floats:
     """Log ratios of the kept fractions of two limits."""
-    kept = np.array([[max(1 - row[one], 1 / row["parameters"]) for one in (key, truth)] for row in rows])
+    kept = np.array([[max(1 - row[name], 1 / row["parameters"]) for name in (key, truth)] for row in rows])
     ratios: Floats = np.log(kept[:, 0] / kept[:, 1])
     return ratios
 
@@ -215,14 +215,14 @@ def _panel(axes: Any, rows: Sequence[Row]) -> None:
         kept = [1 - point["sparsity"] for point in row["points"]]
         for key, (colour, _) in CURVES.items():
             axes.plot(kept, [p[key] / row["epsilon"] for p in row["points"]], color=colour, linewidth=0.9)
-        runs = [(1 - one["sparsity"], one["rise"] / row["epsilon"]) for one in row["runs"]]
+        runs = [(1 - retrained["sparsity"], retrained["rise"] / row["epsilon"]) for retrained in row["runs"]]
         axes.plot(*zip(*runs, strict=True), ".-", color="black", linewidth=0.9, markersize=4)
     for key, colour in LINES.items():
         middle = np.exp(np.mean([np.log(max(1 - row[key], 1 / row["parameters"])) for row in rows]))
         axes.axvline(middle, color=colour, linestyle="--", linewidth=1.8)
     axes.axhline(1.0, color=GREY, linewidth=1.5)
     axes.set_yscale("symlog", linthresh=2.0)
-    lowest = min(one["rise"] / row["epsilon"] for row in rows for one in row["runs"])
+    lowest = min(retrained["rise"] / row["epsilon"] for row in rows for retrained in row["runs"])
     axes.set_ylim(min(-1.0, 1.5 * lowest), 1e3)
     sparsity_axis(axes.xaxis, 0.01)
     axes.set(xlabel="sparsity (removed fraction)", ylabel="rise / epsilon")
