@@ -104,7 +104,9 @@ def _stored(folder: Path, network: Network, bench: Bench, options: dict[str, Any
         raise UserError(f"{error}; results are not mixed: delete {folder}, or start afresh with --out") from None
 
 
-def brief_limit(model: nn.Module, network: Network, bench: Bench, settings: BriefSettings) -> PruningLimit:
+def brief_limit(
+    model: nn.Module, network: Network, bench: Bench, settings: BriefSettings, measure: bool = True
+) -> PruningLimit:
     """Predict the limit of a network on the way of its training or pruning.
 
     Args:
@@ -112,6 +114,7 @@ def brief_limit(model: nn.Module, network: Network, bench: Bench, settings: Brie
         network: What it belongs to.
         bench: Its data.
         settings: Samples, steps and probes.
+        measure: Whether one-shot pruning is measured too.
     """
     return predict_limit(
         model,
@@ -121,6 +124,7 @@ def brief_limit(model: nn.Module, network: Network, bench: Bench, settings: Brie
         samples=settings.samples,
         steps=settings.steps,
         probes=settings.probes,
+        measure=measure,
         seed=network.seed,
         progress=None if bench.progress else False,
     )
