@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from validation.studies.koopman.notes import recording_notes
 from validation.studies.koopman.notes import settings as recorded_settings
 from validation.studies.koopman.recording import KoopmanSettings, Recorded, recording
 from validation.studies.limits.early import EarlySettings
-from validation.studies.limits.predicted import brief_limit
+from validation.studies.limits.predicted import brief_limit, brief_words
 from validation.tables.claims import judged
 from validation.tables.kinds import averaged, kinds_of
 from validation.tables.suite import Suite
@@ -127,12 +126,7 @@ def _bridge(said: str, rows: Sequence[Row]) -> str:
 
 def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None:
     """Write the table, judge the bridge, and draw the limits against the epoch."""
-    table = averaged(rows, ("label",))
-    said = ", ".join(
-        f"{name} {'chosen by the engine' if value is None else value}"
-        for name, value in asdict(suite.settings(EarlySettings)).items()
-        if name != "epochs"
-    )
+    table, said = averaged(rows, ("label",)), brief_words(suite.settings(EarlySettings))
     notes = [
         f"Made by `{command}`.",
         *recording_notes(suite),

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from estimators import UserError
 from pruning_limits import PruningLimit
 from pruning_limits.plotting import BLUE, GREEN, ORANGE, new_figure, save, sparsity_axis
-from validation.studies.limits.predicted import BriefSettings, brief_limit, limit_notes
+from validation.studies.limits.predicted import BriefSettings, brief_limit, brief_words, limit_notes
 from validation.tables.kinds import kind
 from validation.tables.storage import read_json, write_json
 from validation.tables.suite import Suite
@@ -135,11 +135,7 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
             first = {key: own[0][key] for key in ("model", "dataset", "penalty")}
             spread = mean_and_spread(points, "isotropic")[1]
             table.append(first | means | {"epoch": group[1][number], "seeds": len(own), "isotropic_spread": spread})
-    said = ", ".join(
-        f"{name} {'chosen by the engine' if value is None else value}"
-        for name, value in asdict(suite.settings(EarlySettings)).items()
-        if name != "epochs"
-    )
+    said = brief_words(suite.settings(EarlySettings))
     notes = [
         f"Made by `{command}`.",
         *limit_notes(suite)[:1],

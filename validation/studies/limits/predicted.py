@@ -130,12 +130,21 @@ def brief_limit(
     )
 
 
+def brief_words(settings: BriefSettings) -> str:
+    """Say with which samples, steps and probes limits were predicted."""
+    samples, steps, probes = _chosen(settings)
+    return f"samples {samples}, steps {steps}, probes {probes}"
+
+
+def _chosen(settings: LimitSettings | BriefSettings) -> list[str]:
+    values = (settings.samples, settings.steps, settings.probes)
+    return ["chosen by the engine" if value is None else str(value) for value in values]
+
+
 def limit_notes(suite: Suite) -> list[str]:
     """Return the paragraphs that say how a suite's limits were predicted and its networks trained."""
     limit = suite.settings(LimitSettings)
-    samples, steps, probes = (
-        "chosen by the engine" if value is None else str(value) for value in (limit.samples, limit.steps, limit.probes)
-    )
+    samples, steps, probes = _chosen(limit)
     return [
         "Sparsity is the removed fraction of convolution and linear weights; kept = 1 - sparsity. Epsilon is the "
         "standard deviation of the mean loss of 128 training samples, the same rule for every row. The objective "
