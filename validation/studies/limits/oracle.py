@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from estimators import Objective
 from pruning_limits.plotting import BLUE, GREEN, GREY, ORANGE, new_figure, save, sparsity_axis
 from validation.studies.limits import truths
-from validation.tables.kinds import kind
+from validation.tables.kinds import kinds_of
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
 from validation.tables.writing import COLOURS, Column, Page, Row, network_row, recipe_text, with_means, write_table
@@ -183,14 +183,14 @@ LINES = {"isotropic_hessian": BLUE, "isotropic_ggn": ORANGE, "directional": COLO
 
 def _draw(rows: Sequence[Row], path: Path) -> None:
     """Draw one panel per kind of network: rises in epsilons against sparsity, one thin line per seed."""
-    kinds = list(dict.fromkeys(kind(row) for row in rows))
+    kinds = kinds_of(rows)
     columns = min(2, len(kinds))
     lines = -(-len(kinds) // columns)
     figure, grid = new_figure(lines, columns, size=(6.2 * columns, 3.6 * lines + 1.6), squeeze=False)
     for axes in grid.flat[len(kinds) :]:
         axes.set_visible(False)
-    for axes, which in zip(grid.flat, kinds, strict=False):
-        _panel(axes, [row for row in rows if kind(row) == which])
+    for axes, (which, own) in zip(grid.flat, kinds.items(), strict=False):
+        _panel(axes, own)
         axes.set_title(f"{which[0]}, penalty {which[2]}", loc="left", fontsize=10, fontweight="bold")
     figure.suptitle(
         "Rise of the training objective when magnitude pruning removes weights, in units of the allowed rise epsilon\n"
