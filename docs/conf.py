@@ -55,10 +55,10 @@ sphinx_gallery_conf = {
 def source_as_field(app, what, name, obj, options, lines):
     """Turn the paragraph ``Source: ...`` of a docstring into a field beside parameters and returns."""
     text = "\n".join(lines)
-    found = re.search(r"^Source:((?:.|\n(?!\n))*)", text, re.MULTILINE)
-    if found:
-        field = ":Source: " + " ".join(found[1].split())
-        lines[:] = [*text[: found.start()].splitlines(), "", field, "", *text[found.end() :].splitlines()]
+    match = re.search(r"^Source:((?:.|\n(?!\n))*)", text, re.MULTILINE)
+    if match:
+        field = ":Source: " + " ".join(match[1].split())
+        lines[:] = [*text[: match.start()].splitlines(), "", field, "", *text[match.end() :].splitlines()]
 
 
 def scripts_as_pages(app, name, content):

@@ -11,11 +11,11 @@ _saved: WeakSet[Figure] = WeakSet()
 def _figures(block, block_vars, gallery_conf):
     """Save every figure that a block of a script has bound to a name, each once."""
     paths = []
-    for one in block_vars["example_globals"].values():
-        if isinstance(one, Figure) and one not in _saved:
-            _saved.add(one)
+    for value in block_vars["example_globals"].values():
+        if isinstance(value, Figure) and value not in _saved:
+            _saved.add(value)
             path = next(block_vars["image_path_iterator"])
-            one.savefig(path, dpi=110)
+            value.savefig(path, dpi=110)
             paths.append(path)
     return figure_rst(paths, gallery_conf["src_dir"])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import islice
 from typing import Any
 
@@ -77,18 +77,13 @@ class InputWeights(Weights):
         def onto(basis: Tensor, inputs: Tensor) -> Tensor:
             return inputs if inputs.shape[-1] < len(basis) else inputs @ basis  # held and substituted: once only
 
-        handles = [
-            self.model.get_submodule(name.rpartition(".")[0]).register_forward_pre_hook(
-                lambda module, arguments, basis=basis: (onto(basis, *arguments),)
-            )
-            for name, basis in self._bases.items()
-        ]
-        try:
+        with ExitStack() as hooks:
+            for name, basis in self._bases.items():
+                layer = self.model.get_submodule(name.rpartition(".")[0])
+                hook = layer.register_forward_pre_hook(lambda _, arguments, basis=basis: (onto(basis, *arguments),))
+                hooks.enter_context(hook)
             with super().substituted(weights):
                 yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def _projected(self, name: str, weight: Tensor) -> Tensor:
         return weight @ self._bases[name].to(weight.dtype) if name in self._bases else weight
@@ -198,19 +193,15 @@ def _inputs(objective: Objective) -> dict[str, Tensor]:
         elif name in inputs:
             inputs[name].append(rows.reshape(-1, rows.shape[-1]))
 
-    handles = [
-        layer.register_forward_pre_hook(lambda module, arguments, name=name: note(name, arguments))
-        for name, layer in layers.items()
-    ]
-    try:
-        weights = {name: tensor.detach().requires_grad_() for name, tensor in objective.chosen.items()}
+    weights = {name: tensor.detach().requires_grad_() for name, tensor in objective.chosen.items()}
+    with ExitStack() as hooks:
+        for name, layer in layers.items():
+            hook = layer.register_forward_pre_hook(lambda _, arguments, name=name: note(name, arguments))
+            hooks.enter_context(hook)
         with objective.one_pass():
             for batch, _ in objective.batches():
                 if inputs:
                     objective.losses(weights, batch)
-    finally:
-        for handle in handles:
-            handle.remove()
     ranks = gathered({name: torch.cat(rows) for name, rows in inputs.items() if rows})
     joined = {name: [rank[name] for rank in ranks] for name in layers if all(name in rank for rank in ranks)}
     few = {name: rows for name, rows in joined.items() if sum(map(len, rows)) <= WORTH * layers[name].in_features}

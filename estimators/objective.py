@@ -227,11 +227,8 @@ class Objective:
     ) -> tuple[list[Any], Tensor]:
         """Evaluate one batch as ``losses`` does and also return what every call of the model put out."""
         outputs: list[Any] = []
-        handle = self.model.register_forward_hook(lambda module, arguments, output: outputs.append(output))
-        try:
+        with self.model.register_forward_hook(lambda module, arguments, output: outputs.append(output)):
             return outputs, self.losses(weights, batch, twice)
-        finally:
-            handle.remove()
 
     @shrinking
     @plain_modes()

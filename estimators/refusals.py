@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -139,13 +139,11 @@ def _culprit(objective: Objective) -> str:
         inside = False
 
     modules = {module: name for name, module in objective.model.named_modules()}
-    handles = [module.register_forward_hook(probe, with_kwargs=True) for module in modules]
-    try:
+    with ExitStack() as hooks:
+        for module in modules:
+            hooks.enter_context(module.register_forward_hook(probe, with_kwargs=True))
         batch, _ = next(objective.batches())
         objective.losses({name: w.clone().requires_grad_() for name, w in objective.chosen.items()}, batch)
-    finally:
-        for handle in handles:
-            handle.remove()
     if not culprits:
         return "the loss function"
     kind, name = type(culprits[0]).__name__, modules[culprits[0]]

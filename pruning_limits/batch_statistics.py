@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -102,9 +102,7 @@ def _inputs(layers: Mapping[str, nn.Module], sums: dict[str, list[Tensor]]) -> I
 
         return add
 
-    handles = [layer.register_forward_pre_hook(adding(name)) for name, layer in layers.items()]
-    try:
+    with ExitStack() as hooks:
+        for name, layer in layers.items():
+            hooks.enter_context(layer.register_forward_pre_hook(adding(name)))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -285,8 +285,8 @@ def directional_dimension(
 
     Example:
         >>> measure = SpectralMeasure.from_eigenvalues(np.ones(100))
-        >>> seen = directional_dimension(measure, Direction.dense(np.ones(100), np.full(100, 0.2)), epsilon=0.5)
-        >>> round(seen.kept, 6), round(seen.deviation, 3)
+        >>> dimension = directional_dimension(measure, Direction.dense(np.ones(100), np.full(100, 0.2)), epsilon=0.5)
+        >>> round(dimension.kept, 6), round(dimension.deviation, 3)
         (75.0, 6.124)
     """
     _check(epsilon, negative)

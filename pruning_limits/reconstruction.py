@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -131,12 +131,10 @@ def watched(layers: Mapping[str, nn.Module], sums: dict[str, tuple[Tensor, int]]
 
         return add
 
-    handles = [layer.register_forward_pre_hook(adding(name), with_kwargs=True) for name, layer in layers.items()]
-    try:
+    with ExitStack() as hooks:
+        for name, layer in layers.items():
+            hooks.enter_context(layer.register_forward_pre_hook(adding(name), with_kwargs=True))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _thinned(module: nn.Module, inputs: Tensor) -> Tensor | None:

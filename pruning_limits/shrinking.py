@@ -125,12 +125,10 @@ def _weights(model: nn.Module, limit: PruningLimit) -> int:
 
 def _timed(sparsity: float, model: nn.Module, objective: Objective, batch: Any) -> Timing:
     calls: list[tuple[Any, Any]] = []
-    handle = model.register_forward_pre_hook(lambda _, given, named: calls.append((given, named)), with_kwargs=True)
+    hook = model.register_forward_pre_hook(lambda _, given, named: calls.append((given, named)), with_kwargs=True)
     with torch.no_grad():
-        try:
+        with hook:
             objective.loss_fn(model, copied(batch))
-        finally:
-            handle.remove()
         if not calls:
             raise UserError("loss_fn: it does not call the model as a whole, so that its latency cannot be measured")
         given, named = calls[0]

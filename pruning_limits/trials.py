@@ -52,12 +52,9 @@ class Trial:
     def outputs(self, model: nn.Module, batch: Any) -> list[Tensor]:
         """Return the losses of a network on a batch, and before them its first output where the loss calls it whole."""
         outputs: list[Any] = []
-        handle = model.register_forward_hook(lambda module, arguments, output: outputs.append(output))
-        try:
-            with plain_modes(), self._draws.on():
-                losses = self.objective.loss_fn(model, copied(batch))
-        finally:
-            handle.remove()
+        hook = model.register_forward_hook(lambda module, arguments, output: outputs.append(output))
+        with hook, plain_modes(), self._draws.on():
+            losses = self.objective.loss_fn(model, copied(batch))
         tensors = [leaf for leaf in leaves(outputs) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
         return [*tensors[:1], losses]
 

@@ -281,9 +281,9 @@ def test_files_to_a_place_that_cannot_be_written(limit, option):
 
 COMMAND = re.compile(r"pruning-limits (check|predict) ((?:\\\n|\n +--|[^\n`|])*)")
 WRITTEN = [
-    (page.name, *found)
+    (page.name, *command)
     for page in (ROOT / "docs/gate.md", ROOT / "docs/howto/command-line.md")
-    for found in COMMAND.findall(page.read_text())
+    for command in COMMAND.findall(page.read_text())
 ]
 
 

@@ -24,7 +24,7 @@ FAST = ("--samples", 64, "--steps", 4, "--probes", 1)
 
 def run(*arguments, code=0):
     """Run a command in this process; nothing but a chosen exit code may come out of it."""
-    result = CliRunner().invoke(cli.main, [str(one) for one in arguments])
+    result = CliRunner().invoke(cli.main, [str(argument) for argument in arguments])
     assert result.exception is None or isinstance(result.exception, SystemExit), repr(result.exception)
     assert result.exit_code == code, result.output
     assert "Traceback" not in result.output

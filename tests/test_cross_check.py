@@ -49,7 +49,7 @@ def test_all_quantities_agree(libraries, dtype, build, shape, kind):
     peers = ["PyHessian", "curvlinops"] if kind == "hessian" else ["curvlinops"]
     quantities = [*QUANTITIES[:-1], f"trace, {min(32, Objective(model, batches).dimension - 1)} probes"]
     assert [(row.library.split()[0], row.quantity) for row in rows] == [
-        (one, name) for one in peers for name in quantities
+        (peer, name) for peer in peers for name in quantities
     ]
     # power iteration does not separate the eigenvalues of these small networks, some of nearly equal absolute value
     firm = [row for row in rows if not (row.library.startswith("PyHessian") and "eigenvalue" in row.quantity)]

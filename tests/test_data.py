@@ -19,9 +19,9 @@ from validation.data import CACHE_DIR_VARIABLE, DATA_DIR_VARIABLE, ImageData, lo
 Batch = tuple[Tensor, Tensor]
 
 
-def same(one: list[Batch], other: list[Batch]) -> bool:
-    return len(one) == len(other) and all(
-        torch.equal(a, c) and torch.equal(b, d) for (a, b), (c, d) in zip(one, other, strict=True)
+def same(first: list[Batch], second: list[Batch]) -> bool:
+    return len(first) == len(second) and all(
+        torch.equal(a, c) and torch.equal(b, d) for (a, b), (c, d) in zip(first, second, strict=True)
     )
 
 
@@ -153,10 +153,10 @@ def test_starting_late_skips_batches(digits: ImageData, augment: bool, start: in
 def test_a_shuffled_epoch_holds_every_sample_once(digits: ImageData) -> None:
     epoch = list(digits.batches("train", 128).shuffled(0, 0))
     assert [len(y) for _, y in epoch] == [128] * 10 + [120]
-    seen = torch.cat([x for x, _ in epoch]).flatten(1)
+    shuffled = torch.cat([x for x, _ in epoch]).flatten(1)
     stored = torch.cat([x for x, _ in digits.batches("train")]).flatten(1)
-    assert not torch.equal(seen, stored)
-    assert torch.equal(torch.unique(seen, dim=0), torch.unique(stored, dim=0))
+    assert not torch.equal(shuffled, stored)
+    assert torch.equal(torch.unique(shuffled, dim=0), torch.unique(stored, dim=0))
 
 
 def test_augmentation_shifts_and_flips_but_keeps_order_and_labels(digits: ImageData) -> None:
@@ -169,7 +169,7 @@ def test_augmentation_shifts_and_flips_but_keeps_order_and_labels(digits: ImageD
     for before, after in zip(plain[:, 0], moved[:, 0], strict=True):
         padded = torch.full((16, 16), black)
         padded[4:12, 4:12] = before
-        found = {
+        moves = {
             (down, right, flip)
             for down in range(9)
             for right in range(9)
@@ -178,8 +178,8 @@ def test_augmentation_shifts_and_flips_but_keeps_order_and_labels(digits: ImageD
                 padded[down : down + 8, right : right + 8].flip(1) if flip else part(padded, down, right), after
             )
         }
-        assert found
-        kinds |= found
+        assert moves
+        kinds |= moves
     assert {flip for *_, flip in kinds} == {False, True}
     assert len({down for down, *_ in kinds}) > 4
     assert len({right for _, right, _ in kinds}) > 4

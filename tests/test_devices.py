@@ -76,8 +76,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Iterator
 
 def without_time(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: without_time(one) for key, one in value.items() if key != "device" and not key.endswith("seconds")}
-    return [without_time(one) for one in value] if isinstance(value, list) else value
+        return {
+            key: without_time(part) for key, part in value.items() if key != "device" and not key.endswith("seconds")
+        }
+    return [without_time(part) for part in value] if isinstance(value, list) else value
 
 
 # ------------------------------------------------------------------------------------------------ names of devices
@@ -209,7 +211,7 @@ def test_a_table_is_the_same_on_every_device_and_its_rows_say_which(name: str, r
             run_table(name, suite, Run(out, command="test", device=kind))
         files = sorted(out.glob(f"{tables()[name].rows_of or name}-*/row.json"))
         rows[kind] = [json.loads(file.read_text()) for file in files]
-    assert {kind: {row["device"] for row in found} for kind, found in rows.items()} == {"cpu": {"cpu"}, KIND: {KIND}}
+    assert {kind: {row["device"] for row in group} for kind, group in rows.items()} == {"cpu": {"cpu"}, KIND: {KIND}}
     assert without_time(rows["cpu"]) == without_time(rows[KIND])
 
 

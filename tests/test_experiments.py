@@ -228,13 +228,13 @@ def test_early_limits_come_from_one_training_run_that_ends_in_the_trained_networ
     path = tmp_path / "three.toml"
     path.write_text(text)
     suite = load_suite(str(path))
-    data, seen = load_data("digits"), []
+    data, snapshots = load_data("digits"), []
 
     def predict(model: nn.Module, *arguments: object, **options: object) -> PruningLimit:
-        if len(seen) == 2 and not interrupted:
+        if len(snapshots) == 2 and not interrupted:
             interrupted.append(True)
             raise KeyboardInterrupt
-        seen.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+        snapshots.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
         return predict_limit(model, *arguments, **options)
 
     interrupted: list[bool] = []
@@ -242,7 +242,7 @@ def test_early_limits_come_from_one_training_run_that_ends_in_the_trained_networ
     with pytest.raises(KeyboardInterrupt):
         run_table("early", suite, Run(tmp_path))
     folder = run_table("early", suite, Run(tmp_path))
-    assert len(seen) == 3
+    assert len(snapshots) == 3
     network = suite.networks[0]
     straight = build_model(network.model, data.shape, data.classes, network.seed)
     states = {}
@@ -253,7 +253,7 @@ def test_early_limits_come_from_one_training_run_that_ends_in_the_trained_networ
             states[step // per_epoch] = {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
     train(straight, data, network.recipe, network.seed, course=Course(on_step=keep))
-    for epoch, state in zip((1, 2, 3), seen, strict=True):
+    for epoch, state in zip((1, 2, 3), snapshots, strict=True):
         assert all(torch.equal(state[name], states[epoch][name]) for name in state)
     rows = json.loads((folder / "early.json").read_text())["rows"]
     assert [row["epoch"] for row in rows] == [1, 2, 3]

@@ -134,9 +134,9 @@ def test_llm_compressor_reads_the_recipe(limit, modifier):
         recipe = pytest.importorskip("llmcompressor.recipe", exc_type=ImportError).Recipe
         ratios = ratios_of(limit.for_pattern("2:4"), 0.4)
         read = recipe.create_instance(ratios.llm_compressor_recipe(modifier))
-    assert [type(one).__name__ for one in read.modifiers] == [modifier] * len(ratios.layers)
-    assert [one.sparsity for one in read.modifiers] == [layer.ratio for layer in ratios.layers]
-    assert {one.mask_structure for one in read.modifiers} == {"2:4"}
+    assert [type(layer_modifier).__name__ for layer_modifier in read.modifiers] == [modifier] * len(ratios.layers)
+    assert [layer_modifier.sparsity for layer_modifier in read.modifiers] == [layer.ratio for layer in ratios.layers]
+    assert {layer_modifier.mask_structure for layer_modifier in read.modifiers} == {"2:4"}
 
 
 def test_a_recipe_takes_single_weights_or_runs(limit):

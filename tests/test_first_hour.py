@@ -42,8 +42,8 @@ def commands() -> list[list[str]]:
 
 def documented(*parts: str) -> list[str]:
     """The one command of the README with all of some parts."""
-    (found,) = [command for command in commands() if set(parts) <= set(command)]
-    return found
+    (command,) = [command for command in commands() if set(parts) <= set(command)]
+    return command
 
 
 def run(*arguments: str) -> Result:

@@ -79,11 +79,11 @@ def test_more_of_a_feature_never_keeps_less(known: tuple[str, ...], feature: str
     base = {name: KNOWN[name] for name in known}
     values = [1e-6 * 10 ** (6 * n / 40) for n in range(41)]
     told = [FORECAST.of(base | {feature: value}) for value in values]
-    kept = [one.kept for one in told if one is not None]
+    kept = [forecast.kept for forecast in told if forecast is not None]
     assert len(kept) == 41
     assert kept == sorted(kept)
     assert kept[0] < kept[-1]
-    assert all(0 <= one.low <= one.kept <= one.high <= 1 for one in told if one is not None)
+    assert all(0 <= forecast.low <= forecast.kept <= forecast.high <= 1 for forecast in told if forecast is not None)
 
 
 def test_nothing_but_all_weights_can_be_kept() -> None:

@@ -58,15 +58,15 @@ def test_the_grid_ends_where_eight_weights_are_kept(dimension: int) -> None:
 def test_a_network_is_measured_on_all_data_in_evaluation_mode(digits: ImageData) -> None:
     few = drawn(digits, 1100)  # three batches, the last one ragged
     model = build_model("resnet8-slim", few.shape, few.classes)
-    found = Measured.of(model, few)
+    measured = Measured.of(model, few)
     assert model.training
     model.eval().double()
     with torch.no_grad():
         (x, y), (test_x, test_y) = (next(iter(few.batches(split, 2000))) for split in ("train", "test"))
         scores = model(x.double())
-        assert found.loss == pytest.approx(float(nn.functional.cross_entropy(scores, y)), rel=1e-5)
-        assert found.accuracy == float((scores.argmax(1) == y).double().mean())
-        assert found.held_out == float((model(test_x.double()).argmax(1) == test_y).double().mean())
+        assert measured.loss == pytest.approx(float(nn.functional.cross_entropy(scores, y)), rel=1e-5)
+        assert measured.accuracy == float((scores.argmax(1) == y).double().mean())
+        assert measured.held_out == float((model(test_x.double()).argmax(1) == test_y).double().mean())
 
 
 def test_text_is_measured_by_the_character() -> None:
@@ -74,12 +74,12 @@ def test_text_is_measured_by_the_character() -> None:
     x, y = windows[:, None, None, :-1].to(torch.uint8), windows[:, 1:]
     text = TextData("made", x[:60], y[:60], x[60:], y[60:], 50)
     model = build_model("characters-slim", text.shape, text.classes).eval()
-    found = Measured.of(model, text)
+    measured = Measured.of(model, text)
     with torch.no_grad():
         logarithms = model(text.train_x.float()).log_softmax(1)
     told = logarithms.gather(1, text.train_y[:, None]).mean()
-    assert found.loss == pytest.approx(-float(told), rel=1e-5)
-    assert found.accuracy == pytest.approx(float((logarithms.argmax(1) == text.train_y).float().mean()))
+    assert measured.loss == pytest.approx(-float(told), rel=1e-5)
+    assert measured.accuracy == pytest.approx(float((logarithms.argmax(1) == text.train_y).float().mean()))
 
 
 def test_what_is_lost_is_told_beside_the_dense_network() -> None:
@@ -116,17 +116,17 @@ def test_a_line_over_the_logarithm_is_crossed_exactly(slope: float, step: int) -
 def test_a_power_of_the_kept_fraction_is_crossed_within_its_bracket(power: float) -> None:
     exact = math.sqrt(kept_fraction(9) * kept_fraction(10))
     points = [{"kept": kept_fraction(p), "rise": 0.1 * (exact / kept_fraction(p)) ** power} for p in range(1, 33)]
-    found = crossing(points, LEVEL)
-    assert found is not None
-    assert kept_fraction(10) < found < kept_fraction(9)
-    assert found == pytest.approx(exact, rel=0.05)
+    fraction = crossing(points, LEVEL)
+    assert fraction is not None
+    assert kept_fraction(10) < fraction < kept_fraction(9)
+    assert fraction == pytest.approx(exact, rel=0.05)
 
 
 def test_a_single_failure_is_passed_over() -> None:
     points = curve([0.0, 0.2, 0.0, 0.05, 0.15, 0.2])
-    found = crossing(points, LEVEL)
-    assert found == pytest.approx(math.sqrt(kept_fraction(4) * kept_fraction(5)))
-    assert found == crossing(curve([0.0, 0.0, 0.0, 0.05, 0.15, 0.2]), LEVEL)
+    fraction = crossing(points, LEVEL)
+    assert fraction == pytest.approx(math.sqrt(kept_fraction(4) * kept_fraction(5)))
+    assert fraction == crossing(curve([0.0, 0.0, 0.0, 0.05, 0.15, 0.2]), LEVEL)
 
 
 def test_a_bracket_holds_the_neighbours_of_the_first_sustained_crossing() -> None:
@@ -210,9 +210,9 @@ def test_every_crossing_is_bracketed_to_a_quarter_and_no_place_is_measured_twice
         if place < 0:
             continue  # more than that is lost wherever a weight is removed
         assert {math.floor(place), math.ceil(place)} <= known
-        found = crossing(points, level)
-        assert found is not None
-        assert abs(QUARTERS * math.log2(found / 2 ** (-place / QUARTERS))) <= 1
+        fraction = crossing(points, level)
+        assert fraction is not None
+        assert abs(QUARTERS * math.log2(fraction / 2 ** (-place / QUARTERS))) <= 1
 
 
 def test_a_crossing_beyond_the_grid_is_not_sought(tmp_path: Path) -> None:

@@ -45,9 +45,9 @@ def test_the_page_tells_rules_coverage_and_families(folder: Path, skill: Skill) 
     text = (folder / "forecast-skill.md").read_text()
     assert "Made by `the command`." in text
     assert "32 networks, 96 cases that all predictors know." in text
-    for rule, seen in zip(skill.rules, skill.coverage, strict=True):
+    for rule, coverage in zip(skill.rules, skill.coverage, strict=True):
         (line,) = (line for line in text.splitlines() if line.startswith(f"Rule of {', '.join(rule.features)}:"))
-        assert f"{seen.share:.1%} of the cases end within (nominal 90 %)" in line
+        assert f"{coverage.share:.1%} of the cases end within (nominal 90 %)" in line
         assert f"the interval is {np.exp(rule.low):.2f} to {np.exp(rule.high):.2f} times what is told" in line
         assert "On vision transformer and recurrent networks, by the other families alone: rms" in line
     (families,) = (line for line in text.splitlines() if line.startswith("By family that was left out"))

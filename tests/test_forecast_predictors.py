@@ -243,12 +243,12 @@ def test_the_best_weights_on_a_mask_are_those_of_least_squares() -> None:
         change = np.linalg.lstsq(ggn[np.ix_(kept, kept)], -(gradient + ggn @ moved)[kept], rcond=1e-11)[0]
         moved[kept] += change
         rises.append(gradient @ moved + 0.5 * moved @ ggn @ moved)
-    for epsilon, found in zip((0.01, 0.05, 0.2), schur(Objective(model, [(x, y)]), (0.01, 0.05, 0.2)), strict=True):
+    for epsilon, fraction in zip((0.01, 0.05, 0.2), schur(Objective(model, [(x, y)]), (0.01, 0.05, 0.2)), strict=True):
         first = next(n for n in range(len(counts)) if rises[n] > epsilon)
         assert rises[first + 1] > epsilon
         ends = np.log(counts[first - 1 : first + 1] / size)
         wanted = np.interp(epsilon, rises[first - 1 : first + 1], ends)
-        assert math.log(found) == pytest.approx(wanted, abs=1e-6)
+        assert math.log(fraction) == pytest.approx(wanted, abs=1e-6)
 
 
 def test_what_is_never_lost_keeps_one_weight() -> None:

@@ -108,7 +108,7 @@ def test_a_network_is_told_by_all_that_it_depends_on() -> None:
         row(level(), dataset="e"),
         row(level(), model="m"),
     ]
-    assert len({network_name(one) for one in rows}) == 5
+    assert len({network_name(network_row) for network_row in rows}) == 5
 
 
 def test_runs_spread_by_their_deviation() -> None:

@@ -45,34 +45,34 @@ def test_crossings_are_those_of_the_normal_equations_in_every_subspace(tilt: flo
     size, trials = 25, 20
     x, d = np.geomspace(0.01, 5, size), rng.standard_normal(size)
     g = tilt * x * rng.standard_normal(size)
-    found = sublevel_crossings(x, d, epsilon, trials, gradient=g, seed=9)
+    counts = sublevel_crossings(x, d, epsilon, trials, gradient=g, seed=9)
     frames = np.random.default_rng(9)
     rise, slope = x @ d**2 / 2 - g @ d, g - x * d
-    for count in found:
+    for count in counts:
         frame = frames.standard_normal((size, size))
         lowest = [rise]
         for k in range(1, size + 1):
             part = frame[:, :k]
             lowest.append(rise - (part.T @ slope) @ np.linalg.solve(part.T * x @ part, part.T @ slope) / 2)
         assert count == int((np.array(lowest) <= epsilon).argmax())
-    assert len(set(found.tolist())) > 3
+    assert len(set(counts.tolist())) > 3
 
 
 def test_a_ball_is_met_with_the_exact_probability_of_its_circular_cone() -> None:
     size, distance, epsilon, trials = 20, 2.0, 0.5, 4000
-    found = sublevel_crossings(np.ones(size), distance * np.eye(size)[4], epsilon, trials, seed=1)
+    counts = sublevel_crossings(np.ones(size), distance * np.eye(size)[4], epsilon, trials, seed=1)
     kept = np.arange(size + 1)
     expected = subspace_crossing(Circular(size, math.asin(math.sqrt(2 * epsilon) / distance)), kept).probability
     error = np.sqrt(np.maximum(expected * (1 - expected), 1 / trials) / trials)
-    assert (np.abs((found[:, None] <= kept).mean(0) - expected) <= 4 * error).all()
+    assert (np.abs((counts[:, None] <= kept).mean(0) - expected) <= 4 * error).all()
 
 
 def test_directions_without_curvature_count_for_nothing() -> None:
     x, d = np.concatenate([np.zeros(10), np.linspace(1, 2, 30)]), np.ones(40)
     moved = d + np.concatenate([5 * np.ones(10), np.zeros(30)])
-    found = sublevel_crossings(x, d, 0.5, 50)
-    np.testing.assert_array_equal(found, sublevel_crossings(x, moved, 0.5, 50))
-    assert found.max() <= 30
+    counts = sublevel_crossings(x, d, 0.5, 50)
+    np.testing.assert_array_equal(counts, sublevel_crossings(x, moved, 0.5, 50))
+    assert counts.max() <= 30
 
 
 def test_the_half_point_by_hand() -> None:
@@ -107,12 +107,12 @@ def test_cells_need_no_network_and_do_not_depend_on_those_of_the_suite(suite: Su
 
 def test_removed_weights_have_the_norm_and_lie_where_they_are_said_to() -> None:
     eigenvalues = kinematics.SPECTRA["log-uniform"](100)
-    found = {kind: kinematics.removed_weights(eigenvalues, kind, 3.0) for kind in kinematics.STYLES}
-    for d in found.values():
+    removed = {kind: kinematics.removed_weights(eigenvalues, kind, 3.0) for kind in kinematics.STYLES}
+    for d in removed.values():
         assert np.linalg.norm(d) == pytest.approx(3.0)
-    assert np.flatnonzero(found["sharp"]).tolist() == list(range(90, 100))
-    assert np.flatnonzero(found["flat"]).tolist() == list(range(50))
-    assert np.count_nonzero(found["random"]) == 100
+    assert np.flatnonzero(removed["sharp"]).tolist() == list(range(90, 100))
+    assert np.flatnonzero(removed["flat"]).tolist() == list(range(50))
+    assert np.count_nonzero(removed["random"]) == 100
 
 
 def test_the_table_says_what_its_numbers_say_and_resumes_to_the_same_bytes(suite: Suite, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Every module of the two libraries has a test module; studies stand apart; functions take few arguments."""
+"""Every module has a test module; studies stand apart; functions take few arguments; variables have telling names."""
 
 import ast
 
@@ -91,3 +91,63 @@ def test_no_function_takes_many_arguments(path):
 def test_arguments_of_every_kind_count():
     (function,) = ast.parse("def f(self, a, /, b, *c, d, **e): ...").body
     assert arguments(function) == ["a", "b", "d", "c", "e"]
+
+
+# ------------------------------------------------------------------------------------------------ names of variables
+
+# These say nothing of what they hold.
+VAGUE = {"data2", "found", "it", "one", "res", "seen", "stuff", "thing", "tmp"}
+FOLDERS = ("benchmarks", "docs", "estimators", "pruning_limits", "tests", "validation")
+GENERATED = (ROOT / "docs" / "_build", ROOT / "docs" / "examples", ROOT / "docs" / "gallery" / "runs")
+FILES = sorted(
+    path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py") if not set(GENERATED) & set(path.parents)
+)
+
+
+def variables(text):
+    """Every name that a program binds to a value, with its line: variables, parameters, attributes, aliases."""
+    for node in ast.walk(ast.parse(text)):
+        match node:
+            case (
+                ast.Name(id=name, ctx=ast.Store())
+                | ast.Attribute(attr=name, ctx=ast.Store())
+                | ast.arg(arg=name)
+                | ast.alias(asname=name)
+                | ast.ExceptHandler(name=name)
+                | ast.MatchAs(name=name)
+                | ast.MatchStar(name=name)
+                | ast.MatchMapping(rest=name)
+            ):
+                yield node.lineno, name
+
+
+def test_variables_are_named_after_what_they_hold():
+    vague = [
+        f"{path.relative_to(ROOT)}:{line}: {name}"
+        for path in FILES
+        for line, name in variables(path.read_text())
+        if name in VAGUE
+    ]
+    assert not vague, "name these variables after what they hold: " + ", ".join(vague)
+
+
+BINDINGS = """
+import a as b
+c = d
+for e, (f, *g) in h: ...
+[i for j in k if (l := j)]
+lambda m=n: o
+def p(q, /, r: s, *t, u=v, **w): ...
+try: ...
+except x as y: ...
+with z as aa: ab.ac = ad
+match ae:
+    case [af, *ag] | {"ah": af, **ag}: ...
+"""
+
+
+def test_every_kind_of_variable_counts():
+    bound = " ".join(sorted(name for _, name in variables(BINDINGS) if name))
+    assert bound == "aa ac af af ag ag b c e f g j l m q r t u w y"
+    assert [line for line, name in variables("one = 1\n\ntwo = 2") if name == "two"] == [3]
+    assert len(FILES) > 500

@@ -123,9 +123,9 @@ def test_in_a_network_of_one_layer_global_and_layer_wise_pruning_are_the_same(sp
     with torch.no_grad():
         layer[1].weight.copy_(random(10, 64))
     single = replace(spent, dense=layer.eval())
-    for one, other in (("gmp", "lmp"), ("ggp", "lgp"), ("random", "random-layerwise")):
+    for global_name, layerwise_name in (("gmp", "lmp"), ("ggp", "lgp"), ("random", "random-layerwise")):
         for sparsity in (0.123, 0.5, 0.9):
-            first, second = (pruner(name)(single, sparsity) for name in (one, other))
+            first, second = (pruner(name)(single, sparsity) for name in (global_name, layerwise_name))
             assert list(first.masks) == ["1.weight"]
             assert same(first.masks, second.masks)
             assert same(dict(first.model.state_dict()), dict(second.model.state_dict()))
@@ -155,8 +155,8 @@ def test_re_training_goes_on_from_the_pruned_weights_at_a_fifth_of_the_rate_on_a
     short = Recipe(2, 0.02, momentum=0.5, l2=1e-4, batch_size=40, nesterov=True, augment=True)
     assert [short.learning_rate(step, 5) for step in (0, 5)] == [0.02, pytest.approx(0.01)]
     train(expected, problem.data, replace(short, lr=0.2 * 0.1), problem.seed, masks=masks)
-    found = replace(problem, recipe=recipe).retrained(masks)
-    assert same(dict(found.state_dict()), dict(expected.state_dict()))
+    retrained = replace(problem, recipe=recipe).retrained(masks)
+    assert same(dict(retrained.state_dict()), dict(expected.state_dict()))
 
 
 # ------------------------------------------------------------------------------------------------- chance

@@ -50,9 +50,9 @@ def test_new_names_of_packages_can_be_imported(row):
 
 def test_names_that_stay_are_there(limit):
     (kept,) = re.findall(r"stay: (.*?)\. Read", PAGE, re.DOTALL)
-    found = re.findall(r"`(\w+)`", kept)
-    assert len(found) > 10
-    assert all(hasattr(limit, name) for name in found)
+    kept_names = re.findall(r"`(\w+)`", kept)
+    assert len(kept_names) > 10
+    assert all(hasattr(limit, name) for name in kept_names)
 
 
 def test_points_hold_what_rises_held(limit):

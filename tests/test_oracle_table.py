@@ -78,15 +78,15 @@ def test_the_lowest_point_is_that_of_conjugate_gradients_and_of_least_squares(ra
     d[kept] = 0.0
     mask = torch.zeros(40, dtype=torch.bool)
     mask[kept] = True
-    found = Quadratic(matrix, g).lowest(d, kept)
+    lowest = Quadratic(matrix, g).lowest(d, kept)
     retuned = retune(Dense(matrix), torch.from_numpy(d), mask, torch.from_numpy(g), tolerance=1e-11, steps=2000)
     pulled = (matrix @ d - g)[kept]
     change = np.linalg.lstsq(matrix[np.ix_(kept, kept)], pulled, rcond=1e-11)[0]
     x = -d
     x[kept] += change
-    assert found == pytest.approx(0.5 * x @ matrix @ x + g @ x, abs=1e-9)
-    assert found == pytest.approx(retuned.rise, abs=1e-7)
-    assert found < Quadratic(matrix, g).rise(d)
+    assert lowest == pytest.approx(0.5 * x @ matrix @ x + g @ x, abs=1e-9)
+    assert lowest == pytest.approx(retuned.rise, abs=1e-7)
+    assert lowest < Quadratic(matrix, g).rise(d)
 
 
 def test_the_lowest_point_is_that_of_a_blind_minimiser() -> None:
@@ -133,7 +133,7 @@ def test_random_subspaces_are_those_of_the_normal_equations(rank: int) -> None:
     matrix = semidefinite(60, rank)
     removed, g = rng.standard_normal((60, 4)), matrix @ rng.standard_normal(60)
     model, kept = Quadratic(matrix, g), [0, 3, 15, 60]
-    found = model.on_random_subspaces(removed, kept, seed=7)
+    rises = model.on_random_subspaces(removed, kept, seed=7)
     vectors = model.eigen[1]
     frame = np.random.default_rng(7).standard_normal((rank, rank))
     span = vectors[:, 60 - rank :] @ frame
@@ -141,8 +141,8 @@ def test_random_subspaces_are_those_of_the_normal_equations(rank: int) -> None:
         part, d = span[:, :count], removed[:, number]
         block, pulled = part.T @ matrix @ part, part.T @ (matrix @ d - g)
         fall = pulled @ np.linalg.solve(block, pulled) / 2 if count else 0.0
-        assert found[number] == pytest.approx(model.rise(d) - fall, abs=1e-7)
-    assert found[3] == pytest.approx(-g @ np.linalg.pinv(matrix, rcond=1e-10) @ g / 2, abs=1e-8)
+        assert rises[number] == pytest.approx(model.rise(d) - fall, abs=1e-7)
+    assert rises[3] == pytest.approx(-g @ np.linalg.pinv(matrix, rcond=1e-10) @ g / 2, abs=1e-8)
 
 
 def test_random_subspaces_cross_where_the_directional_limit_says() -> None:
@@ -185,17 +185,17 @@ def test_loss_and_gradient_are_those_of_the_objective(objective: Objective) -> N
 def test_the_split_objective_starts_at_the_value_of_the_pruned_weights(objective: Objective) -> None:
     penalised = Objective(objective.model, objective.loader, penalty=L1(0.01))
     kept = torch.arange(penalised.dimension) % 3 != 0
-    seen: list[float] = []
+    values: list[float] = []
 
     def record(function: Any, start: Floats, **options: Any) -> Any:
-        seen.append(function(start)[0])
+        values.append(function(start)[0])
         return minimize(function, start, **options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("validation.studies.limits.masked_optimum.minimize", record)
         end = masked_optimum(penalised, penalised.vector(), kept, 50)
     biases = sum(float(p.detach().abs().sum()) for name, p in penalised.model.named_parameters() if "bias" in name)
-    assert seen[0] + 0.01 * biases == pytest.approx(penalised.value(penalised.vector() * kept), abs=1e-12)
+    assert values[0] + 0.01 * biases == pytest.approx(penalised.value(penalised.vector() * kept), abs=1e-12)
     assert end.objective == pytest.approx(penalised.value(end.weights), abs=1e-14)
 
 
@@ -244,9 +244,9 @@ def test_the_bracket_is_halved_in_the_logarithm_of_what_is_kept() -> None:
         asked.append(sparsity)
         return float(-np.log2(1 - sparsity)) ** 2
 
-    found = truths.refined_crossing(rise, {0.0: 0.0, 1 - 2**-8: 64.0}, 20.25, dimension=10**9)
+    limit = truths.refined_crossing(rise, {0.0: 0.0, 1 - 2**-8: 64.0}, 20.25, dimension=10**9)
     assert -np.log2(1 - np.array(asked)) == pytest.approx([4, 6], abs=1e-5)
-    assert -np.log2(1 - found) == pytest.approx(4 + 2 * 4.25 / 20, abs=1e-5)
+    assert -np.log2(1 - limit) == pytest.approx(4 + 2 * 4.25 / 20, abs=1e-5)
     asked.clear()
     assert truths.refined_crossing(rise, {0.0: 0.0, 0.5: 1.0}, 2.0, dimension=100) == 0.5
     assert not asked

@@ -102,7 +102,7 @@ def test_rows_are_those_of_networks_that_are_pruned_and_trained_by_hand(tmp_path
     assert f"cnn-tiny on digits, seed 0: {dense:.3g}, {float(right):.1%}." in text
     assert (tmp_path / "patterns.png").exists()
     stored = json.loads((tmp_path / "patterns.json").read_text())["rows"]
-    assert [one["pattern"] for one in stored] == ["unstructured", "2:4", "channels", "heads"]
+    assert [stored_row["pattern"] for stored_row in stored] == ["unstructured", "2:4", "channels", "heads"]
 
 
 def test_unknown_patterns_are_refused():

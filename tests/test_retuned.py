@@ -21,31 +21,31 @@ from pruning_limits.retuned import preconditioner, retune, retuned_weights
 def test_the_minimum_is_the_schur_complement(seed: int, rank: int, kept: float, scaled: bool) -> None:
     matrix, weights, mask = masked_problem(seed, rank, kept)
     diagonal = preconditioner(Dense(matrix), 4, seed) if scaled else None
-    found = retune(Dense(matrix), weights, mask, diagonal=diagonal, tolerance=1e-9)
+    retuned = retune(Dense(matrix), weights, mask, diagonal=diagonal, tolerance=1e-9)
     minimum, _ = schur_complement(matrix, weights, mask)
-    assert found.status == "converged"
-    assert found.rise == pytest.approx(minimum, abs=1e-8 * found.before + 1e-12)
-    assert found.rise <= found.before * (1 + 1e-12)
-    assert found.before == pytest.approx(float(0.5 * (weights * ~mask) @ matrix @ (weights * ~mask)))
-    assert not found.change[~mask].any()
+    assert retuned.status == "converged"
+    assert retuned.rise == pytest.approx(minimum, abs=1e-8 * retuned.before + 1e-12)
+    assert retuned.rise <= retuned.before * (1 + 1e-12)
+    assert retuned.before == pytest.approx(float(0.5 * (weights * ~mask) @ matrix @ (weights * ~mask)))
+    assert not retuned.change[~mask].any()
 
 
 @pytest.mark.parametrize("damping", [0.0, 1e-2])
 def test_a_gradient_in_the_range_moves_the_minimum(damping: float) -> None:
     matrix, weights, mask = masked_problem(3, rank=25)
     gradient = matrix @ random(MASKED, seed=8)
-    found = retune(Dense(matrix), weights, mask, gradient, damping=damping, tolerance=1e-9)
+    retuned = retune(Dense(matrix), weights, mask, gradient, damping=damping, tolerance=1e-9)
     minimum, change = schur_complement(matrix, weights, mask, gradient, damping)
-    assert found.rise == pytest.approx(minimum, abs=1e-6)
+    assert retuned.rise == pytest.approx(minimum, abs=1e-6)
     assert minimum < 0
-    assert found.ground == -math.inf
+    assert retuned.ground == -math.inf
     if damping:
-        torch.testing.assert_close(found.change[mask], change, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(retuned.change[mask], change, rtol=1e-5, atol=1e-6)
 
 
 def test_all_kept_costs_nothing_and_none_kept_costs_everything() -> None:
     matrix, weights, _ = masked_problem(1)
-    everything, nothing = (torch.full((MASKED,), one) for one in (True, False))
+    everything, nothing = (torch.full((MASKED,), kept) for kept in (True, False))
     assert retune(Dense(matrix), weights, everything).rise == 0.0
     pruned = retune(Dense(matrix), weights, nothing)
     assert (pruned.rise, pruned.steps, pruned.status) == (pruned.before, 0, "converged")
@@ -60,20 +60,20 @@ def test_the_bracket_holds_after_any_number_of_steps(
     matrix = matrix + 0.05 * torch.eye(MASKED, dtype=torch.float64)
     gradient = random(MASKED, seed=seed + 2) if moved else None
     diagonal = preconditioner(Dense(matrix), 4, seed) if scaled else None
-    found = retune(
+    retuned = retune(
         Dense(matrix), weights, mask, gradient, damping, floor=0.05, diagonal=diagonal, tolerance=0.0, steps=steps
     )
     minimum, _ = schur_complement(matrix, weights, mask, gradient)
     damped, change = schur_complement(matrix, weights, mask, gradient, damping)
     least = damped + 0.5 * damping * float(change @ change)
-    missing = found.rise + 0.5 * damping * float(found.change @ found.change) - least
-    slack = 1e-12 * abs(found.before)
-    assert -slack <= missing <= found.error * (1 + 1e-9) + slack
-    assert found.lower() <= minimum + slack
+    missing = retuned.rise + 0.5 * damping * float(retuned.change @ retuned.change) - least
+    slack = 1e-12 * abs(retuned.before)
+    assert -slack <= missing <= retuned.error * (1 + 1e-9) + slack
+    assert retuned.lower() <= minimum + slack
     reach = float(schur_complement(matrix, weights, mask, gradient)[1].norm())
-    assert found.lower(reach) <= minimum + slack <= found.rise + 2 * slack
+    assert retuned.lower(reach) <= minimum + slack <= retuned.rise + 2 * slack
     if not damping:
-        assert found.lower() == pytest.approx(max(found.ground, found.rise - found.error))
+        assert retuned.lower() == pytest.approx(max(retuned.ground, retuned.rise - retuned.error))
 
 
 def test_the_bracket_closes_and_the_estimate_from_below_stays_below() -> None:
@@ -91,10 +91,10 @@ def test_without_a_floor_a_reach_bounds_the_minimum() -> None:
     matrix, weights, mask = masked_problem(4, rank=15)
     gradient = matrix @ random(MASKED, seed=9)
     minimum, change = schur_complement(matrix, weights, mask, gradient)
-    found = retune(Dense(matrix), weights, mask, gradient, tolerance=1e-6)
-    assert found.error == math.inf
-    assert found.lower() == -math.inf
-    assert minimum - 1e-3 < found.lower(float(change.norm())) <= minimum + 1e-12
+    retuned = retune(Dense(matrix), weights, mask, gradient, tolerance=1e-6)
+    assert retuned.error == math.inf
+    assert retuned.lower() == -math.inf
+    assert minimum - 1e-3 < retuned.lower(float(change.norm())) <= minimum + 1e-12
 
 
 def test_a_target_ends_the_search_as_soon_as_the_side_is_known() -> None:
@@ -126,9 +126,9 @@ def test_descent_without_end_is_reported() -> None:
 
 def test_too_few_steps_are_reported() -> None:
     matrix, weights, mask = masked_problem(2)
-    found = retune(Dense(matrix), weights, mask, tolerance=1e-8, steps=3)
-    assert found.status.startswith("unresolved: relative residual ")
-    assert found.steps == 3
+    retuned = retune(Dense(matrix), weights, mask, tolerance=1e-8, steps=3)
+    assert retuned.status.startswith("unresolved: relative residual ")
+    assert retuned.steps == 3
 
 
 def test_the_preconditioner_saves_steps_where_the_diagonal_says_something() -> None:
@@ -162,12 +162,12 @@ def test_a_small_network_against_its_dense_ggn(tiny: tuple[nn.Module, list[tuple
     matrix = operator @ torch.eye(profile.dimension, dtype=torch.float64)
     kept = flatten(list(profile.masks(0.6).values()))
     gradient = objective.gradient()
-    found = retune(operator, profile.vector, kept, gradient, floor=0.1, tolerance=1e-10)
+    retuned = retune(operator, profile.vector, kept, gradient, floor=0.1, tolerance=1e-10)
     minimum, change = schur_complement(matrix, profile.vector, kept, gradient)
-    assert found.rise == pytest.approx(minimum, rel=1e-8)
-    assert found.lower() == pytest.approx(minimum, abs=1e-8)
-    torch.testing.assert_close(found.change[kept], change, rtol=1e-6, atol=1e-8)
-    weights = retuned_weights(profile.vector, kept, found)
+    assert retuned.rise == pytest.approx(minimum, rel=1e-8)
+    assert retuned.lower() == pytest.approx(minimum, abs=1e-8)
+    torch.testing.assert_close(retuned.change[kept], change, rtol=1e-6, atol=1e-8)
+    weights = retuned_weights(profile.vector, kept, retuned)
     assert not weights[~kept].any()
     start = objective.value()
     one_shot = objective.value(profile.vector * kept) - start
@@ -189,9 +189,9 @@ def test_the_model_predicts_what_a_forward_pass_measures_near_the_weights(
     objective = Objective(linear, data, squared)
     profile = MagnitudeProfile(objective.chosen)
     kept = flatten(list(profile.masks(0.5).values()))
-    found = retune(GGN(objective), profile.vector, kept, objective.gradient(), tolerance=1e-10)
-    measured = objective.value(retuned_weights(profile.vector, kept, found)) - objective.value()
-    assert measured == pytest.approx(found.rise, rel=1e-10)  # the objective is its quadratic model
+    retuned = retune(GGN(objective), profile.vector, kept, objective.gradient(), tolerance=1e-10)
+    measured = objective.value(retuned_weights(profile.vector, kept, retuned)) - objective.value()
+    assert measured == pytest.approx(retuned.rise, rel=1e-10)  # the objective is its quadratic model
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ def test_any_sparsity_has_its_exact_count_and_beats_pruning_alone(problem, limit
 def test_a_limit_from_a_file_goes_the_same_way(problem, limit, tmp_path):
     limit.to_json(tmp_path / "limit.json")
     loaded = PruningLimit.from_json(tmp_path / "limit.json")
-    first, second = (one.retune(*problem, 0.7)[0] for one in (limit, loaded))
+    first, second = (source.retune(*problem, 0.7)[0] for source in (limit, loaded))
     assert equal(first, second)
 
 

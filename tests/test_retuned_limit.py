@@ -26,11 +26,11 @@ def test_the_limit_is_where_the_schur_complement_crosses(seed: int, share: float
         for k in range(MASKED + 1)
     ]
     epsilon = share * rises[-1]
-    found = retuned_limit(Dense(matrix), profile, epsilon, guess, tolerance=1e-9)
-    assert found.status == "converged"
-    assert found.sparsity == max(k for k in range(MASKED + 1) if rises[k] <= epsilon) / MASKED
-    assert found.sparsity >= quadratic_limit(QuadraticRise(Dense(matrix), torch.zeros(MASKED), profile), epsilon, guess)
-    assert [sparsity for sparsity, _ in found.points] == sorted(sparsity for sparsity, _ in found.points)
+    limit = retuned_limit(Dense(matrix), profile, epsilon, guess, tolerance=1e-9)
+    assert limit.status == "converged"
+    assert limit.sparsity == max(k for k in range(MASKED + 1) if rises[k] <= epsilon) / MASKED
+    assert limit.sparsity >= quadratic_limit(QuadraticRise(Dense(matrix), torch.zeros(MASKED), profile), epsilon, guess)
+    assert [sparsity for sparsity, _ in limit.points] == sorted(sparsity for sparsity, _ in limit.points)
 
 
 def test_the_limit_says_when_a_failure_is_not_proven() -> None:

@@ -168,7 +168,7 @@ def test_equal_seeds_give_equal_limits_and_the_model_is_left_as_it_is(problem, l
     before = snapshot(problem[0])
     again = predict_limit(*problem, **QUICK, **DROP, retune=SMALL)
     assert same(snapshot(problem[0]), before)
-    timeless = [_timeless(one) for one in (again, limit)]
+    timeless = [_timeless(answer) for answer in (again, limit)]
     assert timeless[0] == timeless[1]
 
 

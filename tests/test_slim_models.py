@@ -119,8 +119,8 @@ def test_a_block_attends_as_that_of_torch(causal: bool) -> None:
         attention.out_proj.load_state_dict(block.outputs.state_dict())
     tokens = random(3, 9, 12)
     mask = torch.ones(9, 9, dtype=torch.bool).triu(1) if causal else None
-    seen = block.norms[0](tokens)
-    x = tokens + attention(seen, seen, seen, attn_mask=mask, need_weights=False)[0]
+    normalised = block.norms[0](tokens)
+    x = tokens + attention(normalised, normalised, normalised, attn_mask=mask, need_weights=False)[0]
     hidden = block.hidden(block.norms[1](x))
     gelu = hidden * 0.5 * (1 + torch.erf(hidden / 2**0.5))
     assert_close(block(tokens), x + block.back(gelu))

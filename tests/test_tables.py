@@ -73,11 +73,11 @@ def test_a_table_is_two_files(folder: Path) -> None:
 
 
 def test_json_holds_whole_rows_and_how_they_were_made(folder: Path) -> None:
-    found = json.loads((folder / "mine.json").read_text())
-    assert found["rows"] == ROWS
-    assert (found["title"], found["extra"]) == ("A title", [1, 2])
-    assert found["environment"]["torch"] == torch.__version__
-    assert found["environment"]["threads"] == torch.get_num_threads()
+    stored = json.loads((folder / "mine.json").read_text())
+    assert stored["rows"] == ROWS
+    assert (stored["title"], stored["extra"]) == ("A title", [1, 2])
+    assert stored["environment"]["torch"] == torch.__version__
+    assert stored["environment"]["threads"] == torch.get_num_threads()
 
 
 def test_markdown_prints_the_same_numbers_rounded(folder: Path) -> None:
@@ -217,7 +217,7 @@ def test_the_part_of_a_file_is_removed_and_the_whole_has_the_usual_access(
             assert os.umask(mask) == mask
         finally:
             os.umask(before)
-        modes = {stat.S_IMODE(one.stat().st_mode) for one in tmp_path.iterdir()}
+        modes = {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
         assert modes == {0o666 & ~mask}
         (tmp_path / "plain").unlink()
 

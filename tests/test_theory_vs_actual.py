@@ -166,9 +166,9 @@ def objective(sparsity: float) -> Trial:
 
 @pytest.mark.parametrize("level", [0.5, 2.0, 5.0])
 def test_a_line_is_met_exactly(level: float) -> None:
-    found, trials = retrained_limit(objective, level, 0.0, 8)
+    sparsity, trials = retrained_limit(objective, level, 0.0, 8)
     assert len(trials) == 8
-    assert found == pytest.approx(1 - math.exp(-level))
+    assert sparsity == pytest.approx(1 - math.exp(-level))
 
 
 # ------------------------------------------------------------------------------------------------- the table

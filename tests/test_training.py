@@ -62,8 +62,8 @@ def snapshot(model: nn.Module) -> State:
     return {key: value.clone() for key, value in model.state_dict().items()}
 
 
-def same(one: State, other: State) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+def same(first: State, second: State) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
 
 
 def masks_of(model: nn.Module, sparsity: float = 0.6) -> Masks:
@@ -94,18 +94,18 @@ def test_a_constant_rate_is_constant() -> None:
 
 
 def test_cosine_advances_once_per_epoch_over_all_epochs() -> None:
-    found = rates(Recipe(8, 0.4))
-    assert found == [pytest.approx(0.2 * (1 + math.cos(math.pi * (step // 10) / 8))) for step in range(80)]
-    assert found[0] == 0.4
-    assert found[40] == pytest.approx(0.2)
-    assert 0 < found[-1] < 0.05
+    learning_rates = rates(Recipe(8, 0.4))
+    assert learning_rates == [pytest.approx(0.2 * (1 + math.cos(math.pi * (step // 10) / 8))) for step in range(80)]
+    assert learning_rates[0] == 0.4
+    assert learning_rates[40] == pytest.approx(0.2)
+    assert 0 < learning_rates[-1] < 0.05
 
 
 def test_milestones_count_epochs() -> None:
-    found = rates(Recipe(6, 1.0, schedule="multistep", milestones=(2, 5), gamma=0.1))
-    assert found[:20] == [1.0] * 20
-    assert found[20:50] == [pytest.approx(0.1)] * 30
-    assert found[50:] == [pytest.approx(0.01)] * 10
+    learning_rates = rates(Recipe(6, 1.0, schedule="multistep", milestones=(2, 5), gamma=0.1))
+    assert learning_rates[:20] == [1.0] * 20
+    assert learning_rates[20:50] == [pytest.approx(0.1)] * 30
+    assert learning_rates[50:] == [pytest.approx(0.01)] * 10
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "multistep"])
@@ -195,11 +195,11 @@ def test_a_run_that_was_stopped_continues_bit_for_bit(few: ImageData, tmp_path: 
     with pytest.raises(Killed):
         train(model, few, FULL, seed=4, course=Course(state=tmp_path / "state.pt", on_step=kill_at(step)))
     again = dropout_network()
-    seen: list[int] = []
+    steps: list[int] = []
     train(
-        again, few, FULL, seed=4, course=Course(state=tmp_path / "state.pt", on_step=lambda done, _: seen.append(done))
+        again, few, FULL, seed=4, course=Course(state=tmp_path / "state.pt", on_step=lambda done, _: steps.append(done))
     )
-    assert seen == list(range(3 * ((step - 1) // 3) + 1, 10))
+    assert steps == list(range(3 * ((step - 1) // 3) + 1, 10))
     assert same(whole.state_dict(), again.state_dict())
 
 
@@ -312,8 +312,8 @@ def test_a_step_follows_the_gradient_of_cross_entropy_plus_penalty(
             parameter -= 0.5 * gradient
     model = linear()
     train(model, few, recipe, 3, course=Course(last=1))
-    for found, wanted in zip(model.parameters(), expected.parameters(), strict=True):
-        torch.testing.assert_close(found, wanted)
+    for parameter, wanted in zip(model.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(parameter, wanted)
 
 
 def test_the_penalty_reaches_parameters_that_the_loss_does_not(few: ImageData) -> None:
@@ -347,8 +347,8 @@ def test_adamw_decays_weights_apart_from_the_gradient(few: ImageData, option: di
                 weight.sub_(rate * (slope + recipe.decay * weight))
     model = linear()
     train(model, few, recipe, 3)
-    for found, wanted in zip(model.parameters(), weights, strict=True):
-        torch.testing.assert_close(found, wanted)
+    for parameter, wanted in zip(model.parameters(), weights, strict=True):
+        torch.testing.assert_close(parameter, wanted)
 
 
 # ------------------------------------------------------------------------------------------------- masks
@@ -445,13 +445,13 @@ def test_decoupled_decay_is_refused_where_the_optimizer_has_none() -> None:
 def test_accuracy_counts_correct_images_in_evaluation_mode(digits: ImageData, mode: bool) -> None:
     model = dropout_network().train(mode)
     before = snapshot(model)
-    found = accuracy(model, digits)
+    share = accuracy(model, digits)
     assert model.training is mode
     assert same(before, model.state_dict())
     ((x, y),) = digits.batches("test", 397)
     with torch.no_grad():
         correct = int((model.eval()(x).argmax(1) == y).sum())
-    assert found == correct / 397
+    assert share == correct / 397
     assert 0 <= accuracy(model, digits, "train") <= 1
 
 
@@ -485,12 +485,12 @@ def test_a_network_whose_training_was_stopped_continues(
             trained_network(NETWORK, few, tmp_path / "stopped")
     (folder,) = (tmp_path / "stopped").iterdir()
     assert (folder / "state.pt").exists()
-    seen: list[int] = []
+    steps: list[int] = []
     with monkeypatch.context() as patch:
-        note = Course(state=folder / "state.pt", on_step=lambda done, _: seen.append(done))
+        note = Course(state=folder / "state.pt", on_step=lambda done, _: steps.append(done))
         patch.setattr(training, "train", lambda *a, course: train(*a, course=note))
         again = trained_network(NETWORK, few, tmp_path / "stopped")
-    assert seen == [4, 5, 6]
+    assert steps == [4, 5, 6]
     assert same(whole.state_dict(), again.state_dict())
     assert not (folder / "state.pt").exists()
 
@@ -527,10 +527,10 @@ def test_another_network_or_recipe_gets_another_folder(tmp_path: Path, other: Ne
 
 
 def test_equal_recipes_share_a_folder_however_they_were_written(tmp_path: Path) -> None:
-    one = dataclasses.replace(NETWORK, recipe=Recipe(2, 0.05, milestones=[1, 2]))  # type: ignore[arg-type]
-    other = dataclasses.replace(NETWORK, recipe=Recipe(2, 0.05, milestones=(1, 2)))
-    assert one == other
-    assert run_folder(tmp_path, "network", one.settings()) == run_folder(tmp_path, "network", other.settings())
+    listed = dataclasses.replace(NETWORK, recipe=Recipe(2, 0.05, milestones=[1, 2]))  # type: ignore[arg-type]
+    tupled = dataclasses.replace(NETWORK, recipe=Recipe(2, 0.05, milestones=(1, 2)))
+    assert listed == tupled
+    assert run_folder(tmp_path, "network", listed.settings()) == run_folder(tmp_path, "network", tupled.settings())
 
 
 STEPS = Recipe(6, 0.2, momentum=0.5, batch_size=64, schedule="multistep", milestones=(2, 4), gamma=0.3, nesterov=True)

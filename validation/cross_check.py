@@ -209,9 +209,9 @@ def _compare(label: str, ours: _Ours, peer: Peer) -> Iterator[Comparison]:
     difference = float((product - ours.product.double()).norm()) / max(norm, 1e-300)
     yield Comparison(label, "norm of a product", norm, float(product.norm()), difference, rounding)
     theirs = sorted(peer.eigenvalues(len(ours.eigenvalues)), key=abs, reverse=True)
-    for k, (one, other) in enumerate(zip(ours.eigenvalues, theirs, strict=True), start=1):
-        allowed = peer.convergence + ours.residual / max(abs(one), 1e-300)
-        yield Comparison(label, f"eigenvalue {k}", one, other, _relative(one, other), allowed)
+    for k, (value, peer_value) in enumerate(zip(ours.eigenvalues, theirs, strict=True), start=1):
+        allowed = peer.convergence + ours.residual / max(abs(value), 1e-300)
+        yield Comparison(label, f"eigenvalue {k}", value, peer_value, _relative(value, peer_value), allowed)
     noise = 4 * 2**0.5 * ours.trace_error / max(abs(ours.trace), 1e-300)  # theirs has as much
     trace, name = peer.trace(ours.probes), f"trace, {ours.probes} probes"
     yield Comparison(label, name, ours.trace, trace, _relative(ours.trace, trace), noise + rounding)

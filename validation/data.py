@@ -318,7 +318,7 @@ def _from_torchvision(name: str, root: Path, looked: list[Path]) -> ImageData:
             f"dataset: {name!r} was not found (looked for {places}) and could not be downloaded or read ({reason}); "
             f"put it there or give --data-dir or {DATA_DIR_VARIABLE}"
         ) from None
-    arrays = [part for one in sets for part in (np.asarray(one.data), np.asarray(one.targets))]
+    arrays = [part for dataset in sets for part in (np.asarray(dataset.data), np.asarray(dataset.targets))]
     return _from_arrays(name, *arrays)
 
 
@@ -328,7 +328,9 @@ def _from_folder(name: str, path: Path) -> ImageData:
     kinds: set[str] = set()
 
     def read(split: str, classes: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        files = [(file, label) for label, one in enumerate(classes) for file in _images(path / split / one)]
+        files = [
+            (file, label) for label, class_name in enumerate(classes) for file in _images(path / split / class_name)
+        ]
         if not files:
             raise UserError(f"dataset: no images under {path / split}/<class>/")
         images = []
@@ -347,7 +349,7 @@ def _from_folder(name: str, path: Path) -> ImageData:
     def _images(folder: Path) -> list[Path]:
         return sorted(file for file in folder.rglob("*") if file.suffix.lower() in {".jpg", ".jpeg", ".png", ".bmp"})
 
-    classes = sorted(one.name for one in (path / "train").iterdir() if one.is_dir())
+    classes = sorted(folder.name for folder in (path / "train").iterdir() if folder.is_dir())
     held_out = next((split for split in ("test", "val") if (path / split).is_dir()), None)
     if held_out is None:
         raise UserError(f"dataset: {path} has no test/ or val/ folder beside train/")

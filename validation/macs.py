@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -62,18 +63,15 @@ def layer_macs(model: nn.Module, shape: tuple[int, ...], masks: Masks | None = N
         channels = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
         uses[name] = uses.get(name, 0) + output.numel() // int(channels)
 
-    handles = [
-        layer.register_forward_hook(lambda _, __, output, name=name: note(name, output))
-        for name, layer in layers.items()
-    ]
     modes = {module: module.training for module in model.modules()}
     first = next(model.parameters())
     try:
-        with torch.no_grad():
+        with ExitStack() as hooks, torch.no_grad():
+            for name, layer in layers.items():
+                hook = layer.register_forward_hook(lambda _, __, output, name=name: note(name, output))
+                hooks.enter_context(hook)
             model.eval()(torch.zeros(1, *shape, dtype=first.dtype, device=first.device))
     finally:
-        for handle in handles:
-            handle.remove()
         for module, mode in modes.items():
             module.training = mode
     counts = []

@@ -175,8 +175,8 @@ class _Attending(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map tokens ``[n, tokens, width]`` to tokens."""
-        seen = self.first(x)
-        x = x + self.attention(seen, seen, seen, need_weights=False)[0]
+        normalised = self.first(x)
+        x = x + self.attention(normalised, normalised, normalised, need_weights=False)[0]
         result: Tensor = x + self.back(nn.functional.gelu(self.hidden(self.second(x))))
         return result
 

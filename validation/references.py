@@ -114,7 +114,7 @@ def call(
         }
         takes = f"it takes {', '.join(named)}" if named else "it takes none"
         unknown = [name for name in given if name not in named]
-        if unknown and not any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
+        if unknown and not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
             raise UserError(f"{option}: {reference!r} takes no argument {unknown[0]}; {takes}")
         arguments = {name: value for name, value in (offered or {}).items() if name in named} | arguments
         for name, parameter in parameters.items():

@@ -34,9 +34,9 @@ figure_ggn = spectrum_figure(ggn, f"GGN, {ggn.dimension:,} weights")
 # %%
 # How many directions are there at all? Shares of the eigenvalues up to a value, with standard errors:
 
-for name, one in (("Hessian", measure), ("GGN", ggn)):
+for name, spectrum in (("Hessian", measure), ("GGN", ggn)):
     values = [-1e-2, -1e-3, 1e-3, 1e-2, 1e-1]
-    shares, errors = one.cumulative(values)
+    shares, errors = spectrum.cumulative(values)
     for value, share, error in zip(values, shares, errors, strict=True):
         print(f"{name:8}up to {value:6g}: {share:7.2%} +- {error:.2%}")
 

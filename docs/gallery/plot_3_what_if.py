@@ -35,7 +35,7 @@ questions = {
 }
 figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
 for (name, answers), style in zip(questions.items(), ("-", "--", ":"), strict=True):
-    axes.semilogx(factors, [100 * one.sparsity for one in answers], style, label=f"{name} times the factor")
+    axes.semilogx(factors, [100 * answer.sparsity for answer in answers], style, label=f"{name} times the factor")
 axes.axvline(1, color="0.6", linewidth=1)
 axes.set(xlabel="factor", ylabel="limit of the formula (%)")
 axes.grid(alpha=0.25)

@@ -32,9 +32,10 @@ alone = layer_limits(objective, limit.epsilon, steps=24)
 
 rows = list(zip(limit.layers(), alone, strict=True))
 print(f"{'layer':12}{'weights':>8}{'together':>10}{'alone':>8}{'measured alone':>16}{'trace':>8}")
-for layer, one in rows:
+for layer, layer_limit in rows:
     print(
-        f"{layer.name:12}{layer.weights:8,}{layer.sparsity:10.1%}{one.sparsity:8.1%}{one.achieved:16.1%}{layer.trace:8.2f}"
+        f"{layer.name:12}{layer.weights:8,}{layer.sparsity:10.1%}"
+        f"{layer_limit.sparsity:8.1%}{layer_limit.achieved:16.1%}{layer.trace:8.2f}"
     )
 
 # %%
@@ -44,8 +45,8 @@ positions = np.arange(len(rows))
 figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
 series = (
     ("all layers together, at the limit", [layer.sparsity for layer, _ in rows], "#0072b2"),
-    ("alone, predicted", [one.sparsity for _, one in rows], "#d55e00"),
-    ("alone, measured", [one.achieved for _, one in rows], "#009e73"),
+    ("alone, predicted", [layer_limit.sparsity for _, layer_limit in rows], "#d55e00"),
+    ("alone, measured", [layer_limit.achieved for _, layer_limit in rows], "#009e73"),
 )
 for shift, (label, values, colour) in zip((-0.27, 0, 0.27), series, strict=True):
     axes.bar(positions + shift, 100 * np.array(values), 0.26, label=label, color=colour)

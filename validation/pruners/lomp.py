@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 
-from validation.masks import prunable, select
 from validation.pruners import Problem, Pruned, register
+from validation.pruners.magnitude import magnitude_masks
 from validation.training import apply_masks
 
 
@@ -24,7 +24,7 @@ def lomp(problem: Problem, sparsity: float) -> Pruned:
 
     Source: Zhang, Zhang, Sun and Liu, How sparse can we prune a deep network, NeurIPS 2024.
     """
-    masks = select({name: weight.abs() for name, weight in prunable(problem.dense).items()}, sparsity)
+    masks = magnitude_masks(problem.dense, sparsity)
     model = copy.deepcopy(problem.dense)
     apply_masks(model, masks)
     return Pruned(model.eval(), masks, problem.recipe.epochs)

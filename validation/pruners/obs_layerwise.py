@@ -12,6 +12,7 @@ from validation.masks import prunable, select
 from validation.pruners import Problem, Pruned, register
 from validation.pruners.calibration import calibration_images, normalised_anew
 from validation.pruners.layer_inputs import input_moments
+from validation.pruners.magnitude import magnitude_masks
 
 
 @torch.no_grad()
@@ -52,8 +53,7 @@ def reconstruct(model: nn.Module, x: Tensor, counts: dict[str, int]) -> dict[str
 
 def magnitude_counts(model: nn.Module, sparsity: float) -> dict[str, int]:
     """Return how many weights of each layer global magnitude pruning removes."""
-    masks = select({name: weight.abs() for name, weight in prunable(model).items()}, sparsity)
-    return {name: int((~mask).sum()) for name, mask in masks.items()}
+    return {name: int((~mask).sum()) for name, mask in magnitude_masks(model, sparsity).items()}
 
 
 @register("obs-layerwise")

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pruning_limits import MagnitudeProfile, PruningLimit, predict_limit
+from pruning_limits import MagnitudeProfile, PruningLimit
 from pruning_limits.isotropic import carried_limit
 from pruning_limits.plotting import BLUE, GREEN, GREY, ORANGE, new_figure, save, sparsity_axis
 from pruning_limits.result import established
@@ -17,6 +16,7 @@ from validation.studies.koopman.notes import recording_notes
 from validation.studies.koopman.notes import settings as recorded_settings
 from validation.studies.koopman.recording import KoopmanSettings, Recorded, recording
 from validation.studies.limits.early import EarlySettings
+from validation.studies.limits.predicted import brief_limit, brief_words
 from validation.tables.claims import judged
 from validation.tables.kinds import averaged, kinds_of
 from validation.tables.suite import Suite
@@ -60,18 +60,7 @@ def run(cell: Cell, bench: Bench) -> Row:
         file = bench.folder / f"limit-{label}.json"
         if not file.exists():
             early = bench.suite.settings(EarlySettings)
-            predict_limit(
-                model,
-                bench.data.batches("train", 1000),
-                penalty=cell.network.recipe.penalty,
-                criterion="objective",
-                samples=early.samples,
-                steps=early.steps,
-                probes=early.probes,
-                measure=label == "final",
-                seed=cell.network.seed,
-                progress=None if bench.progress else False,
-            ).to_json(file)
+            brief_limit(model, cell.network, bench, early, measure=label == "final").to_json(file)
         limits[label] = PruningLimit.from_json(file)
     final, known = limits["final"], MagnitudeProfile(prunable(training.final))
     points = [
@@ -137,12 +126,7 @@ def _bridge(said: str, rows: Sequence[Row]) -> str:
 
 def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None:
     """Write the table, judge the bridge, and draw the limits against the epoch."""
-    table = averaged(rows, ("label",))
-    said = ", ".join(
-        f"{name} {'chosen by the engine' if value is None else value}"
-        for name, value in asdict(suite.settings(EarlySettings)).items()
-        if name != "epochs"
-    )
+    table, said = averaged(rows, ("label",)), brief_words(suite.settings(EarlySettings))
     notes = [
         f"Made by `{command}`.",
         *recording_notes(suite),

@@ -125,7 +125,7 @@ def averaged(rows: Sequence[Row], tolerance: float) -> list[Row]:
         numbers = ("accuracy", "rise", "epsilon", "epochs", "seconds", "isotropic", "retrained", "upper", "lower")
         row = {key: first[key] for key in ("model", "dataset", "penalty", "pruner", "sparsity")}
         row |= {key: mean_and_spread(own, key)[0] for key in (*numbers, "dense_accuracy")}
-        row |= {"seeds": sum(one.get("accuracy") is not None for one in own), "refused": first["refused"]}
+        row |= {"seeds": sum(seed_row.get("accuracy") is not None for seed_row in own), "refused": first["refused"]}
         row["accuracy_spread"] = mean_and_spread(own, "accuracy")[1]
         if row["accuracy"] is not None:
             row["loss_of_accuracy"] = 100 * (row["dense_accuracy"] - row["accuracy"])

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from estimators import UserError
 from pruning_limits import PruningLimit
 from pruning_limits.plotting import BLUE, GREEN, ORANGE, new_figure, save, sparsity_axis
-from validation.studies.limits.predicted import BriefSettings, brief_limit, limit_notes
-from validation.tables.kinds import kind
+from validation.studies.limits.predicted import BriefSettings, brief_limit, brief_words, limit_notes
+from validation.tables.kinds import kind, kinds_of
 from validation.tables.storage import read_json, write_json
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
@@ -135,11 +135,7 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
             first = {key: own[0][key] for key in ("model", "dataset", "penalty")}
             spread = mean_and_spread(points, "isotropic")[1]
             table.append(first | means | {"epoch": group[1][number], "seeds": len(own), "isotropic_spread": spread})
-    said = ", ".join(
-        f"{name} {'chosen by the engine' if value is None else value}"
-        for name, value in asdict(suite.settings(EarlySettings)).items()
-        if name != "epochs"
-    )
+    said = brief_words(suite.settings(EarlySettings))
     notes = [
         f"Made by `{command}`.",
         *limit_notes(suite)[:1],
@@ -149,10 +145,9 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
         *_words(table),
     ]
     write_table(folder, Page(NAME, f"Limit early in training, suite {suite.name}", notes, COLUMNS), table)
-    kinds = list(dict.fromkeys(kind(row) for row in table))
+    kinds = kinds_of(table)
     figure, axes = new_figure(len(kinds), 1, size=(7.0, 3.2 * len(kinds)), squeeze=False)
-    for panel, which in zip(axes[:, 0], kinds, strict=True):
-        own = [row for row in table if kind(row) == which]
+    for panel, (which, own) in zip(axes[:, 0], kinds.items(), strict=True):
         for key, colour, label in (
             ("isotropic", ORANGE, "predicted one-shot"),
             ("retrained", GREEN, "predicted re-trained"),
@@ -178,8 +173,7 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
 
 def _words(table: Sequence[Row]) -> list[str]:
     lines = []
-    for which in dict.fromkeys(kind(row) for row in table):
-        own = [row for row in table if kind(row) == which]
+    for which, own in kinds_of(table).items():
         since = own[-1]["epoch"]
         for row in reversed(own):
             if abs(row["difference"]) > 100 * CLOSE:

@@ -94,7 +94,7 @@ def write_skill(folder: Path, command: str, skill: Skill) -> None:
     ]
     notes = [f"Made by `{command}`.", *_notes(skill)]
     extra = {
-        "rules": [asdict(rule) | asdict(seen) for rule, seen in zip(skill.rules, skill.coverage, strict=True)],
+        "rules": [asdict(rule) | asdict(coverage) for rule, coverage in zip(skill.rules, skill.coverage, strict=True)],
         "families": list(by_family(skill.cases, RULES[0])),
         "aside": {", ".join(features): aside(skill.cases, features) for features in RULES},
     }
@@ -127,13 +127,13 @@ def _notes(skill: Skill) -> list[str]:
         "of families that were left out of the fit: the truth over what was told, as a factor of the kept fraction.",
         _curvature(skill),
     ]
-    for rule, seen in zip(skill.rules, skill.coverage, strict=True):
+    for rule, coverage in zip(skill.rules, skill.coverage, strict=True):
         terms = ", ".join(f"{name} {slope:.2f}" for name, slope in zip(rule.features, rule.slopes, strict=True))
         lines.append(
             f"Rule of {', '.join(rule.features)}: slopes {terms}; the interval is {math.exp(rule.low):.2f} to "
             f"{math.exp(rule.high):.2f} times what is told. On families that neither fit nor residuals have seen "
-            f"{seen.share:.1%} of the cases end within (nominal 90 %), and the interval's factor to either side is "
-            f"{seen.factor:.2f} (median)."
+            f"{coverage.share:.1%} of the cases end within (nominal 90 %), and the interval's factor to either side is "
+            f"{coverage.factor:.2f} (median)."
         )
         apart = aside(skill.cases, rule.features)
         if apart is not None:

@@ -18,7 +18,8 @@ from pruning_limits.fine_tuning import Network as Tuned
 from pruning_limits.magnitude import removed_count
 from pruning_limits.settings import Retuning
 from validation.data import ImageData
-from validation.masks import prunable, select
+from validation.masks import prunable
+from validation.pruners.magnitude import magnitude_masks
 from validation.studies.limits.forecast_curves import (
     COARSE,
     QUARTERS,
@@ -145,8 +146,7 @@ class Truths:
         return Curve(measure, self.levels, last_place(self.dimension), self.folder / f"{name}.json")
 
     def _trained(self, model: nn.Module, place: int, seed: int) -> nn.Module:
-        kept = {name: weight.abs() for name, weight in prunable(model).items()}
-        masks = select(kept, self.sparsity(place))
+        masks = magnitude_masks(model, self.sparsity(place))
         train(model, self.data, self.network.recipe, self.network.seed + seed, masks=masks)
         return model.eval()
 
@@ -156,6 +156,5 @@ class Truths:
 
 def _pruned(model: nn.Module, sparsity: float) -> nn.Module:
     pruned = copy.deepcopy(model)
-    scores = {name: weight.abs() for name, weight in prunable(pruned).items()}
-    apply_masks(pruned, select(scores, sparsity))
+    apply_masks(pruned, magnitude_masks(pruned, sparsity))
     return pruned

@@ -17,7 +17,7 @@ from validation.pruners import Problem, pruner
 from validation.pruners.budget import alive_counts
 from validation.pruners.imp import RATE, levels
 from validation.studies.limits.predicted import BriefSettings, brief_limit, limit_notes
-from validation.tables.kinds import kind
+from validation.tables.kinds import kind, kinds_of
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
 from validation.tables.writing import Column, Page, Row, mean_and_spread, network_row, write_table
@@ -122,10 +122,9 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
     write_table(
         folder, Page(NAME, f"Limit along iterative pruning, and Rare Gems, suite {suite.name}", notes, COLUMNS), table
     )
-    kinds = list(dict.fromkeys(kind(row) for row in table))
+    kinds = kinds_of(table)
     figure, axes = new_figure(len(kinds), 1, size=(7.0, 3.8 * len(kinds)), squeeze=False)
-    for panel, which in zip(axes[:, 0], kinds, strict=True):
-        own = [row for row in table if kind(row) == which]
+    for panel, (which, own) in zip(axes[:, 0], kinds.items(), strict=True):
         imp = [row for row in own if row["pruner"] == "imp"]
         removed = [1 - row["sparsity"] for row in imp]
         for key, colour, label in (
@@ -151,8 +150,7 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
 
 def _words(table: Sequence[Row]) -> list[str]:
     lines = []
-    for which in dict.fromkeys(kind(row) for row in table):
-        own = [row for row in table if kind(row) == which]
+    for which, own in kinds_of(table).items():
         imp = [row["isotropic"] for row in own if row["pruner"] == "imp"]
         rising = sum(b > a for a, b in pairwise(imp))
         gems = {row["pruner"]: row for row in own if row["pruner"] != "imp"}

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from estimators import Objective
 from pruning_limits.plotting import BLUE, GREEN, GREY, ORANGE, new_figure, save, sparsity_axis
 from validation.studies.limits import truths
-from validation.tables.kinds import kind
+from validation.tables.kinds import kinds_of
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
 from validation.tables.writing import COLOURS, Column, Page, Row, network_row, recipe_text, with_means, write_table
@@ -114,7 +114,7 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
 
 def _ratios(rows: Sequence[Row], key: str, truth: str) -> Floats:
     """Log ratios of the kept fractions of two limits."""
-    kept = np.array([[max(1 - row[one], 1 / row["parameters"]) for one in (key, truth)] for row in rows])
+    kept = np.array([[max(1 - row[name], 1 / row["parameters"]) for name in (key, truth)] for row in rows])
     ratios: Floats = np.log(kept[:, 0] / kept[:, 1])
     return ratios
 
@@ -183,14 +183,14 @@ LINES = {"isotropic_hessian": BLUE, "isotropic_ggn": ORANGE, "directional": COLO
 
 def _draw(rows: Sequence[Row], path: Path) -> None:
     """Draw one panel per kind of network: rises in epsilons against sparsity, one thin line per seed."""
-    kinds = list(dict.fromkeys(kind(row) for row in rows))
+    kinds = kinds_of(rows)
     columns = min(2, len(kinds))
     lines = -(-len(kinds) // columns)
     figure, grid = new_figure(lines, columns, size=(6.2 * columns, 3.6 * lines + 1.6), squeeze=False)
     for axes in grid.flat[len(kinds) :]:
         axes.set_visible(False)
-    for axes, which in zip(grid.flat, kinds, strict=False):
-        _panel(axes, [row for row in rows if kind(row) == which])
+    for axes, (which, own) in zip(grid.flat, kinds.items(), strict=False):
+        _panel(axes, own)
         axes.set_title(f"{which[0]}, penalty {which[2]}", loc="left", fontsize=10, fontweight="bold")
     figure.suptitle(
         "Rise of the training objective when magnitude pruning removes weights, in units of the allowed rise epsilon\n"
@@ -215,14 +215,14 @@ def _panel(axes: Any, rows: Sequence[Row]) -> None:
         kept = [1 - point["sparsity"] for point in row["points"]]
         for key, (colour, _) in CURVES.items():
             axes.plot(kept, [p[key] / row["epsilon"] for p in row["points"]], color=colour, linewidth=0.9)
-        runs = [(1 - one["sparsity"], one["rise"] / row["epsilon"]) for one in row["runs"]]
+        runs = [(1 - retrained["sparsity"], retrained["rise"] / row["epsilon"]) for retrained in row["runs"]]
         axes.plot(*zip(*runs, strict=True), ".-", color="black", linewidth=0.9, markersize=4)
     for key, colour in LINES.items():
         middle = np.exp(np.mean([np.log(max(1 - row[key], 1 / row["parameters"])) for row in rows]))
         axes.axvline(middle, color=colour, linestyle="--", linewidth=1.8)
     axes.axhline(1.0, color=GREY, linewidth=1.5)
     axes.set_yscale("symlog", linthresh=2.0)
-    lowest = min(one["rise"] / row["epsilon"] for row in rows for one in row["runs"])
+    lowest = min(retrained["rise"] / row["epsilon"] for row in rows for retrained in row["runs"])
     axes.set_ylim(min(-1.0, 1.5 * lowest), 1e3)
     sparsity_axis(axes.xaxis, 0.01)
     axes.set(xlabel="sparsity (removed fraction)", ylabel="rise / epsilon")

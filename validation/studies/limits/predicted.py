@@ -104,7 +104,9 @@ def _stored(folder: Path, network: Network, bench: Bench, options: dict[str, Any
         raise UserError(f"{error}; results are not mixed: delete {folder}, or start afresh with --out") from None
 
 
-def brief_limit(model: nn.Module, network: Network, bench: Bench, settings: BriefSettings) -> PruningLimit:
+def brief_limit(
+    model: nn.Module, network: Network, bench: Bench, settings: BriefSettings, measure: bool = True
+) -> PruningLimit:
     """Predict the limit of a network on the way of its training or pruning.
 
     Args:
@@ -112,6 +114,7 @@ def brief_limit(model: nn.Module, network: Network, bench: Bench, settings: Brie
         network: What it belongs to.
         bench: Its data.
         settings: Samples, steps and probes.
+        measure: Whether one-shot pruning is measured too.
     """
     return predict_limit(
         model,
@@ -121,17 +124,27 @@ def brief_limit(model: nn.Module, network: Network, bench: Bench, settings: Brie
         samples=settings.samples,
         steps=settings.steps,
         probes=settings.probes,
+        measure=measure,
         seed=network.seed,
         progress=None if bench.progress else False,
     )
 
 
+def brief_words(settings: BriefSettings) -> str:
+    """Say with which samples, steps and probes limits were predicted."""
+    samples, steps, probes = _chosen(settings)
+    return f"samples {samples}, steps {steps}, probes {probes}"
+
+
+def _chosen(settings: LimitSettings | BriefSettings) -> list[str]:
+    values = (settings.samples, settings.steps, settings.probes)
+    return ["chosen by the engine" if value is None else str(value) for value in values]
+
+
 def limit_notes(suite: Suite) -> list[str]:
     """Return the paragraphs that say how a suite's limits were predicted and its networks trained."""
     limit = suite.settings(LimitSettings)
-    samples, steps, probes = (
-        "chosen by the engine" if value is None else str(value) for value in (limit.samples, limit.steps, limit.probes)
-    )
+    samples, steps, probes = _chosen(limit)
     return [
         "Sparsity is the removed fraction of convolution and linear weights; kept = 1 - sparsity. Epsilon is the "
         "standard deviation of the mean loss of 128 training samples, the same rule for every row. The objective "

@@ -161,11 +161,11 @@ def _finding(networks: Sequence[Sequence[Row]], varied: Sequence[str]) -> str:
 
 
 def _recipes() -> list[str]:
-    found: dict[str, None] = {}
+    recipes: dict[str, None] = {}
     for name in known_suites():
         for network in load_suite(name).networks:
-            found[f"{name}: {network.model} on {network.dataset} ({recipe_text(network.recipe)})"] = None
-    return list(found)
+            recipes[f"{name}: {network.model} on {network.dataset} ({recipe_text(network.recipe)})"] = None
+    return list(recipes)
 
 
 TABLE = Table(NAME, lambda suite: {}, run, write, cells, sections=(LimitSettings, SlqSettings))

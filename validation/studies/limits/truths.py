@@ -234,9 +234,9 @@ def _retrained(objective: Objective, profile: MagnitudeProfile, epsilon: float, 
 
 def _definite_from(points: Sequence[Row]) -> float | None:
     """Return the grid's sparsity from which on the Hessian of the kept weights has no negative eigenvalue."""
-    found = None
+    sparsity = None
     for point in reversed(points):
         if point["schur_hessian"] is None:
             break
-        found = point["sparsity"]
-    return found
+        sparsity = point["sparsity"]
+    return sparsity
