@@ -1,4 +1,4 @@
-"""Draw the figure of the home page from committed results: ``python docs/home_figure.py``.
+"""Draw where the formula holds and where not, from committed results: ``python docs/formula_figure.py``.
 
 Accuracy against sparsity after one-shot and after re-trained pruning, with what was predicted, for a network where the
 formula holds and for one where it does not.
@@ -74,7 +74,7 @@ def draw(axes, rows, how):
 
 
 def main():
-    """Write ``docs/home.png``."""
+    """Write ``docs/formula.png``."""
     figure = Figure(figsize=(6.6, 7.6), layout="constrained")
     for axes, (table, model, title, marks, how) in zip(figure.subplots(2), PANELS, strict=True):
         draw(axes, rows_of(table, model), how)
@@ -85,7 +85,7 @@ def main():
         axes.tick_params(labelsize=11)
         axes.yaxis.label.set_size(11)
     axes.set_xlabel("sparsity (removed fraction of the weights)", fontsize=11)
-    path = Path(__file__).parent / "home.png"
+    path = Path(__file__).parent / "formula.png"
     figure.savefig(path, dpi=120)
     thin_figure(path)
 
