@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from matplotlib.axes import Axes
 
 from estimators import Objective, UserError
 from pruning_limits.plotting import GREEN, GREY, ORANGE, new_figure, save, sparsity_axis
@@ -23,6 +24,8 @@ from validation.tables.writing import COLOURS, Column, Page, Row, mean_and_sprea
 from validation.training import accuracy
 
 NAME = "algorithms"
+ONE_SHOT = "lomp"
+SHOWN = (ONE_SHOT, "gmp", "imp", "imp-no-rewind", "rare-gems", "obs-layerwise", "retuned")  # in colour in the figure
 COLUMNS = (
     Column("model", "model"),
     Column("dataset", "data"),
@@ -165,34 +168,57 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
     )
     groups = [list(part) for _, part in groupby(table, key=kind)]
     figure, axes = new_figure(len(groups), 1, size=(8.0, 4.2 * len(groups)), squeeze=False)
-    names = list(dict.fromkeys(row["pruner"] for row in table if row["pruner"] != "dense"))
+    figure.suptitle(_finding(groups), fontsize=11)
     for panel, group in zip(axes[:, 0], groups, strict=True):
-        for number, name in enumerate(names):
-            own = [row for row in group if row["pruner"] == name and row["accuracy"] is not None]
-            if own:
-                panel.errorbar(
-                    [1 - row["sparsity"] for row in own],
-                    [100 * row["accuracy"] for row in own],
-                    [100 * (row["accuracy_spread"] or 0) for row in own],
-                    marker="osD^v<>pP*X"[number % 11],
-                    color=COLOURS[number % len(COLOURS)],
-                    linestyle="-" if number < len(COLOURS) else ":",
-                    linewidth=1,
-                    markersize=4,
-                    capsize=2,
-                    label=name,
-                )
-        first = group[0]
-        panel.axhline(100 * first["dense_accuracy"], color=GREY, linestyle=":", linewidth=1, label="dense")
-        for key, colour, label in (("isotropic", ORANGE, "one-shot"), ("retrained", GREEN, "re-trained")):
-            panel.axvline(1 - first[key], color=colour, linestyle="--", label=f"predicted {label} {first[key]:.2%}")
-        least = 0.7 * min(1 - max(row["sparsity"] for row in group), 1 - first["retrained"])
-        sparsity_axis(panel.xaxis, least)
-        panel.set(ylabel="test accuracy, %", xlabel="sparsity (removed fraction)")
-        panel.set_title(f"{first['model']}, {first['dataset']}, penalty {first['penalty']}", loc="left", fontsize=10)
-        panel.grid(alpha=0.25)
-        panel.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        _draw(panel, group)
     save(figure, folder / f"{NAME}.png")
+
+
+def _finding(groups: Sequence[Sequence[Row]]) -> str:
+    """Say in how many cases one-shot magnitude pruning keeps more accuracy than every other pruner."""
+    cases, best = 0, 0
+    for group in groups:
+        pruned = [row for row in group if row["pruner"] != "dense" and row["accuracy"] is not None]
+        for sparsity in dict.fromkeys(row["sparsity"] for row in pruned):
+            rivals = [row for row in pruned if row["sparsity"] == sparsity]
+            cases += 1
+            best += max(rivals, key=lambda row: row["accuracy"])["pruner"] == ONE_SHOT
+    return f"One-shot magnitude pruning (lomp) is best in {best} of {cases} cases"
+
+
+def _draw(panel: Axes, group: Sequence[Row]) -> None:
+    """Draw accuracy against sparsity of one kind of network: some pruners in colour, the others grey."""
+    names = dict.fromkeys(row["pruner"] for row in group if row["pruner"] != "dense")
+    others = [name for name in names if name not in SHOWN]
+    for name in [*others, *(name for name in SHOWN if name in names)]:
+        own = [row for row in group if row["pruner"] == name and row["accuracy"] is not None]
+        places, heights = [1 - row["sparsity"] for row in own], [100 * row["accuracy"] for row in own]
+        if name in others:
+            label = "_" if name != others[0] else f"{len(others)} others"
+            panel.plot(places, heights, ".-", color="#c8c8c8", linewidth=0.8, markersize=3, label=label)
+            continue
+        number = SHOWN.index(name)
+        panel.errorbar(
+            places,
+            heights,
+            [100 * (row["accuracy_spread"] or 0) for row in own],
+            marker="osD^v<>"[number],
+            color=COLOURS[number],
+            linewidth=1.5,
+            markersize=5,
+            capsize=2,
+            label=name,
+        )
+    first = group[0]
+    panel.axhline(100 * first["dense_accuracy"], color=GREY, linestyle=":", linewidth=1, label="dense")
+    for key, colour, label in (("isotropic", ORANGE, "one-shot"), ("retrained", GREEN, "re-trained")):
+        panel.axvline(1 - first[key], color=colour, linestyle="--", label=f"predicted {label} {first[key]:.1%}")
+    least = 0.7 * min(1 - max(row["sparsity"] for row in group), 1 - first["retrained"])
+    sparsity_axis(panel.xaxis, least)
+    panel.set(ylabel="test accuracy, %", xlabel="sparsity (removed fraction)")
+    panel.set_title(f"{first['model']}, {first['dataset']}, penalty {first['penalty']}", loc="left", fontsize=10)
+    panel.grid(alpha=0.25)
+    panel.legend(fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
 def reached(rows: Sequence[Row], tolerance: float) -> float:

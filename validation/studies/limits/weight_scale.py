@@ -111,7 +111,7 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
     write_table(
         folder, Page(NAME, f"Limit against weight scale and curvature, suite {suite.name}", notes, COLUMNS), table
     )
-    figure, panels = new_figure(1, 2, size=(10.0, 4.5), sharey=True)
+    figure, panels = new_figure(1, 2, size=(10.0, 5.4), sharey=True)
     always = "falls with every step of" if falling else "does not always fall with"
     figure.suptitle(f"The predicted limit {always} the size of the weights and of the curvature", fontsize=11)
     groups = list(dict.fromkeys(_kind(row) for row in rows))
@@ -130,7 +130,7 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
     panels[0].set_ylabel("predicted limit (sparsity)")
     handles, labels = panels[0].get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
-    panels[1].legend(unique.values(), unique.keys(), fontsize=7)
+    figure.legend(unique.values(), unique.keys(), fontsize=8, loc="outside lower center", ncols=3)
     save(figure, folder / f"{NAME}.png")
 
 
