@@ -68,8 +68,8 @@ def _metric(evidence: Evidence, settings: Settings, allowed: Allowed) -> Iterato
         )
     if allowed.origin != "max-drop":
         yield (
-            f"no rise of the {settings.criterion} goes with a metric that is lower by {drop:g}; what rests on epsilon "
-            f"takes {allowed.epsilon:.2g}, the fluctuation of a batch"
+            f"no rise of the {settings.criterion} goes with a metric that is lower by {drop:g}; epsilon is "
+            f"{allowed.epsilon:.2g} instead, the fluctuation of a batch"
         )
 
 
@@ -122,8 +122,8 @@ def note_untrue(names: Sequence[str]) -> tuple[str, ...]:
     if not names:
         return ()
     return (
-        f"left out: {_listed(names)}; the loss moves with these weights otherwise than their gradient says "
-        "(torch.no_grad, detach, a gate or a straight-through estimator), so that their curvature is unknown",
+        f"left out: {_listed(names)}; the gradient of these weights does not match the change of the loss "
+        "(torch.no_grad, detach, a gate or a straight-through estimator), so their curvature is unknown",
     )
 
 

@@ -231,7 +231,7 @@ def test_they_are_left_out_of_the_limit_and_told(name):
     )
     (note,) = [note for note in limit.notes if note.startswith("left out: ")]
     assert note.startswith(
-        f"left out: {', '.join(names)}; the loss moves with these weights otherwise than their gradient"
+        f"left out: {', '.join(names)}; the gradient of these weights does not match the change of the loss"
     )
 
 

@@ -34,7 +34,7 @@ ALLOWANCE = ("criterion", "metric", "max_drop", *HELD_OUT)
 
 @click.command()
 @click.option("--sparsity", type=float, help="Wanted removed fraction in [0, 1).")
-@click.option("--pattern", help="Judge a sparsity in this pattern of the limit; of 2:4 and other N:M it is known.")
+@click.option("--pattern", help="Pattern of the limit to judge by; 2:4 and other N:M need no --sparsity.")
 @click.option("--limit", "limit_path", type=PATH, help="A limit written by predict --json; default: predict it.")
 @click.option("--dense", type=PATH, help="Checkpoint of the network before pruning.")
 @click.option("--pruned", type=PATH, help="Checkpoint of the pruned network, to be compared with --dense.")

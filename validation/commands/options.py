@@ -116,7 +116,7 @@ def task_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--mean",
             callback=_numbers,
             metavar="NUMBERS",
-            help="Of --dataset images in [0, 1], one value or one per channel: 0.485,0.456,0.406",
+            help="Mean of --dataset images in [0, 1], one value or one per channel: 0.485,0.456,0.406",
         ),
         click.option(
             "--std",
@@ -124,7 +124,7 @@ def task_options(command: Callable[..., Any]) -> Callable[..., Any]:
             metavar="NUMBERS",
             help="Their standard deviation, likewise; both default to the training images' own.",
         ),
-        click.option("--scale", is_flag=True, help="Divide --dataset images by 255 and no more."),
+        click.option("--scale", is_flag=True, help="Only divide --dataset images by 255."),
         click.option("--no-normalise", is_flag=True, help="Give --dataset images as they are, 0 to 255."),
         click.option("--transforms", help="Apply the transforms of a torchvision enum to --dataset images."),
         click.option("--l1", type=float, default=0.0, help="L1 coefficient that the network was trained with."),

@@ -20,12 +20,12 @@ from validation.launch import shared
 @click.option("--epsilon", type=float, help="Allowed rise of the criterion; default: deviation of a batch of 128.")
 @click.option("--curvature", type=click.Choice(["hessian", "ggn"]), default="hessian", show_default=True)
 @click.option("--tolerance", type=float, default=0.005, show_default=True, help="Wanted half-width, in sparsity.")
-@click.option("--budget", type=float, help="Epochs of training that it may cost; default: one, or what is free.")
+@click.option("--budget", type=float, help="Epochs of training to spend; default: one, or ten seconds if more.")
 @click.option("--no-measure", is_flag=True, help="Do not measure what one-shot pruning achieves.")
 @click.option(
     "--pattern",
     multiple=True,
-    help="unstructured, 2:4 or another N:M, blocks:16x1, channels or heads; repeat it. The first one's limit is told.",
+    help="unstructured, 2:4 or another N:M, blocks:16x1, channels or heads; repeat it. The first gives the main limit.",
 )
 @click.option("--retune", is_flag=True, help="Also measure what staged re-tuning on few samples reaches.")
 @click.option("--forecast", type=PATH, help="Calibration of re-training that validate --table forecast wrote, .json.")

@@ -37,7 +37,7 @@ class _Wanted:
 
 
 @click.command()
-@click.option("--sparsity", type=float, help="Wanted removed fraction in [0, 1); of 2:4 and other N:M it is known.")
+@click.option("--sparsity", type=float, help="Wanted removed fraction in [0, 1); 2:4 and other N:M need none.")
 @click.option(
     "--pattern",
     default="unstructured",
@@ -46,7 +46,7 @@ class _Wanted:
 )
 @click.option("-o", "--out", type=PATH, required=True, help="Checkpoint to write, .safetensors.")
 @click.option("--force", is_flag=True, help="Write over a file that exists.")
-@click.option("--limit", "limit_path", type=PATH, help="A limit written by predict --retune --json, to go its way.")
+@click.option("--limit", "limit_path", type=PATH, help="Follow the stages of this limit of predict --retune --json.")
 @click.option("--passes", type=int, default=2, show_default=True, help="Passes over the samples of a stage.")
 @click.option("--state", "state_path", type=PATH, help="File that keeps the state after every stage, to continue.")
 @task_options
@@ -55,7 +55,7 @@ class _Wanted:
 def retune(**options: Any) -> None:
     """Prune a trained network to a sparsity or a pattern in stages, re-tune it on few samples, and write its weights.
 
-    What goes is exactly zero in the file, in patterns of groups as in that of single weights, and `check` reads it.
+    Removed weights, single or in groups, are exactly zero in the file. `check` reads it.
     """
     from safetensors.torch import save
 
