@@ -148,16 +148,22 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
     save(figure, folder / f"{NAME}.png")
 
 
+def _rises(table: Sequence[Row], which: tuple[str, ...]) -> tuple[int, int]:
+    """Return in how many rounds of IMP the predicted one-shot limit of a kind of network rises, and the rounds."""
+    limits = [row["isotropic"] for row in table if kind(row) == which and row["pruner"] == "imp"]
+    return sum(b > a for a, b in pairwise(limits)), len(limits) - 1
+
+
 def _words(table: Sequence[Row]) -> list[str]:
     lines = []
     for which, own in kinds_of(table).items():
         imp = [row["isotropic"] for row in own if row["pruner"] == "imp"]
-        rising = sum(b > a for a, b in pairwise(imp))
+        rising, rounds = _rises(table, which)
         gems = {row["pruner"]: row for row in own if row["pruner"] != "imp"}
         change = 100 * (gems["rare-gems"]["isotropic"] - gems["rare-gems-no-l2"]["isotropic"])
         lines.append(
             f"{', '.join(which)}: the predicted one-shot limit goes from {imp[0]:.2%} to {imp[-1]:.2%} over "
-            f"{len(imp) - 1} rounds and rises in {rising} of them; the l2 penalty on scores moves that of Rare Gems by "
+            f"{rounds} rounds and rises in {rising} of them; the l2 penalty on scores moves that of Rare Gems by "
             f"{change:+.2f} points."
         )
     return lines
