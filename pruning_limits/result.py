@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 import numpy as np
 
 from estimators import UserError
-from estimators.files import write_bytes
+from estimators.files import path_of, write_bytes
 from pruning_limits.answers import Answer, Rung, Verdict
 from pruning_limits.epsilon import Allowed, from_max_drop
 from pruning_limits.evidence import Evidence, solve
@@ -592,7 +592,7 @@ class PruningLimit:
         """Return the limit as JSON, without weights, and write it to a file if one is named."""
         text = json.dumps(self._plain, indent=1) + "\n"
         if path is not None:
-            write_bytes(Path(path), text.encode())
+            write_bytes(path_of("path", path), text.encode())
         return text
 
     @cached_property
@@ -607,7 +607,7 @@ class PruningLimit:
         Raises:
             UserError: The file is missing, is not JSON, or is not a limit of this version.
         """
-        plain = read_plain(Path(path))
+        plain = read_plain(path_of("path", path))
         stated = plain.get("format") if isinstance(plain, dict) else None
         if _is_format(stated) and stated != FORMAT:
             raise UserError(f"limit: {path} has format {stated} of another version, not {FORMAT}; predict it again")
