@@ -416,6 +416,10 @@ class Objective:
                     raise
         if not isinstance(losses, Tensor):
             raise UserError(f"loss_fn: expected a tensor of losses, got {type(losses).__name__}; return its loss alone")
+        if losses.is_complex():
+            raise UserError(f"loss_fn: expected real losses, got {losses.dtype}; return their magnitude or real part")
+        if losses.is_meta:
+            raise UserError("loss_fn: expected losses that hold numbers, got a tensor on the meta device")
         return losses if torch.is_grad_enabled() else losses.detach()
 
     def _run(self, weights: Mapping[str, Tensor], batch: Any, graph: bool, twice: bool) -> Any:
