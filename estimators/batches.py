@@ -20,6 +20,15 @@ def stated_size(batch: Any) -> int | None:
     return next((size for part in (batch, *leaves(batch)) if (size := _own_count(part)) is not None), None)
 
 
+def empty(batch: Any) -> bool:
+    """Tell whether a batch holds no sample: it has tensors that could be cut, and nothing that could has entries."""
+    parts = list(leaves(batch))
+    if stated_size(batch) or any(opaque(part) for part in parts):
+        return False
+    cut = any(isinstance(part, Tensor) and part.dim() > 0 for part in parts)
+    return cut and not any(rows_of(part) for part in parts)
+
+
 def listed(batch: Any) -> set[int]:
     """Return the lengths of the lists and tuples of a batch that hold tensors or containers, such as images."""
     children = _children(batch)

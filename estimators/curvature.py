@@ -299,7 +299,10 @@ class GGN(_Differentiated):
         pulled = torch.autograd.grad(outputs, inputs, duals, create_graph=True, materialize_grads=True)
 
         def product(vector: Tensor, again: bool) -> Sequence[Tensor]:
-            pushed = torch.autograd.grad(pulled, duals, unflatten(vector, inputs), retain_graph=True)
+            live, directions = curving(pulled, unflatten(vector, inputs))
+            if not live:  # behind steps, such as round and sign, whose derivative is zero
+                return _nothing(vector, again)
+            pushed = torch.autograd.grad(live, duals, directions, retain_graph=True, materialize_grads=True)
             bent, along = curving(slopes, pushed)
             if not bent:
                 return _nothing(vector, again)

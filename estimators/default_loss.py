@@ -34,9 +34,12 @@ def cross_entropy(model: nn.Module, batch: Any) -> Tensor:
     if not isinstance(y, Tensor):
         raise UserError(f"loader: labels must be a tensor of class indices, got {type(y).__name__}; {OTHER_TARGETS}")
     logits = logits_of(model(x))
+    real = y.is_floating_point() or y.is_complex()
+    if not real:
+        y = y.long()
     classes = logits.shape[1] if logits.dim() > 1 else 1
-    if y.is_floating_point() or (y.numel() and not (int(y.min()) >= 0 and int(y.max()) < classes)):
-        kind = str(y.dtype) if y.is_floating_point() else f"{int(y.min())}..{int(y.max())}"
+    if real or (y.numel() and not (int(y.min()) >= 0 and int(y.max()) < classes)):
+        kind = str(y.dtype) if real else f"{int(y.min())}..{int(y.max())}"
         raise UserError(f"loader: labels must be class indices in 0..{classes - 1}, got {kind}; {OTHER_TARGETS}")
     if classes == 1:
         raise UserError(
@@ -47,7 +50,7 @@ def cross_entropy(model: nn.Module, batch: Any) -> Tensor:
             f"loader: labels {tuple(y.shape)} do not fit logits {tuple(logits.shape)}, whose dimension 1 counts "
             "classes; give loss_fn="
         )
-    loss = nn.functional.cross_entropy(logits, y.long(), reduction="none")
+    loss = nn.functional.cross_entropy(logits, y, reduction="none")
     return loss.flatten(1).mean(1) if loss.dim() > 1 else loss
 
 

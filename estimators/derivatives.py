@@ -30,8 +30,9 @@ def untrue_derivatives(objective: Objective, seed: int = 0) -> tuple[str, ...]:
     parameter's norm and gets shorter until the two agree or rounding hides both. They never agree where a model cuts
     the graph, as with ``torch.no_grad``, ``detach`` and gates, and where it reports the gradient of another function,
     as straight-through estimators do. A parameter is named where differences of the last two steps that tell are in
-    proportion to the steps, so that they have settled, and beyond what rounding can explain; and where tiny steps do
-    not move the loss at all, though the gradient says that they do, as where weights are rounded.
+    proportion to the steps, so that they have settled, and beyond what rounding can explain; where tiny steps do not
+    move the loss at all, though the gradient says that they do, as where weights are rounded; and where the loss jumps,
+    though its gradient is zero and that of other parameters is not, as behind round, sign and argmax.
 
     Args:
         objective: The objective; a few of its samples are passed twice per parameter.
@@ -163,13 +164,15 @@ def _untrue(
             return False
         if moved == 0 and difference(tiny / SHORTER)[0] == 0:
             return True
-    untrue, before = False, None
-    for number in range(STEPS):
+    untrue, before, flat = False, None, bool(gradient.any()) and not slope.any()
+    for number in range(-1 if flat else 0, STEPS):
         moved, told = difference(FIRST_STEP / SHORTER**number)
         larger, apart = max(abs(told), abs(moved)), abs(moved - told)
         if not math.isfinite(moved) or (larger > noise and apart <= TRUE_WITHIN * larger):
             return False
         if larger <= noise:
+            if flat and before is not None and abs(before) > SHORTER**3 * UNDECIDED * noise:
+                return True  # a smooth loss without a slope moves with the cube of the step at least
             break
         if before is not None and larger > 2 * UNDECIDED * noise:
             steady = abs(before / SHORTER - moved) <= STEADY_WITHIN * max(abs(moved), abs(before / SHORTER)) + noise

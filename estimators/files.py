@@ -13,13 +13,43 @@ from typing import Any, BinaryIO
 from estimators.errors import UserError
 
 PICKLE, PICKLE_OF_TORCH = b"\x80", b"\x80\x02"
+STREAMS = ("/dev/stdout", "/dev/stderr", "/dev/fd/", "/proc/")
+
+
+def path_of(argument: str, path: object) -> Path:
+    """Return the path of a file as the user gave it, ``~`` being the home folder.
+
+    Args:
+        argument: Name of the argument, for messages.
+        path: Text or a ``pathlib.Path``.
+
+    Raises:
+        UserError: It is no path.
+
+    Example:
+        >>> path_of("checkpoint", 3)
+        Traceback (most recent call last):
+        estimators.errors.UserError: checkpoint: expected the path of a file, got 3
+    """
+    text = os.fspath(path) if isinstance(path, str | os.PathLike) else None
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise UserError(f"{argument}: expected the path of a file, got {path!r}")
+    return Path(os.path.expanduser(text))  # noqa: PTH111, a user without a home folder is no error here
 
 
 @contextmanager
 def _whole(path: Path) -> Iterator[BinaryIO]:
-    """Give a new file that takes the place of ``path`` once it is written, with the access that files get here."""
+    """Give a new file that takes the place of ``path`` once it is written, with the access that files get here.
+
+    A link leads to the file that takes the new content. Devices, pipes and streams are written to, never replaced.
+    """
     part = None
     try:
+        if _stream(path):
+            with path.open("ab") as stream:
+                yield stream
+            return
+        path = Path(os.path.realpath(path))
         path.parent.mkdir(parents=True, exist_ok=True)
         file = (path.parent / f".{path.name}.{secrets.token_hex(8)}").open("xb")
         part = Path(file.name)
@@ -34,6 +64,11 @@ def _whole(path: Path) -> Iterator[BinaryIO]:
                 part.unlink()
 
 
+def _stream(path: Path) -> bool:
+    """Tell whether a path is that of a device, a pipe, a socket or a stream, which no file may take the place of."""
+    return str(path).startswith(STREAMS) or (path.exists() and not path.is_file() and not path.is_dir())
+
+
 def refuse_unwritable(path: Path, suffixes: Collection[str] = ()) -> None:
     """Refuse a place that cannot be written, before anything is computed for it; nothing is created.
 
@@ -46,9 +81,15 @@ def refuse_unwritable(path: Path, suffixes: Collection[str] = ()) -> None:
     """
     if suffixes and path.suffix.lower() not in suffixes:
         raise UserError(f"cannot write {path}: expected a name that ends in {', '.join(suffixes)}")
-    folder = next((parent for parent in path.parents if parent.exists()), Path())
-    if path.is_dir() or not folder.is_dir():
-        what = f"{path} is a folder" if path.is_dir() else f"{folder} is no folder"
+    try:
+        folder = next((parent for parent in path.parents if parent.exists()), Path())
+        taken, stream = path.is_dir(), _stream(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; choose another place") from None
+    if stream and os.access(path, os.W_OK):
+        return
+    if taken or not folder.is_dir():
+        what = f"{path} is a folder" if taken else f"{folder} is no folder"
         raise UserError(f"cannot write {path}: {what}; choose another place")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise UserError(f"cannot write {path}: {folder} cannot be written; choose another place")
@@ -84,7 +125,8 @@ def load_tensors(path: Path) -> dict[str, Any]:
     import torch
 
     if not path.is_file():
-        raise UserError(f"checkpoint: {path} does not exist")
+        what = "is a folder, expected a file" if path.is_dir() else "does not exist"
+        raise UserError(f"checkpoint: {path} {what}")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file

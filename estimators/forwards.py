@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,20 +16,33 @@ from estimators.errors import UserError
 from estimators.objective import Objective
 
 Precision = Literal["full", "bfloat16"]
+UNCOUNTED = "saved tensor hooks"  # what torch.func says where it differentiates and they are on
 
 
 class SavedBytes:
-    """Count the memory that a graph keeps alive, each storage once and those given not at all."""
+    """Count the memory that a graph keeps alive, each storage once and those given not at all.
+
+    It is infinite where it cannot be counted: where hooks are not allowed, and of sparse tensors.
+    """
 
     def __init__(self, storages: frozenset[int] = frozenset()) -> None:
-        self.bytes = 0
+        self.bytes = 0.0
         self.storages = set(storages)
 
-    def counting(self) -> saved_tensors_hooks:
-        """Return a context that counts what graphs built inside save."""
-        return saved_tensors_hooks(self._pack, self._unpack)
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        """Count what graphs built inside save."""
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(saved_tensors_hooks(self._pack, self._unpack))
+            except RuntimeError:  # torch.autograd.graph.disable_saved_tensors_hooks is on
+                self.bytes = math.inf
+            yield
 
     def _pack(self, tensor: Tensor) -> Tensor:
+        if tensor.layout != torch.strided:
+            self.bytes = math.inf
+            return tensor.detach()
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in self.storages:
             self.storages.add(storage.data_ptr())
@@ -129,8 +142,15 @@ class Forwards:
         """
         weights = {name: tensor.detach().requires_grad_() for name, tensor in self.objective.chosen.items()}
         counter = SavedBytes(self._shared())
-        with torch.enable_grad(), counter.counting() if counted else nullcontext(), self._autocast():
-            outputs, losses = self.objective.outputs_and_losses(weights, batch, twice)
+        with torch.enable_grad(), self._autocast():
+            try:
+                with counter.counting() if counted else nullcontext():
+                    outputs, losses = self.objective.outputs_and_losses(weights, batch, twice)
+            except UserError as error:
+                if not counted or UNCOUNTED not in str(error.__cause__):
+                    raise
+                counter.bytes = math.inf
+                outputs, losses = self.objective.outputs_and_losses(weights, batch, twice)
             loss = losses.sum() if losses.dim() else losses * size
         taken = counter.bytes if counted else math.inf
         return Forward(list(weights.values()), outputs, loss, taken, frozenset(counter.storages))

@@ -137,7 +137,10 @@ def one_length(batch: Any) -> bool:
 def refuse_without_samples(batch: Any) -> None:
     """Refuse a batch that holds nothing whose first dimension could count samples."""
     if leading_layout(batch) is None and stated_size(batch) is None and not any(opaque(leaf) for leaf in leaves(batch)):
-        raise UserError(f"loader: a batch of type {type(batch).__name__} holds no tensor with a sample dimension")
+        raise UserError(
+            f"loader: a batch of type {type(batch).__name__} holds no tensor with a sample dimension; give "
+            "tensors, in tuples, dictionaries or objects with attributes"
+        )
 
 
 def learned_layout(batch: Any, evaluate: Evaluate, dtype: torch.dtype) -> Layout:

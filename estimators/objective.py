@@ -18,7 +18,7 @@ from estimators.batches import copied, described, leaves
 from estimators.default_loss import cross_entropy
 from estimators.errors import UserError
 from estimators.layouts import close_losses, unchanged_by_cut
-from estimators.penalty import Penalty
+from estimators.penalty import Penalty, refuse_penalty
 from estimators.refusals import MISSING, no_lost_graphs
 from estimators.samples import Samples, shrinking
 from estimators.sampling import weighted
@@ -92,6 +92,7 @@ class Objective:
         model = plain_model(model)
         refuse_loader(loader)
         refuse_loss(loss_fn)
+        refuse_penalty(penalty)
         self.model, self.loader = model, loader
         self.loss_fn = loss_fn or cross_entropy
         self.penalty, self.patterns = penalty, parameters
@@ -412,6 +413,10 @@ class Objective:
                     raise
         if not isinstance(losses, Tensor):
             raise UserError(f"loss_fn: expected a tensor of losses, got {type(losses).__name__}; return its loss alone")
+        if losses.is_complex():
+            raise UserError(f"loss_fn: expected real losses, got {losses.dtype}; return their magnitude or real part")
+        if losses.is_meta:
+            raise UserError("loss_fn: expected losses that hold numbers, got a tensor on the meta device")
         return losses if torch.is_grad_enabled() else losses.detach()
 
     def _run(self, weights: Mapping[str, Tensor], batch: Any, graph: bool, twice: bool) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
@@ -43,7 +43,13 @@ def choose_parameters(model: nn.Module, patterns: str | Sequence[str] | None = N
         if not chosen:
             raise UserError("model: has no convolution or linear layers; name the weights to prune with parameters=")
     else:
-        patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+        patterns = [patterns] if isinstance(patterns, str) else patterns
+        named_ones = isinstance(patterns, Iterable) and not isinstance(patterns, bytes | Mapping)
+        if not named_ones or not all(isinstance(pattern, str) for pattern in patterns):
+            raise UserError(
+                f"parameters: expected name patterns as text, such as 'encoder.*', or several of them, got {patterns!r}"
+            )
+        patterns = list(patterns)
         matching = [name for name in named if any(fnmatchcase(name, pattern) for pattern in patterns)]
         chosen = {name: named[name] for name in matching if named[name].numel()}
         if not chosen:

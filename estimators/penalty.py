@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from numbers import Real
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -96,7 +97,30 @@ class L2:
         torch._foreach_add_(list(gradients), list(weights), alpha=self.coefficient)
 
 
+def refuse_penalty(penalty: Any) -> None:
+    """Refuse what is no penalty.
+
+    Args:
+        penalty: What the user gave, or None.
+
+    Raises:
+        UserError: It has no curvature, value and gradient.
+
+    Example:
+        >>> refuse_penalty(1e-4)
+        Traceback (most recent call last):
+        estimators.errors.UserError: penalty: expected L1(coefficient), L2(coefficient) or None, got 0.0001
+    """
+    parts = ("curvature", "value", "gradient")
+    if penalty is not None and (isinstance(penalty, type) or not all(hasattr(penalty, part) for part in parts)):
+        raise UserError(f"penalty: expected L1(coefficient), L2(coefficient) or None, got {penalty!r}")
+
+
 def _check(penalty: L1 | L2) -> None:
+    if not isinstance(penalty.coefficient, Real):
+        raise UserError(
+            f"penalty: {type(penalty).__name__} coefficient must be a number >= 0, got {penalty.coefficient!r}"
+        )
     if not 0 <= penalty.coefficient < float("inf"):
         raise UserError(
             f"penalty: {type(penalty).__name__} coefficient must be finite and >= 0, got {penalty.coefficient}"

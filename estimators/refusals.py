@@ -87,8 +87,8 @@ def no_lost_graphs() -> Iterator[None]:
         if GONE not in str(error):
             raise
         raise UserError(
-            "model: it differentiates inside its forward pass and drops the graph in evaluation mode; call "
-            "torch.autograd.grad with create_graph=True there, not with create_graph=self.training"
+            "model: it differentiates inside its forward pass and drops the graph in evaluation mode, or loss_fn calls "
+            "backward(); call torch.autograd.grad with create_graph=True there, not with create_graph=self.training"
         ) from error
 
 

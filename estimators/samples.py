@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from estimators import distributed
-from estimators.batches import leaves, memory_of, move, same_leaf
+from estimators.batches import empty, leaves, memory_of, move, same_leaf
 from estimators.distributed import Shard
 from estimators.errors import UserError
 from estimators.layouts import WHOLE, Evaluate, Layout, counted_samples, learned_layout, refuse_without_samples
@@ -293,6 +293,8 @@ class Samples:
         sizes: list[int] = []
         digest = hashlib.blake2b(digest_size=16)
         for batch in next_batches(self.loader, self._draws):
+            if empty(batch):
+                continue
             number = len(sizes)
             size = self._size(number, batch)
             if first:

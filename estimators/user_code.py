@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
@@ -97,9 +98,18 @@ def run(call: Callable[[], T], describe: Callable[[], str], draws: Draws) -> T:
     except Exception as error:
         if out_of_memory(error):
             raise
-        reason = str(error).strip().splitlines()
-        line = f"{type(error).__name__}: {reason[0]}" if reason else type(error).__name__
+        name, reason = type(error).__name__, _reason(error)
+        line = f"{name}: {reason}" if reason else name
         raise UserError(f"{describe()}: {line}") from error
+
+
+def _reason(error: Exception) -> str:
+    """Return the first line of what an error says; of one that a worker process passed on, of what was raised there."""
+    text = str(error).strip()
+    if text.startswith("Caught "):
+        raised = re.findall(rf"^(?:\w+\.)*{re.escape(type(error).__name__)}: (.*)$", text, re.MULTILINE)
+        text = raised[-1] if raised else text
+    return text.splitlines()[0] if text else ""
 
 
 def next_batches(loader: Iterable[Any], draws: Draws) -> Iterator[Any]:

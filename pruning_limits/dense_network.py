@@ -15,6 +15,7 @@ from estimators import L1, Objective, Penalty, UserError
 from estimators.derivatives import untrue_derivatives
 from estimators.objective import LossFunction
 from estimators.operations import operations_per_sample
+from estimators.penalty import refuse_penalty
 from estimators.samples import first_batches
 from pruning_limits.chance import gain_over_constant, gain_over_strangers
 from pruning_limits.compute_budget import ComputeBudget
@@ -52,6 +53,9 @@ class Subject:
     parameters: str | Sequence[str] | None
     metric: Callable[[nn.Module, Any], Tensor] | None
     held_out: Iterable[Any] | None
+
+    def __post_init__(self) -> None:
+        refuse_penalty(self.penalty)
 
 
 class DenseNetwork:

@@ -151,7 +151,7 @@ class Estimates:
 
     def _inner(self, sparsity: float) -> float:
         """Return the kept fraction of a sparsity, at least that of one weight and at most that of all but one."""
-        least = 1 / self.objective.dimension
+        least = min(0.5, 1 / self.objective.dimension)  # half of a single weight
         return min(1 - least, max(least, 1 - sparsity))
 
     def retuning(self) -> tuple[Estimate | None, str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from estimators.errors import UserError
-from estimators.files import write_bytes
+from estimators.files import path_of, write_bytes
 from pruning_limits.pattern_names import parsed
 from pruning_limits.serial import read_plain
 
@@ -75,7 +75,7 @@ class LayerRatios:
         plain = {"format": FORMAT, "pattern": self.pattern, "sparsity": self.sparsity, "layers": layers}
         text = json.dumps(plain, indent=1) + "\n"
         if path is not None:
-            write_bytes(Path(path), text.encode())
+            write_bytes(path_of("path", path), text.encode())
         return text
 
     @classmethod
@@ -85,7 +85,7 @@ class LayerRatios:
         Raises:
             UserError: The file is missing, damaged or another one.
         """
-        plain = read_plain(Path(path))
+        plain = read_plain(path_of("path", path))
         try:
             if plain["format"] != FORMAT:
                 raise ValueError("another format")
@@ -156,7 +156,7 @@ class LayerRatios:
             ]
         text = "\n".join(lines) + "\n"
         if path is not None:
-            write_bytes(Path(path), text.encode())
+            write_bytes(path_of("path", path), text.encode())
         return text
 
 

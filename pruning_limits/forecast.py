@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from estimators.errors import UserError
+from estimators.files import path_of
 
 FORMAT = "pruning-forecast/1"
 FILE = "forecast.json"
@@ -117,12 +118,10 @@ class Forecast:
             UserError: The file cannot be read, is damaged, or is of another format.
         """
         try:
-            with Path(path).open("rb") as file:
+            with path_of("forecast", path).open("rb") as file:
                 content = file.read(MOST_BYTES + 1)
         except OSError as error:
             raise UserError(f"forecast: cannot read {path}: {error.strerror}") from None
-        except (TypeError, ValueError):
-            raise UserError(f"forecast: expected the path of a file, got {path!r}") from None
         try:
             plain = json.loads(content[:MOST_BYTES].decode())
             if plain["format"] != FORMAT:

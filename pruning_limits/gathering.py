@@ -30,7 +30,7 @@ from pruning_limits.measured import Bar, Point
 from pruning_limits.metrics import metric_errors
 from pruning_limits.model_points import ModelPoint
 from pruning_limits.one_shot import PairedDifferences, bracket_width, deciding_of, measured_points
-from pruning_limits.parts import Cost, LayerCurvature, Origin
+from pruning_limits.parts import Cost, Dense, LayerCurvature, Origin
 from pruning_limits.pattern_gathering import gather_patterns
 from pruning_limits.pattern_names import UNSTRUCTURED
 from pruning_limits.progress import Progress
@@ -77,6 +77,7 @@ def gather(subject: Subject, asked: Settings, progress: Progress, checkpoint: st
     losses = dense.losses
     rise = PairedDifferences(dense.draws, dense.profile, (losses.values, losses.sizes), total=losses.total)
     network = dense.described(drop)
+    _refuse_whole_fall(network, asked)
     given = None if asked.max_drop is not None else _given(dense.losses, asked)
     points = _points(rise, drop, asked, given, progress)
     allowed = given or _from_metric(points, asked, dense)
@@ -111,6 +112,16 @@ def gather(subject: Subject, asked: Settings, progress: Progress, checkpoint: st
     )
     patterns = replace(patterns, rows=retuned.rows(patterns.rows))
     return Gathered(patterns.beside(evidence), allowed, dense.settings, patterns.profile)
+
+
+def _refuse_whole_fall(network: Dense, asked: Settings) -> None:
+    """Refuse an allowed fall as large as the accuracy, as points in the place of a fraction are: all may go then."""
+    accuracy = network.metric if asked.metric == "accuracy" else None
+    if accuracy is not None and asked.max_drop is not None and asked.max_drop >= accuracy:
+        raise UserError(
+            f"max_drop: expected less than the accuracy of the network, {accuracy:.4g}, such as 0.005 for half a "
+            f"point, got {asked.max_drop:g}"
+        )
 
 
 def _given(losses: Losses, asked: Settings) -> Allowed:

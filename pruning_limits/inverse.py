@@ -14,6 +14,7 @@ from scipy.optimize import brentq
 from estimators import SpectralMeasure, UserError
 from pruning_limits.isotropic import Negative, removable_fraction
 from pruning_limits.magnitude_curve import MagnitudeCurve
+from pruning_limits.settings import number
 
 
 def scale_for(measure: SpectralMeasure, sparsity: float, negative: Negative = "abs") -> float:
@@ -34,8 +35,7 @@ def scale_for(measure: SpectralMeasure, sparsity: float, negative: Negative = "a
         >>> round(scale_for(SpectralMeasure.from_eigenvalues([1.0, 1.0]), 0.75), 9)
         3.0
     """
-    if not 0 < sparsity < 1:
-        raise UserError(f"sparsity: expected a number in (0, 1) (the removed fraction), got {sparsity}")
+    sparsity = number("sparsity", sparsity, "a number in (0, 1) (the removed fraction)", lambda own: 0 < own < 1)
     curvature = np.abs(measure.nodes) if negative == "abs" else np.maximum(measure.nodes, 0.0)
     curved = (curvature > 0) & (measure.weights > 0)
     flat = float(measure.weights[~curved].sum())

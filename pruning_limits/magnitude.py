@@ -13,6 +13,7 @@ from torch import Tensor
 from estimators import UserError
 from estimators.vectors import flatten, named
 from pruning_limits.magnitude_curve import Floats, MagnitudeCurve
+from pruning_limits.settings import number
 from pruning_limits.structure import Structure
 
 
@@ -33,8 +34,7 @@ def removed_count(sparsity: float, dimension: int) -> int:
         >>> removed_count(0.1, 10), removed_count(0.101, 10)
         (1, 2)
     """
-    if not 0 <= sparsity <= 1:
-        raise UserError(f"sparsity: expected a number in [0, 1] (the removed fraction), got {sparsity}")
+    sparsity = number("sparsity", sparsity, "a number in [0, 1] (the removed fraction)", lambda own: 0 <= own <= 1)
     return min(dimension, math.ceil(sparsity * dimension - 1e-9 * max(1.0, sparsity * dimension)))
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from estimators import UserError
-from estimators.files import write_bytes
+from estimators.files import path_of, write_bytes
 
 
 def attach(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
@@ -43,7 +43,7 @@ def save_masks(masks: Mapping[str, Tensor], path: Path) -> None:
         masks: Bool masks by parameter name.
         path: File to write.
     """
-    write_bytes(path, save({name: mask.contiguous() for name, mask in masks.items()}))
+    write_bytes(path_of("path", path), save({name: mask.contiguous() for name, mask in masks.items()}))
 
 
 def load_masks(path: Path) -> dict[str, Tensor]:
@@ -56,7 +56,7 @@ def load_masks(path: Path) -> dict[str, Tensor]:
         UserError: The file is missing, damaged or holds other tensors than bool masks.
     """
     try:
-        masks = load_file(path)
+        masks = load_file(path_of("path", path))
     except Exception as error:
         raise UserError(f"masks: cannot read {path}: {str(error).splitlines()[0]}") from None
     wrong = [name for name, mask in masks.items() if mask.dtype != torch.bool]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullForma
 from numpy.typing import NDArray
 
 from estimators import SpectralMeasure, UserError
+from estimators.files import path_of, refuse_unwritable, write_bytes
 from pruning_limits.answers import Answer, Rung, points_of
 from pruning_limits.isotropic import Negative, removable_fraction
 from pruning_limits.ladder import NAMES, drop_text, metric_text, percent
@@ -46,12 +48,23 @@ def figure_suffixes() -> list[str]:
 
 
 def save(figure: Figure, path: str | Path) -> None:
-    """Write a figure to a file whose suffix names the format."""
+    """Write a figure to a file whose suffix names the format.
+
+    Args:
+        figure: The figure.
+        path: The file; folders that are missing are created.
+
+    Raises:
+        UserError: The suffix names no format, or the file cannot be written.
+    """
+    place = path_of("plot", path)
     try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=150)
+        refuse_unwritable(place, figure_suffixes())
+        content = BytesIO()
+        figure.savefig(content, format=place.suffix[1:].lower(), dpi=150)
+        write_bytes(place, content.getvalue())
     except (ValueError, OSError) as error:
-        raise UserError(f"plot: cannot write {path}: {str(error).splitlines()[0]}") from None
+        raise UserError(f"plot: {str(error).splitlines()[0]}") from None
 
 
 def new_figure(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from estimators import Penalty
 from estimators.arguments import plain_model
+from estimators.files import path_of, refuse_unwritable
 from estimators.forwards import Precision
 from estimators.objective import LossFunction
 from estimators.substitution import intact
@@ -23,7 +24,7 @@ from pruning_limits.gathering import gather
 from pruning_limits.isotropic import Negative
 from pruning_limits.metrics import Metric, metric_loss, metric_name
 from pruning_limits.pattern_names import UNSTRUCTURED, pattern_names
-from pruning_limits.progress import Progress
+from pruning_limits.progress import Progress, refuse_progress
 from pruning_limits.result import PruningLimit
 from pruning_limits.settings import CROSS_ENTROPY, OWN_LOSS, Retuning, Settings
 
@@ -178,6 +179,9 @@ def predict_limit(
         budget=budget,
         loss=CROSS_ENTROPY if loss_fn is None else OWN_LOSS,
     )
+    refuse_progress(progress)
+    if checkpoint is not None:
+        refuse_unwritable(path_of("checkpoint", checkpoint))
     calibration = Forecast.shipped() if forecast is None else Forecast.read(forecast)
     model = plain_model(model)
     values = None if metric is None else metric_loss(metric)

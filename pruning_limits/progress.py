@@ -2,14 +2,44 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from tqdm.auto import tqdm
 
 from estimators.distributed import rank
+from estimators.errors import UserError
 
 Progress = bool | Callable[[str, int, int], None] | None
+
+
+def refuse_progress(progress: Any) -> None:
+    """Refuse what cannot show progress.
+
+    Args:
+        progress: What the user gave.
+
+    Raises:
+        UserError: It is neither None, True or False nor a function of a stage and two counts.
+
+    Example:
+        >>> refuse_progress("bar")
+        Traceback (most recent call last):
+        estimators.errors.UserError: progress: expected None, True, False or a function (stage, done, total), got 'bar'
+    """
+    takes = progress is None or isinstance(progress, bool)
+    if callable(progress) and not isinstance(progress, type):
+        try:
+            inspect.signature(progress).bind("stage", 0, 1)
+            takes = True
+        except ValueError:  # a function without a signature, such as one written in C
+            takes = True
+        except TypeError:
+            takes = False
+    if not takes:
+        raise UserError(f"progress: expected None, True, False or a function (stage, done, total), got {progress!r}")
 
 
 @contextmanager
@@ -33,6 +63,7 @@ def told(progress: Progress, stage: str, total: int, unit: str = "step") -> Iter
         >>> heard
         [('passes', 1, 2)]
     """
+    refuse_progress(progress)
     if callable(progress):
         yield lambda done: progress(stage, done, max(done, total))
         return

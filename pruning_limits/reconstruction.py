@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from estimators.errors import UserError
+
 DAMPING = 0.01  # of the mean diagonal of the moments, as in SparseGPT
 MOST_FEATURES = 4096  # whose moments fit into 128 MiB
 IMAGES, PLACES = 4, 32  # every so many images of a convolution, and most places of a sample, that moments are taken of
@@ -44,6 +46,8 @@ def columns(module: nn.Module, inputs: Tensor) -> Tensor | None:
 def damped(moments: Tensor) -> Tensor:
     """Return second moments with a hundredth of their mean diagonal added, in float64."""
     moments = moments.double()
+    if not moments.isfinite().all():
+        raise UserError("loader: what reaches a layer is NaN or infinite; check the data")
     size = torch.eye(len(moments), dtype=moments.dtype, device=moments.device)
     return moments + DAMPING * float(moments.diagonal().mean()) * size
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from estimators import SpectralMeasure
-from estimators.files import refuse_unwritable, write_bytes
+from estimators.files import path_of, refuse_unwritable, write_bytes
 from estimators.measure import Rule
 from pruning_limits import ladder, layer_report, pattern_table
 from pruning_limits.parts import Estimate
@@ -51,8 +51,9 @@ def write_report(limit: PruningLimit, path: str | Path) -> None:
     Raises:
         UserError: The file has another suffix or cannot be written.
     """
-    refuse_unwritable(Path(path), SUFFIXES)
-    write_bytes(Path(path), report_html(limit).encode("utf-8", "replace"))
+    place = path_of("path", path)
+    refuse_unwritable(place, SUFFIXES)
+    write_bytes(place, report_html(limit).encode("utf-8", "replace"))
 
 
 def report_html(limit: PruningLimit) -> str:

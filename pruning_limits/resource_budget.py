@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from estimators.errors import UserError
-from pruning_limits.saving import QUANTITIES, BudgetAnswer, saving_at, sparsity_within
+from pruning_limits.saving import QUANTITIES, SHARE, BudgetAnswer, saving_at, sparsity_within
+from pruning_limits.settings import number
 
 if TYPE_CHECKING:
     from pruning_limits.result import PruningLimit
@@ -31,7 +32,8 @@ def budget_of(limit: PruningLimit, shares: Mapping[str, float | None], timings: 
     asked = {quantity: share for quantity, share in shares.items() if share is not None}
     if len(asked) != 1:
         raise UserError(f"budget: expected one of {', '.join(shares)}, got {len(asked)}")
-    ((quantity, share),) = asked.items()
+    ((quantity, given),) = asked.items()
+    share = number(quantity, given, SHARE, lambda own: 0 < own < 1)
     if quantity in QUANTITIES:
         savings = limit.evidence.savings
         if limit.profile is None:
@@ -48,8 +50,6 @@ def budget_of(limit: PruningLimit, shares: Mapping[str, float | None], timings: 
 def _within_time(share: float, timings: Sequence[Timing]) -> float:
     if len(timings) < 2:
         raise UserError("latency: is measured; give timings=limit.latency(model, loader)")
-    if not 0 < share < 1:
-        raise UserError(f"latency: expected a number in (0, 1), the share that may remain, got {share}")
     shares = np.minimum.accumulate([timing.seconds / timings[0].seconds for timing in timings])
     if shares[-1] > share:
         nearest = float(shares[-1])

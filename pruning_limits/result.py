@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 import numpy as np
 
 from estimators import UserError
-from estimators.files import write_bytes
+from estimators.files import path_of, write_bytes
 from pruning_limits.answers import Answer, Rung, Verdict
 from pruning_limits.epsilon import Allowed, from_max_drop
 from pruning_limits.evidence import Evidence, solve
@@ -24,7 +24,7 @@ from pruning_limits.parts import Cost, Layer, Sharpness
 from pruning_limits.pattern_names import UNSTRUCTURED, parsed
 from pruning_limits.saving import BudgetAnswer, Saving, saving_at
 from pruning_limits.serial import fields_of, read_plain, to_plain
-from pruning_limits.settings import Retuning, Settings, checked
+from pruning_limits.settings import Retuning, Settings, checked, number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,7 +43,8 @@ if TYPE_CHECKING:
 Value = TypeVar("Value")
 FORMAT = "pruning-limit/7"
 LAYER_SPARSITIES, LAYER_SAMPLES = (0.5, 0.7, 0.9), 2048
-LEAST_LOGARITHM, LARGEST_SCALE = -700.0, 1e50
+LEAST_LOGARITHM, LEAST_SCALE, LARGEST_SCALE = -700.0, 1e-50, 1e50
+BELOW_ONE = "a number in [0, 1) (the removed fraction)"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -154,10 +155,10 @@ class PruningLimit:
         Raises:
             UserError: The limit has no such rung.
         """
-        rungs = {answer.rung: answer for answer in self.answers}
-        if rung not in rungs:
-            raise UserError(f"rung: expected one of {', '.join(rungs)}, got {rung!r}")
-        return rungs[rung]
+        for answer in self.answers:
+            if answer.rung == rung:
+                return answer
+        raise UserError(f"rung: expected one of {', '.join(answer.rung for answer in self.answers)}, got {rung!r}")
 
     @overload
     def layers(self, measured: Literal[False] = False) -> list[Layer]: ...
@@ -316,9 +317,7 @@ class PruningLimit:
         from pruning_limits.retuned_copy import retuned_copy
         from pruning_limits.tuned_points import stages_to
 
-        sparsity = self._only(sparsity)
-        if not 0 <= sparsity < 1:
-            raise UserError(f"sparsity: expected a number in [0, 1) (the removed fraction), got {sparsity}")
+        sparsity = number("sparsity", self._only(sparsity), BELOW_ONE, lambda own: 0 <= own < 1)
         weights = weights_of(plain_model(model), self.settings.parameters, self.parameters)
         groups = groups_for(self, plain_model(model), weights)
         if metric is None and self.metric == "accuracy":
@@ -366,9 +365,11 @@ class PruningLimit:
             UserError: A value is out of range, both epsilon and max_drop are given, or no measured network has lost
                 so much of the metric.
         """
-        for name, value in (("weight_scale", weight_scale), ("curvature_scale", curvature_scale)):
-            if not 1 / LARGEST_SCALE <= value <= LARGEST_SCALE:
-                raise UserError(f"{name}: expected a number from {1 / LARGEST_SCALE} to {LARGEST_SCALE}, got {value}")
+        scales = f"a number from {LEAST_SCALE:g} to {LARGEST_SCALE:g}"
+        weight_scale, curvature_scale = (
+            number(name, value, scales, lambda own: LEAST_SCALE <= own <= LARGEST_SCALE)
+            for name, value in (("weight_scale", weight_scale), ("curvature_scale", curvature_scale))
+        )
         settings, allowed = self.settings, self.allowed
         if epsilon is not None:
             if max_drop is not None:
@@ -403,6 +404,7 @@ class PruningLimit:
         from pruning_limits.inverse import epsilon_for
         from pruning_limits.isotropic import carried_limit
 
+        sparsity = number("sparsity", sparsity, "a number in (0, 1) (the removed fraction)", lambda own: 0 < own < 1)
         target, negative = self.evidence.hessian.on_samples(sparsity), self.settings.negative
         ends, refusals = [], []
         for measure in self.evidence.hessian.measures:
@@ -505,9 +507,7 @@ class PruningLimit:
         Raises:
             UserError: The sparsity is out of range, or none is given and the pattern has many.
         """
-        sparsity = self._only(sparsity)
-        if not 0 <= sparsity < 1:
-            raise UserError(f"sparsity: expected a number in [0, 1) (the removed fraction), got {sparsity}")
+        sparsity = number("sparsity", self._only(sparsity), BELOW_ONE, lambda own: 0 <= own < 1)
         return judged(self, sparsity)
 
     def _only(self, sparsity: float | None) -> float:
@@ -592,7 +592,7 @@ class PruningLimit:
         """Return the limit as JSON, without weights, and write it to a file if one is named."""
         text = json.dumps(self._plain, indent=1) + "\n"
         if path is not None:
-            write_bytes(Path(path), text.encode())
+            write_bytes(path_of("path", path), text.encode())
         return text
 
     @cached_property
@@ -607,7 +607,7 @@ class PruningLimit:
         Raises:
             UserError: The file is missing, is not JSON, or is not a limit of this version.
         """
-        plain = read_plain(Path(path))
+        plain = read_plain(path_of("path", path))
         stated = plain.get("format") if isinstance(plain, dict) else None
         if _is_format(stated) and stated != FORMAT:
             raise UserError(f"limit: {path} has format {stated} of another version, not {FORMAT}; predict it again")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from estimators import Objective, UserError
 from estimators.arguments import plain_model
+from estimators.files import path_of, refuse_unwritable
 from estimators.samples import first_batches
 from estimators.substitution import intact
 from estimators.user_code import plain_modes
@@ -29,7 +30,7 @@ from pruning_limits.masking import detached_copy, recompute_weights
 from pruning_limits.metrics import metric_errors
 from pruning_limits.one_shot import PairedDifferences, draws_of
 from pruning_limits.pattern_names import UNSTRUCTURED
-from pruning_limits.progress import Progress, told
+from pruning_limits.progress import Progress, refuse_progress, told
 from pruning_limits.retuning import MOST_COMPARED, kept_network, network_state, run_seed
 from pruning_limits.settings import Retuning, Settings
 from pruning_limits.states import States
@@ -85,6 +86,9 @@ def retuned_copy(
         UserError: Bad input, told in one line; the model is left as it is in any case.
     """
     started = time.perf_counter()
+    refuse_progress(progress)
+    if checkpoint is not None:
+        refuse_unwritable(path_of("checkpoint", checkpoint))
     model = plain_model(subject.model)
     retuning = asked.retune or Retuning()
     names = [escape(name) for name in asked.parameters] or subject.parameters

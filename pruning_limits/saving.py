@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from estimators.errors import UserError
+from pruning_limits.settings import number
 
 if TYPE_CHECKING:
     from pruning_limits.answers import Verdict
 
+SHARE = "a number in (0, 1), the share that may remain"
 QUANTITIES = ("parameters", "macs", "bytes")
 
 
@@ -57,8 +59,8 @@ def saving_at(savings: Sequence[Saving], sparsity: float) -> Saving:
     if not savings:
         raise UserError("savings: nothing is known of this pattern in a limit from a file; predict it with pattern=")
     places = [row.sparsity for row in savings]
-    if not places[0] <= sparsity <= places[-1]:
-        raise UserError(f"sparsity: expected 0 to {places[-1]:.4f}, the most of the pattern, got {sparsity:g}")
+    expected = f"0 to {places[-1]:.4f}, the most of the pattern"
+    sparsity = number("sparsity", sparsity, expected, lambda own: places[0] <= own <= places[-1])
 
     def read(name: str) -> float:
         return float(np.interp(sparsity, places, [getattr(row, name) for row in savings]))
@@ -106,8 +108,7 @@ def sparsity_within(savings: Sequence[Saving], quantity: str, share: float) -> t
         >>> sparsity_within(rows, "macs", 0.5)
         (0.0, 1.0)
     """
-    if not 0 < share < 1:
-        raise UserError(f"{quantity}: expected a number in (0, 1), the share that may remain, got {share}")
+    share = number(quantity, share, SHARE, lambda own: 0 < own < 1)
     values = [getattr(row, quantity) for row in savings]
     if not values or None in values:
         raise UserError(f"{quantity}: not known of every prunable layer of this limit; state the budget in another one")

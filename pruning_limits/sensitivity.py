@@ -17,8 +17,10 @@ from pruning_limits.group_profile import GroupProfile
 from pruning_limits.groups import Groups
 from pruning_limits.magnitude import MagnitudeProfile
 from pruning_limits.measured import Point
+from pruning_limits.settings import checked, numbers
 from pruning_limits.split import LayerCurve
 
+SHARES = "numbers in (0, 1], removed shares of a layer"
 SPARSITIES = (0.5, 0.7, 0.9)
 SAMPLES = 2048
 MOST_BYTES = 256 << 20  # of pruned layers that one pass serves
@@ -85,9 +87,8 @@ def layer_sensitivities(
         >>> sorted(row.name for row in layer_sensitivities(Objective(model, data)))
         ['0.weight', '2.weight']
     """
-    wrong = [sparsity for sparsity in sparsities if not 0 < sparsity <= 1]
-    if wrong or not sparsities:
-        raise UserError(f"sparsities: expected numbers in (0, 1], removed shares of a layer, got {tuple(sparsities)}")
+    sparsities = numbers("sparsities", sparsities, SHARES, lambda own: 0 < own <= 1)
+    samples = checked("samples", samples)
     if groups is not None and groups.pattern.kind in ("channels", "heads"):
         raise UserError(f"layers: those of {groups.pattern.name} share groups; measure single weights, N:M or blocks")
     part = objective if samples is None else objective.subset(samples, seed)

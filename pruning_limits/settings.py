@@ -46,13 +46,82 @@ def whole(expected: str) -> Constraint:
     return Constraint(expected, lambda value: _whole(value) and value >= 1, (0, -1, 1.5, "2", None))
 
 
+def number_of(value: Any) -> float | None:
+    """Return a number, also one of NumPy or in a tensor without dimensions; None of anything else.
+
+    Args:
+        value: What the user gave.
+
+    Example:
+        >>> number_of(0.5), number_of("0.5"), number_of(True)
+        (0.5, None, None)
+    """
+    if not isinstance(value, Real) and getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        value = value.item()
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
+def number(name: str, value: Any, expected: str, accepts: Callable[[float], bool]) -> float:
+    """Return the number that an argument is.
+
+    Args:
+        name: The argument.
+        value: What the user gave.
+        expected: The numbers it may be, in words for a message.
+        accepts: Tells whether a number is one of them.
+
+    Raises:
+        UserError: It is another one, or no number.
+
+    Example:
+        >>> number("share", "half", "a number in [0, 1]", lambda share: 0 <= share <= 1)
+        Traceback (most recent call last):
+        estimators.errors.UserError: share: expected a number in [0, 1], got 'half'
+    """
+    own = number_of(value)
+    if own is None or not accepts(own):
+        raise UserError(f"{name}: expected {expected}, got {value!r}")
+    return own
+
+
+def numbers(name: str, values: Any, expected: str, accepts: Callable[[float], bool]) -> tuple[float, ...]:
+    """Return the numbers that an argument holds, at least one.
+
+    Args:
+        name: The argument.
+        values: What the user gave, an iterable of numbers.
+        expected: The numbers it may hold, in words for a message.
+        accepts: Tells whether a number is one of them.
+
+    Raises:
+        UserError: It holds none, others, or is no iterable.
+
+    Example:
+        >>> numbers("shares", [0.25, 0.5], "numbers in (0, 1)", lambda share: 0 < share < 1)
+        (0.25, 0.5)
+    """
+    try:
+        own = [number_of(value) for value in values]
+    except TypeError:
+        own = []
+    if not own or not all(value is not None and accepts(value) for value in own):
+        raise UserError(f"{name}: expected {expected}, got {values!r}")
+    return tuple(value for value in own if value is not None)
+
+
 def positive(expected: str, *words: str | None) -> Constraint:
     """A positive number, or one of some words, or None where it is among them."""
 
     def accepts(value: Any) -> bool:
         if value is None or isinstance(value, str):
             return value in words
-        return isinstance(value, Real) and not isinstance(value, bool) and 0 < float(value) < math.inf
+        own = number_of(value)
+        return own is not None and 0 < own < math.inf
 
     return Constraint(expected, accepts, (0, -1.0, math.nan, math.inf, "much"))
 
@@ -205,8 +274,9 @@ class Settings:
     def __post_init__(self) -> None:
         for name in CONSTRAINTS:
             value = checked(name, getattr(self, name))
-            if isinstance(value, Real):  # of NumPy, say
-                object.__setattr__(self, name, int(value) if isinstance(value, Integral) else float(value))
+            own = number_of(value)
+            if own is not None:  # of NumPy, say
+                object.__setattr__(self, name, int(value) if isinstance(value, Integral) else own)
         object.__setattr__(self, "pattern", pattern_names(self.pattern))
         texts = (self.penalty, self.metric, self.loss, *self.parameters)
         if not all(text is None or isinstance(text, str) for text in texts):

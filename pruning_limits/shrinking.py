@@ -18,6 +18,7 @@ from estimators.user_code import plain_modes
 from pruning_limits.group_profile import GroupProfile
 from pruning_limits.groups import Groups
 from pruning_limits.patterns import groups_of
+from pruning_limits.settings import numbers
 from pruning_limits.trials import Trial, masked, same_outputs
 
 if TYPE_CHECKING:
@@ -106,6 +107,7 @@ def timings(
     Returns:
         The dense network first.
     """
+    sparsities = numbers("sparsities", sparsities, "numbers in [0, 1], removed fractions", lambda own: 0 <= own <= 1)
     objective = Objective(model, loader, loss_fn, parameters=list(limit.settings.parameters))
     _channels(limit, objective)
     trial = Trial(objective)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from estimators import Lanczos, Objective, UserError
 from estimators.distributed import rank, together
-from estimators.files import load_tensors, save_tensors
+from estimators.files import load_tensors, path_of, save_tensors
 from pruning_limits.settings import Settings
 
 WRITING_SHARE = 0.05
@@ -26,7 +26,7 @@ class States:
     """States of several recurrences in one file that belongs to one prediction; nothing is kept where path is None."""
 
     def __init__(self, path: str | Path | None, fingerprint: str) -> None:
-        self.path = None if path is None else Path(path)
+        self.path = None if path is None else path_of("checkpoint", path)
         self.fingerprint = fingerprint
         self.states: dict[str, Any] = {}
         self._rest = 0.0

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from torch import Tensor
 
 from estimators import Objective, sphere_probes
 from estimators.automatic import AutomaticCurvature
+from estimators.errors import UndefinedGGNError
 from estimators.forwards import Forwards
 from estimators.input_subspace import InputSubspace, input_weights
 from estimators.sampling import inclusion
@@ -79,7 +82,8 @@ class Subsamples:
         errors: dict[str, float] = {}
         for curvature in self._automatic:
             if curvature.reason:
-                errors[curvature.reason] = max(curvature.error, errors.get(curvature.reason, 0.0))
+                with suppress(UndefinedGGNError):  # of a loss without a GGN, which is said elsewhere
+                    errors[curvature.reason] = max(curvature.error, errors.get(curvature.reason, 0.0))
         return tuple(
             f"products by finite differences of gradients, relative error {error:.1g}: {reason}"
             for reason, error in errors.items()

@@ -13,6 +13,7 @@ from estimators import UserError
 from estimators.batches import (
     copied,
     described,
+    empty,
     leaves,
     map_leaves,
     memory_of,
@@ -180,10 +181,20 @@ def test_a_list_of_a_kind_of_its_own_stays_one():
 
 def test_batches_that_hold_no_samples():
     for batch in (3, "text", None, [], {}, {"a": {}}, [1, 2], torch.tensor(1.0), ("a", torch.tensor(2)), Slotted(X)):
-        with pytest.raises(UserError, match=r"^loader: a batch of type \w+ holds no tensor with a sample dimension$"):
+        with pytest.raises(
+            UserError, match=r"^loader: a batch of type \w+ holds no tensor with a sample dimension; give"
+        ):
             refuse_without_samples(batch)
     for batch in (graphs(), pack_sequence([X, X[:3]]), (graphs(), Y), {"g": graphs()}):
         refuse_without_samples(batch)
+
+
+def test_empty_batches():
+    for batch in ((X[:0], Y[:0]), {"x": X[:0], "scale": 2.0}, [X[:0]], X[:0]):
+        assert empty(batch)
+    for batch in ((X, Y), (X, []), {"x": X, "names": ()}, torch.tensor(1.0), None, [], {}, (graphs(), []), graphs()):
+        assert not empty(batch)
+    assert not empty((pack_sequence([X, X[:3]]), []))
 
 
 def test_lengths():

@@ -36,7 +36,8 @@ def test_cross_entropy_of_classes_and_of_pixels_by_hand():
     classes = torch.arange(60).view(2, 5, 6) % 3
     places = pixels.logsumexp(1) - pixels.gather(1, classes[:, None])[:, 0]
     assert_close(cross_entropy(nn.Identity(), [pixels, classes]), places.flatten(1).mean(1))
-    assert cross_entropy(nn.Identity(), (logits, labels.to(torch.uint8))).shape == (4,)
+    for kind in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.uint16, torch.uint32, torch.uint64):
+        assert_close(cross_entropy(nn.Identity(), (logits, labels.to(kind))), by_hand)
 
 
 @pytest.mark.parametrize(
@@ -44,6 +45,7 @@ def test_cross_entropy_of_classes_and_of_pixels_by_hand():
     [
         (torch.ones(2), "loader: the default loss needs (x, y) batches, got Tensor"),
         ((torch.ones(2, 3), torch.ones(2)), "class indices in 0..2, got torch.float32"),
+        ((torch.ones(2, 3), torch.ones(2) * 1j), "class indices in 0..2, got torch.complex64"),
         ((torch.ones(2, 3), torch.tensor([0, 3])), "class indices in 0..2, got 0..3"),
         ((torch.ones(2, 3), torch.tensor([-1, 0])), "class indices in 0..2, got -1..0"),
         ((torch.ones(2, 1), torch.zeros(2).long()), "needs logits of two or more classes, got (2, 1)"),

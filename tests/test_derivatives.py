@@ -635,3 +635,46 @@ def test_a_loss_in_a_shorter_type_than_the_weights_raises_no_alarm():
     data = [(random(30, 6), torch.arange(30) % 3)]
     short = lambda model, batch: functional.cross_entropy(model(batch[0]).float(), batch[1], reduction="none")  # noqa: E731
     assert untrue_derivatives(Objective(model, data, short)) == ()
+
+
+STEPPED = {
+    "rounded weights": lambda first, x: nn.functional.linear(x, (first.weight * 16).round() / 16, first.bias),
+    "signs": lambda first, x: first(x).sign(),
+    "largest": lambda first, x: nn.functional.one_hot(first(x).argmax(1), 6).to(x),
+    "whole numbers": lambda first, x: (8 * first(x)).long().to(x) / 8,
+    "compared": lambda first, x: (first(x) > 0).to(x),
+}
+
+
+class Stepped(nn.Module):
+    def __init__(self, step):
+        super().__init__()
+        self.first, self.last, self.step = nn.Linear(4, 6), nn.Linear(6, 3), step
+
+    def forward(self, x):
+        return self.last(self.step(self.first, x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", STEPPED)
+def test_a_loss_that_jumps_where_its_gradient_is_zero_is_named(name, dtype):
+    model = seeded(lambda: Stepped(STEPPED[name])).to(dtype)
+    data = [(random(64, 4).to(dtype), torch.arange(64) % 3)]
+    assert untrue_derivatives(Objective(model, data)) == ("first.weight",)
+
+
+def test_weights_without_influence_and_flat_minima_are_true():
+    class Idle(Stepped):
+        def forward(self, x):
+            return self.last(0.0 * self.first(x) + x.sum(1, keepdim=True))
+
+    data = [(random(64, 4), torch.arange(64) % 3)]
+    assert untrue_derivatives(Objective(seeded(lambda: Idle(None)).double(), data)) == ()
+
+    def cubed(model, batch):
+        return (model.first.weight - 1).sum() ** 3 + model(batch[0]).square().sum(1)
+
+    model = seeded(lambda: Idle(None)).double()
+    with torch.no_grad():
+        model.first.weight.fill_(1.0)
+    assert untrue_derivatives(Objective(model, data, cubed)) == ()

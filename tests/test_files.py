@@ -1,5 +1,6 @@
 """Files are whole or absent, have the access of the umask, and hold tensors only."""
 
+import os
 import pickle
 import stat
 import subprocess
@@ -12,7 +13,7 @@ import torch
 from helpers import ROOT, random, same
 
 from estimators import UserError
-from estimators.files import load_tensors, save_tensors, write_bytes
+from estimators.files import load_tensors, path_of, refuse_unwritable, save_tensors, write_bytes
 
 
 def names(folder):
@@ -62,6 +63,60 @@ def test_places_that_cannot_be_written(tmp_path):
         with pytest.raises(UserError, match=r"^cannot write .*; choose another place$"):
             write_bytes(path, b"x")
     assert names(tmp_path) == ["file", "folder"]
+
+
+def test_a_link_leads_to_the_file_that_is_written(tmp_path):
+    (tmp_path / "target").write_bytes(b"old")
+    for name in ("link", "dangling"):
+        (tmp_path / name).symlink_to(tmp_path / ("target" if name == "link" else "absent"))
+        write_bytes(tmp_path / name, b"new")
+        assert (tmp_path / name).is_symlink()
+        assert (tmp_path / name).read_bytes() == b"new"
+    assert (tmp_path / "target").read_bytes() == (tmp_path / "absent").read_bytes() == b"new"
+    assert names(tmp_path) == ["absent", "dangling", "link", "target"]
+
+
+def test_a_pipe_is_written_to_and_stays_a_pipe(tmp_path):
+    path, content = tmp_path / "pipe", []
+    os.mkfifo(path)
+    refuse_unwritable(path)
+    reader = threading.Thread(target=lambda: content.append(path.read_bytes()))
+    reader.start()
+    write_bytes(path, b"through")
+    reader.join()
+    assert content == [b"through"]
+    assert stat.S_ISFIFO(path.stat().st_mode)
+    assert names(tmp_path) == ["pipe"]
+
+
+def test_streams_are_written_to_where_they_lead_to_a_file(tmp_path):
+    program = (
+        "import pathlib; from estimators.files import refuse_unwritable, write_bytes\n"
+        "print('before', flush=True)\n"
+        "refuse_unwritable(pathlib.Path('/dev/stdout'))\n"
+        "write_bytes(pathlib.Path('/dev/stdout'), b'content\\n')\n"
+        "print('after')"
+    )
+    environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    with (tmp_path / "out").open("ab") as out:
+        subprocess.run([sys.executable, "-c", program], check=True, stdout=out, env=environment)
+    assert (tmp_path / "out").read_text() == "before\ncontent\nafter\n"
+
+
+def test_what_is_no_path_is_refused_by_the_name_of_its_argument():
+    for path in (3, None, b"x", "", "a\0b", ["x"]):
+        with pytest.raises(UserError, match=r"^report: expected the path of a file, got "):
+            path_of("report", path)
+
+
+def test_the_home_folder_may_be_abbreviated(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert path_of("path", "~/limit.json") == Path("/home/someone/limit.json")
+
+
+def test_names_that_are_too_long_are_refused_before(tmp_path):
+    with pytest.raises(UserError, match=r"^cannot write .*: File name too long; choose another place$"):
+        refuse_unwritable(tmp_path / ("x" * 300))
 
 
 def test_threads_that_write_one_file_leave_one_content_whole(tmp_path):
@@ -126,6 +181,8 @@ def test_what_is_missing_or_no_dictionary(tmp_path):
     torch.save(torch.ones(3), tmp_path / "tensor.pt")
     with pytest.raises(UserError, match="holds Tensor, expected a state dict"):
         load_tensors(tmp_path / "tensor.pt")
-    for path in (tmp_path, tmp_path / "absent.pt", Path()):
-        with pytest.raises(UserError, match="does not exist"):
+    with pytest.raises(UserError, match="does not exist"):
+        load_tensors(tmp_path / "absent.pt")
+    for path in (tmp_path, Path()):
+        with pytest.raises(UserError, match="is a folder, expected a file"):
             load_tensors(path)

@@ -4,7 +4,8 @@ import copy
 
 import pytest
 import torch
-from helpers import CASES, Loader, assert_close, random, reference, same, snapshot
+from helpers import CASES, Loader, assert_close, random, reference, same, seeded, snapshot
+from torch import nn
 
 from estimators import GGN, Hessian, Objective, UserError, lanczos
 from estimators.forwards import Forwards, SavedBytes
@@ -121,3 +122,53 @@ def test_a_written_weight_and_a_forgotten_pass_ask_for_new_ones():
     assert after.loss.item() != before.loss.item()
     forwards.forget()
     assert next(iter(list(forwards))) is not after
+
+
+class Transformed(nn.Module):
+    """A model that differentiates inside by torch.func, which allows no hooks around it."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.last = nn.Linear(5, 5), nn.Linear(5, 3)
+
+    def forward(self, x):
+        slopes = torch.func.vmap(torch.func.jacrev(lambda row: torch.tanh(self.inner(row)).sum()))(x)
+        return self.last(torch.tanh(self.inner(x)) + slopes)
+
+
+class Sparse(Transformed):
+    """A model whose graph saves a sparse tensor."""
+
+    def forward(self, x):
+        links = torch.eye(5, dtype=x.dtype).to_sparse()
+        return self.last(torch.sparse.mm(links, torch.tanh(self.inner(x)).T).T)
+
+
+class Written(Transformed):
+    """The same as what ``Transformed`` and ``Sparse`` compute, without either."""
+
+    def __init__(self, slopes):
+        super().__init__()
+        self.slopes = slopes
+
+    def forward(self, x):
+        hidden = torch.tanh(self.inner(x))
+        return self.last(hidden + self.slopes * ((1 - hidden.square()) @ self.inner.weight))
+
+
+@kinds
+@pytest.mark.parametrize("model", [Transformed, Sparse])
+def test_graphs_whose_memory_cannot_be_counted(kind, model):
+    data = [(random(8, 5), torch.arange(8) % 3)]
+    vector = random(40)
+    first, second = (seeded(build).double() for build in (model, lambda: Written(model is Transformed)))
+    products = [OPERATORS[kind](Objective(network, data)) @ vector for network in (first, second)]
+    assert_close(*products)
+
+
+@kinds
+def test_where_the_caller_allows_no_hooks(kind):
+    objective, vector = Objective(CASES["ragged"].model(), CASES["ragged"].loader()), random(35)
+    usual = OPERATORS[kind](objective) @ vector
+    with torch.autograd.graph.disable_saved_tensors_hooks("none here"):
+        assert same(OPERATORS[kind](objective) @ vector, usual)

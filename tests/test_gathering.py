@@ -188,3 +188,20 @@ def test_pruned_and_re_tuned_networks_carry_the_error_of_drawn_losses():
         assert all(point.rise_error > 0 for point in points)
     answer = limit.for_pattern("blocks:2x1").answer("one-shot")
     assert "all data" not in answer.status
+
+
+@pytest.mark.parametrize("max_drop", [0.5, 1, 2.0, 100])
+def test_a_fall_of_the_whole_accuracy_is_refused(max_drop):
+    model = nn.Linear(2, 2, bias=False)
+    with torch.no_grad():
+        model.weight.copy_(torch.eye(2))
+    data = [(torch.eye(2), torch.tensor([0, 0]))]
+    with pytest.raises(UserError, match=r"^max_drop: expected less than the accuracy of the network, 0\.5, such as"):
+        predict_limit(model, data, metric="accuracy", max_drop=max_drop, progress=False)
+
+
+def test_undefined_outputs_on_held_out_data_leave_nothing_to_lose():
+    model, data = seeded(lambda: nn.Linear(2, 2)).float(), [(torch.eye(2), torch.tensor([0, 1]))]
+    held_out = [(torch.eye(2) * float("nan"), torch.tensor([0, 1]))]
+    with pytest.raises(UserError, match=r"^max_drop: expected less than the accuracy of the network, 0, such as"):
+        predict_limit(model, data, metric="accuracy", max_drop=0.02, held_out=held_out, progress=False)

@@ -452,6 +452,23 @@ def test_losses_of_the_wrong_shape(reshape):
             use()
 
 
+@pytest.mark.parametrize(
+    ("turn", "message"),
+    [
+        (lambda losses: losses * 1j, "expected real losses, got torch.complex"),
+        (lambda losses: losses.to("meta"), "expected losses that hold numbers, got a tensor on the meta device"),
+    ],
+)
+def test_losses_that_are_no_real_numbers(turn, message):
+    def loss(model, batch):
+        return turn(nn.functional.cross_entropy(model(batch[0]), batch[1], reduction="none"))
+
+    objective = Objective(seeded(mlp), CASES["ragged"].loader(), loss)
+    for use in (objective.value, objective.gradient, objective.sample_losses, lambda: Hessian(objective) @ random(35)):
+        with pytest.raises(UserError, match=f"^loss_fn: {message}"):
+            use()
+
+
 def test_loader_with_a_single_iterator_is_never_read_twice_at_once():
     loader = Loader(CASES["ragged"].loader())
     objective = Objective(seeded(mlp), loader)

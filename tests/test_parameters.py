@@ -85,3 +85,9 @@ def test_not_real_numbers(dtype):
     model.scale = nn.Parameter(torch.ones(2, dtype=dtype), requires_grad=False)
     with pytest.raises(UserError, match="floating point"):
         choose_parameters(model, "scale")
+
+
+@pytest.mark.parametrize("wrong", [3, b"*", [None], ["*", 3], {"*": 1}, 0.5], ids=repr)
+def test_what_is_no_pattern_is_refused(wrong):
+    with pytest.raises(UserError, match=r"^parameters: expected name patterns as text, such as 'encoder\.\*', or"):
+        choose_parameters(nn.Linear(2, 2), wrong)

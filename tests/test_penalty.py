@@ -4,7 +4,9 @@ import pytest
 import torch
 from helpers import assert_close, random
 
-from estimators import L1, L2, UserError
+from estimators import L1, L2, Objective, UserError
+from estimators.penalty import refuse_penalty
+from pruning_limits import predict_limit
 
 
 @pytest.mark.parametrize("coefficient", [-1.0, torch.nan, torch.inf])
@@ -57,3 +59,21 @@ def test_removed_weights_lower_the_penalty(penalty):
     assert loss == pytest.approx(float(objective + extra), rel=1e-12)
     curved = hessian + penalty.curvature * torch.eye(8, dtype=torch.float64)
     assert float(objective) == pytest.approx(float(removed @ curved @ removed / 2), rel=1e-12)
+
+
+@pytest.mark.parametrize("wrong", [1e-4, "l1", L1, (L1, 0.1), {"l1": 0.1}], ids=repr)
+def test_what_is_no_penalty_is_refused(wrong):
+    model, data = torch.nn.Linear(2, 2), [(torch.eye(2), torch.tensor([0, 1]))]
+    for use in (
+        lambda: refuse_penalty(wrong),
+        lambda: Objective(model, data, penalty=wrong),
+        lambda: predict_limit(model, data, penalty=wrong),
+    ):
+        with pytest.raises(UserError, match=r"^penalty: expected L1\(coefficient\), L2\(coefficient\) or None, got "):
+            use()
+
+
+@pytest.mark.parametrize("penalty", [L1, L2])
+def test_a_coefficient_is_a_number(penalty):
+    with pytest.raises(UserError, match=r"^penalty: L. coefficient must be a number >= 0, got '0\.1'$"):
+        penalty("0.1")

@@ -148,6 +148,18 @@ def test_figures_that_cannot_be_written(limit, tmp_path):
         assert "\n" not in str(caught.value)
 
 
+def test_figures_without_a_format_in_their_name_are_refused(limit, tmp_path):
+    for path in (tmp_path, tmp_path / "limit", tmp_path / "limit."):
+        with pytest.raises(UserError, match=r"^plot: cannot write .*: expected a name that ends in .*\.png"):
+            limit.plot(path)
+    with pytest.raises(UserError, match=r"^plot: expected the path of a file, got ''$"):
+        limit.plot("")
+    assert not list(tmp_path.parent.glob(f"{tmp_path.name}.*"))
+    assert not list(tmp_path.iterdir())
+    limit.plot(tmp_path / "LIMIT.PNG")
+    assert (tmp_path / "LIMIT.PNG").read_bytes().startswith(b"\x89PNG")
+
+
 PLOTS = [
     plot_crossing,
     plot_rungs,

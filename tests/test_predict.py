@@ -641,6 +641,28 @@ def test_a_checkpoint_that_cannot_be_written(wide, tmp_path):
         predict_limit(*wide, **QUICK, checkpoint=tmp_path / "file" / "run.pt")
 
 
+def test_a_checkpoint_that_is_no_file_is_refused_before_anything_is_computed(tmp_path):
+    def loss(model, batch):
+        raise AssertionError("was called")
+
+    model, data = nn.Linear(2, 2), [(torch.eye(2), torch.tensor([0, 1]))]
+    for path in (tmp_path, 3, "", tmp_path / ("x" * 300)):
+        with pytest.raises(UserError, match=r"(^checkpoint: expected the path of a file|^cannot write )"):
+            predict_limit(model, data, loss, checkpoint=path)
+
+
+def test_a_network_of_one_weight(tmp_path):
+    model = nn.Linear(1, 1, bias=False)
+    data = [(torch.linspace(-1, 1, 20)[:, None], torch.linspace(-1, 1, 20)[:, None] * 2)]
+    with torch.no_grad():
+        model.weight.fill_(2.1)
+    limit = predict_limit(model, data, lambda model, batch: (model(batch[0]) - batch[1]).square().sum(1))
+    assert limit.parameters == 1
+    assert limit.lower in (0.0, 1.0)
+    assert 0 <= limit.sparsity <= 1
+    assert limit.summary()
+
+
 # -------------------------------------------------------------------------------------------------- bad input
 
 

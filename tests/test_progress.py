@@ -5,6 +5,7 @@ import tqdm.auto
 import tqdm.std
 from helpers import small_limit
 
+from estimators import UserError
 from pruning_limits import progress
 from pruning_limits.progress import told
 
@@ -40,3 +41,12 @@ def test_pruned_networks_are_counted():
     assert all(0 < done <= total for done, total in counts)
     assert [done for done, _ in counts] == sorted(done for done, _ in counts)
     assert counts[-1][0] <= len(limit.evidence.points)
+
+
+@pytest.mark.parametrize("wrong", [3, "bar", lambda: None, lambda stage: None, dict, 0.5], ids=repr)
+def test_what_cannot_show_progress_is_refused_at_once(wrong):
+    match = r"^progress: expected None, True, False or a function \(stage, done, total\), got "
+    with pytest.raises(UserError, match=match), told(wrong, "passes", 2):
+        pass
+    with pytest.raises(UserError, match=match):
+        small_limit(progress=wrong)

@@ -5,7 +5,7 @@ import torch
 from helpers import assert_close, random, seeded
 from torch import nn
 
-from estimators import Objective
+from estimators import Objective, UserError
 from pruning_limits.reconstruction import columns, damped, layers_of, moments_of, reconstructed, saliencies
 
 ROWS, FEATURES = 5, 12
@@ -105,3 +105,9 @@ def test_weights_of_two_layers_are_left_out():
     model = nn.ModuleDict({"a": shared, "b": nn.Linear(4, 4), "c": nn.Linear(4, 4)})
     model["c"].weight = model["b"].weight
     assert list(layers_of(model, ["a.weight", "b.weight", "c.weight"])) == ["a.weight"]
+
+
+def test_undefined_moments_are_refused():
+    for bad in (float("nan"), float("inf")):
+        with pytest.raises(UserError, match=r"^loader: what reaches a layer is NaN or infinite; check the data$"):
+            damped(torch.eye(3) * bad)

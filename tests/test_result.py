@@ -232,6 +232,46 @@ def test_verdicts_need_a_sparsity(limit, sparsity):
         limit.check(sparsity)
 
 
+WRONG = ("0.5", True, [0.5], np.array([0.5]), torch.tensor([0.5, 0.6]), b"x", 1j, math.nan, 50)
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=repr)
+def test_whatever_is_no_sparsity_is_refused_by_every_question(limit, wrong):
+    model = seeded(lambda: nn.Sequential(nn.Linear(6, 12), nn.Tanh(), nn.Linear(12, 8), nn.Tanh(), nn.Linear(8, 3)))
+    for ask in (
+        limit.check,
+        limit.mask,
+        limit.saving,
+        limit.ratios,
+        limit.epsilon_for,
+        limit.weight_scale_for,
+        limit.curvature_scale_for,
+        limit.summary,
+        lambda sparsity: limit.prune(model, sparsity),
+        lambda sparsity: limit.retune(model, [], sparsity),
+    ):
+        with pytest.raises(UserError, match=r"^sparsity: expected .*, got ") as caught:
+            ask(wrong)
+        assert "\n" not in str(caught.value)
+    for scale in ("weight_scale", "curvature_scale"):
+        with pytest.raises(UserError, match=rf"^{scale}: expected a number from 1e-50 to 1e\+50, got "):
+            limit.what_if(**{scale: math.inf if isinstance(wrong, int) and wrong > 1 else wrong})
+    with pytest.raises(UserError, match=r"^macs: expected a number in \(0, 1\), .*, got "):
+        limit.for_budget(macs=wrong)
+    with pytest.raises(UserError, match=r"^rung: expected one of "):
+        limit.answer(wrong if isinstance(wrong, str | bytes | list) else [wrong])
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.array, torch.tensor])
+def test_numbers_of_other_libraries_are_taken_as_plain_ones(limit, kind):
+    assert limit.check(kind(0.5)) == limit.check(0.5)
+    assert type(limit.saving(kind(0.5)).sparsity) is float
+    assert limit.saving(kind(0.5)) == limit.saving(0.5)
+    assert limit.for_budget(macs=kind(0.5)) == limit.for_budget(macs=0.5)
+    assert limit.what_if(weight_scale=kind(0.5)) == limit.what_if(weight_scale=0.5)
+    assert limit.epsilon_for(kind(0.5)) == limit.epsilon_for(0.5)
+
+
 def test_bounds_are_ordered(any_limit):
     assert 0 <= any_limit.lower <= any_limit.upper <= 1
     assert 0 <= any_limit.interval[0] <= any_limit.sparsity <= any_limit.interval[1] <= 1

@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from helpers import assert_close, random, same, seeded, snapshot
+from helpers import assert_close, classification, random, same, seeded, snapshot
 from torch import nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pack_sequence
@@ -539,4 +539,16 @@ def test_orders_that_change_are_named(name, loss_fn):
     assert told == (
         "loader: two passes give different losses; turn off shuffling, sampling with replacement, random augmentation "
         "and dropout so that every pass yields the same samples"
+    )
+
+
+@pytest.mark.parametrize("place", [0, 1, 3])
+@pytest.mark.parametrize("samples", [None, 20])
+def test_batches_without_samples_do_not_count(place, samples):
+    data = classification(6)()
+    empty = tuple(part[:0] for part in data[0])
+    model = seeded(lambda: nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)))
+    options = {"progress": False, "epsilon": 0.05, "samples": samples}
+    assert predict_limit(model, [*data[:place], empty, *data[place:]], **options).answers == (
+        predict_limit(model, data, **options).answers
     )

@@ -114,9 +114,12 @@ def test_losses_that_are_not_finite_come_first(data):
 
 def test_bad_input(data):
     objective = Objective(network(), data)
-    for wrong in ((), (0.0,), (0.5, 1.5)):
+    for wrong in ((), (0.0,), (0.5, 1.5), 0.5, None, "0.5", ["a"]):
         with pytest.raises(UserError, match=r"^sparsities: expected numbers in \(0, 1\]"):
             layer_sensitivities(objective, sparsities=wrong)
+    for wrong in (0, 1.5, "x"):
+        with pytest.raises(UserError, match=r"^samples: expected at least 1 or None, got"):
+            layer_sensitivities(objective, samples=wrong)
     with pytest.raises(UserError, match=r"^layers: those of channels share groups"):
         layer_sensitivities(objective, groups=groups_of("channels", objective))
 

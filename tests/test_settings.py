@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from torch import nn
 
 from estimators import UserError
 from pruning_limits import predict_limit
-from pruning_limits.settings import CONSTRAINTS, RETUNING, Retuning, Settings, checked
+from pruning_limits.settings import CONSTRAINTS, RETUNING, Retuning, Settings, checked, number, number_of, numbers
 
 BAD = [(name, value) for name, constraint in CONSTRAINTS.items() for value in constraint.bad]
 
@@ -49,6 +50,44 @@ def test_a_tensor_of_one_number_is_an_epsilon():
     limits = [predict_limit(model, batches, epsilon=value, progress=False) for value in (0.25, torch.tensor(0.25))]
     assert limits[0].settings == limits[1].settings
     assert limits[1].settings.epsilon == 0.25
+
+
+NUMBERS = [0.5, np.float32(0.5), np.array(0.5), torch.tensor(0.5), Fraction(1, 2)]
+NO_NUMBERS = ["0.5", None, True, np.True_, torch.tensor(True), [0.5], np.array([0.5]), torch.ones(2), 1j, b"x", {}]
+
+
+@pytest.mark.parametrize("value", NUMBERS, ids=lambda value: type(value).__name__)
+def test_numbers_of_every_kind_are_plain_ones(value):
+    assert type(number_of(value)) is float
+    assert number_of(value) == 0.5
+    assert number("share", value, "less than 1", lambda own: own < 1) == 0.5
+    assert numbers("shares", [value], "less than 1", lambda own: own < 1) == (0.5,)
+    assert Settings(tolerance=value, epsilon=value).tolerance == 0.5
+
+
+@pytest.mark.parametrize("value", NO_NUMBERS, ids=repr)
+def test_what_is_no_number_is_refused(value):
+    for use in (
+        lambda: number("share", value, "less than 1", lambda own: True),
+        lambda: numbers("share", [value], "less than 1", lambda own: True),
+    ):
+        with pytest.raises(UserError, match=r"^share: expected less than 1, got "):
+            use()
+    for argument in ("tolerance", "epsilon"):
+        with pytest.raises(UserError, match=f"^{argument}: expected"):
+            Settings(**{argument: value})
+
+
+def test_numbers_beyond_floating_point_are_infinite():
+    assert number_of(10**400) == np.inf
+    with pytest.raises(UserError, match=r"^epsilon: expected"):
+        Settings(epsilon=10**400)
+
+
+@pytest.mark.parametrize("values", [(), None, 0.5, 3, "0.5", [None]])
+def test_what_holds_no_numbers_is_refused(values):
+    with pytest.raises(UserError, match=r"^shares: expected less than 1, got "):
+        numbers("shares", values, "less than 1", lambda own: own < 1)
 
 
 def test_plain_settings_come_back():

@@ -95,6 +95,9 @@ def test_other_patterns_and_losses_are_refused(limit, data):
         limit.for_pattern("2:4").latency(network(), data)
     with pytest.raises(UserError, match=r"^sparsity: channels removes at most"):
         limit.shrink(network(), data, 1.0)
+    for wrong in (0.5, None, "x", [2]):
+        with pytest.raises(UserError, match=r"^sparsities: expected numbers in \[0, 1\], removed fractions, got"):
+            limit.latency(network(), data, wrong)
 
     def loss(model, batch):
         x = batch[0]

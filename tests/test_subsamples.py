@@ -9,6 +9,7 @@ from helpers import CASES, assert_close, random, reference, seeded
 from torch import nn
 
 from estimators import L2, Hessian, Objective
+from estimators.errors import UndefinedGGNError
 from estimators.input_subspace import InputSubspace
 from pruning_limits.losses import Losses, all_losses
 from pruning_limits.settings import Settings
@@ -210,3 +211,17 @@ def test_layers_that_only_the_hessian_curves_act():
     assert subsamples.operator("hessian", 9).products == 0
     subsamples.silence("hessian", 9)
     assert subsamples.silence("ggn", 9) == linear_in_outputs().silence("ggn", 9)
+
+
+def test_a_loss_without_a_second_derivative_has_a_remark_of_its_hessian_only():
+    def margin(model, batch):
+        return nn.functional.multi_margin_loss(model(batch[0]), batch[1], reduction="none")
+
+    case = CASES["ragged"]
+    subsamples = Subsamples(all_losses(Objective(case.model(), case.loader(), margin)), Settings())
+    with pytest.raises(UndefinedGGNError):
+        subsamples.operator("ggn", 9).matmat(random(35, 1))
+    assert subsamples.remarks == ()
+    subsamples.operator("hessian", 9).matmat(random(35, 1))
+    assert len(subsamples.remarks) == 1
+    assert subsamples.remarks[0].startswith("products by finite differences of gradients, relative error ")

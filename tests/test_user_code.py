@@ -434,6 +434,11 @@ BROKEN = {
         "2",
         "OSError: truncated file",
     ),
+    "workers": (
+        lambda: DataLoader(Unreadable(*(torch.cat(part) for part in zip(*rows(), strict=True))), 20, num_workers=1),
+        "2",
+        "OSError: truncated file",
+    ),
 }
 
 
