@@ -160,6 +160,7 @@ def test_a_recipe_in_one_line_leaves_out_what_is_off() -> None:
     assert "schedule multistep, milestones (1, 3), gamma 0.1" in stepped
     adaptive = recipe_text(Recipe(4, 0.1, optimizer="adamw", decay=0.05))
     assert adaptive.endswith("optimizer adamw, decay 0.05")
+    assert "momentum" not in adaptive
 
 
 def test_the_notes_name_every_recipe_and_the_settings_of_the_prediction() -> None:

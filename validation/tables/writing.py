@@ -142,4 +142,6 @@ def recipes(suite: Suite) -> str:
 def recipe_text(recipe: Recipe) -> str:
     """Return a recipe in one line, settings that are off left out."""
     values = recipe.settings() | {"milestones": recipe.milestones}
+    if recipe.optimizer == "adamw":
+        del values["momentum"], values["nesterov"]
     return ", ".join(f"{key} {value}" for key, value in values.items() if value not in (0, False, (), []))
