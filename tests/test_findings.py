@@ -1,0 +1,52 @@
+"""Titles of figures: what they say of rows made by hand."""
+
+from validation.studies.koopman import cost, epochs, limit
+from validation.studies.koopman import spectrum as eigenvalues
+
+FIRST = {"model": "m", "dataset": "d", "penalty": "none"}
+SECOND = FIRST | {"model": "n"}
+
+
+# ------------------------------------------------------------------------------------------------- koopman
+
+
+def test_cost_is_in_units_of_the_paper_and_of_the_method_of_snapshots() -> None:
+    fast = {"method": "method of snapshots", "parameters": 1000, "seconds": 2.0, "peak": 0.5}
+    small = fast | {"parameters": 100, "seconds": 1.0, "paper_seconds": None, "paper_memory": None}
+    full = small | {"method": "full SVD", "seconds": 7.0, "peak": 1.5}
+    paper = [fast | {"paper_seconds": 20.0, "paper_memory": 1.0}, fast | {"paper_seconds": 40.0, "paper_memory": 1.0}]
+    said = "ith 100 parameters, a full SVD takes 7.0 times as long and 3.0 times the memory"
+    first = "The method of snapshots needs 5% to 10% of the paper's time and 50% of its memory"
+    assert cost.finding([*paper, small, full]) == f"{first}; w{said}"
+    assert cost.finding([small, full]) == f"W{said}"
+    assert cost.finding(paper) == first
+
+
+def test_epochs_compare_the_first_mask_with_the_last() -> None:
+    pairs = {("1", "5"): 0.9, ("1", "converged"): 0.5, ("5", "converged"): 0.8}
+    table = [
+        kind | {"first": first, "second": second, "compression": 4, "floor": floor, "overlap": overlap}
+        for kind, floor in ((FIRST, 0.25), (SECOND, 0.1))
+        for (first, second), overlap in pairs.items()
+    ]
+    said = "First and last recorded KMP masks overlap 2.0 to 5.0 times as much as random ones"
+    assert epochs.finding(table, []) == said
+    barriers = [FIRST | {"barrier": 0.5}, FIRST | {"barrier": 3.24}]
+    assert epochs.finding(table, barriers) == f"{said}; the highest barrier is 3.2 points of test error"
+
+
+def test_limits_of_the_fixed_point_are_held_against_those_of_raw_weights() -> None:
+    near = {"fixed_size": 1.0, "raw_size": 2.0, "fixed_size_same": 4.0, "raw_size_same": 4.0}
+    far = near | {"fixed_size": 9.0, "fixed_size_same": 3.0}
+    said = limit.finding([near, far])
+    assert "is 1.0 to 9.0 points off that of the end" in said
+    assert "farther off at 1 of 2 epochs, with the final epsilon at 1" in said
+
+
+def test_spectra_name_the_worst_eigenvalue_and_overlaps_above_compression_one() -> None:
+    spectra = [{"real": [0.5, 0.99], "imaginary": [0.0, 0.0]}, {"real": [1.0, 0.0], "imaginary": [0.0, -1.25]}]
+    masks = [{"compression": c, "floor": 1 / c, "overlap": overlap} for c, overlap in ((1, 1.0), (2, 0.6), (4, None))]
+    said = "The eigenvalue nearest 1 is off by at most 0.01, the largest modulus is 1.25"
+    rows = [{"spectra": spectra}]
+    assert eigenvalues.finding(rows, masks) == f"{said}; masks of KGP and JGP overlap 1.2 times as much as random ones"
+    assert eigenvalues.finding(rows, masks[::2]) == said
