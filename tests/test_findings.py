@@ -2,6 +2,7 @@
 
 from validation.studies.koopman import cost, epochs, limit
 from validation.studies.koopman import spectrum as eigenvalues
+from validation.studies.limits import early, forecast_fresh, row_norms, splits, weights
 
 FIRST = {"model": "m", "dataset": "d", "penalty": "none"}
 SECOND = FIRST | {"model": "n"}
@@ -50,3 +51,48 @@ def test_spectra_name_the_worst_eigenvalue_and_overlaps_above_compression_one() 
     rows = [{"spectra": spectra}]
     assert eigenvalues.finding(rows, masks) == f"{said}; masks of KGP and JGP overlap 1.2 times as much as random ones"
     assert eigenvalues.finding(rows, masks[::2]) == said
+
+
+# -------------------------------------------------------------------------------------------------- limits
+
+
+def test_early_limits_are_those_of_the_first_checkpoint() -> None:
+    table = [
+        kind | {"epoch": epoch, "difference": difference, "difference_final": -9.0}
+        for kind, off in ((FIRST, -3.0), (SECOND, 1.0))
+        for epoch, difference in ((1, off), (5, 50.0))
+    ]
+    said = "At epoch 1 the mean predicted one-shot limit is 1.0 to 3.0 points from that of the end"
+    assert early.finding(table) == f"{said}, with the final epsilon 9.0"
+
+
+def test_fresh_networks_are_counted_within_the_forecast() -> None:
+    lines = [{"within": "yes", "factor": 0.5}, {"within": "no", "factor": 2.0}]
+    said = "Fresh networks: 1 of 2 ends lie within the forecast's interval; what is kept is 0.50 to 2.00 times"
+    assert forecast_fresh.finding(lines) == f"{said} the forecast"
+    assert "0 of 0" in forecast_fresh.finding([])
+
+
+def test_row_norms_name_the_share_of_small_rows() -> None:
+    rows = [{"small": 0.25, "high": 3.0, "low": 2.0}, {"small": 0.63, "high": 9.0, "low": 1.0}]
+    said = "Rows of the largest tenth of the weights have 1.5 to 9.0 times the norm of those of the smallest tenth"
+    assert row_norms.finding(rows) == f"{said}; 25% to 63% of all rows are below 1% of the largest"
+    assert "have - times" in row_norms.finding([rows[0] | {"low": 0.0}])
+
+
+def test_splits_that_tie_share_the_least_rise() -> None:
+    rises = {"curves": 2.0, "blocks": 1.0, "magnitude": 1.0, "uniform": 3.0}
+    gone = {f"{key}_again": float("inf") for key in rises}
+    after = gone | {"uniform_again": -1.0}
+    said = splits.finding([rises | after, rises | {"blocks": 1.5} | gone])
+    assert 'most often "global magnitude" after pruning (2 of 2 cases)' in said
+    assert '"same share of every layer" after the whole recipe (1 of 2 cases)' in said
+    tied = 'most often "best by the GGN\'s blocks" and "global magnitude" after pruning (1 of 1 cases)'
+    assert tied in splits.finding([rises | after])
+
+
+def test_histograms_of_one_network_are_compared_with_none() -> None:
+    alone = {"largest": None, "distance": None, "noise": 0.1}
+    rows = [alone, alone | {"largest": 0.3, "distance": 0.2}]
+    assert weights.finding([alone]) == "One network of each kind: there is nothing to compare"
+    assert "differ by at most 0.300 (total variation), on average 2.0 times" in weights.finding(rows)
