@@ -3,6 +3,10 @@
 from validation.studies.koopman import cost, epochs, limit
 from validation.studies.koopman import spectrum as eigenvalues
 from validation.studies.limits import early, forecast_fresh, row_norms, splits, weights
+from validation.studies.lottery import accuracy as lottery_accuracy
+from validation.studies.lottery import compute as lottery_compute
+from validation.studies.lottery import neurons, sizes, tickets
+from validation.studies.lottery import spectrum as lottery_spectrum
 
 FIRST = {"model": "m", "dataset": "d", "penalty": "none"}
 SECOND = FIRST | {"model": "n"}
@@ -96,3 +100,65 @@ def test_histograms_of_one_network_are_compared_with_none() -> None:
     rows = [alone, alone | {"largest": 0.3, "distance": 0.2}]
     assert weights.finding([alone]) == "One network of each kind: there is nothing to compare"
     assert "differ by at most 0.300 (total variation), on average 2.0 times" in weights.finding(rows)
+
+
+# ------------------------------------------------------------------------------------------------- lottery
+
+
+def test_accuracies_are_those_at_the_usual_ratio() -> None:
+    table = [
+        kind | {"pruner": name, "sparsity": ratio, "gain": gain + shift}
+        for kind, shift in ((FIRST, 0.0), (SECOND, -1.0))
+        for name, gain in ((lottery_accuracy.MAGNITUDE, 0.5), (lottery_accuracy.RANDOM, -40.0))
+        for ratio in (0.8, 0.9)
+        for gain in [gain - 100 * (ratio - 0.8)]
+    ]
+    said = "At 80% removed, accuracy changes by -0.5 to +0.5 points by magnitude and by -41.0 to -40.0 points at random"
+    assert lottery_accuracy.finding(table) == said
+
+
+def test_compute_names_the_best_by_magnitude_at_high_sparsity() -> None:
+    rows = [("gmp", 0.9, -2.0, 10.0), ("imp", 0.9, -1.0, 8.0), ("imp", 0.5, 1.0, 2.0), ("random", 0.9, 5.0, 20.0)]
+    table = [
+        FIRST | {"pruner": name, "sparsity": sparsity, "gain": gain, "factor": factor}
+        for name, sparsity, gain, factor in rows
+    ]
+    said = "At 90% removed, the best network pruned by magnitude is -1.0 points from the dense one and needs 8.0 times"
+    assert lottery_compute.finding(table) == f"{said} fewer MACs"
+
+
+def test_neurons_name_the_fitted_power() -> None:
+    rows = [{"samples": n, "moved": n**-0.4, "separated": 0.5} for n in (100, 400, 1600)]
+    said = neurons.finding([*rows[:2], rows[2] | {"separated": 0.98}])
+    assert said.startswith("At N = 1600 the norm alone tells apart 98.0% of the neurons")
+    assert said.endswith("as N to the power -0.40, claimed -0.5")
+
+
+def test_sizes_count_factors_that_agree() -> None:
+    row = {"convolution_weights": 0.04, "convolution_macs": 0.92}
+    rows = [row | {"arithmetic": "yes"}, row | {"arithmetic": "no", "convolution_weights": 1.0}]
+    said = "The published factor follows from published or counted sizes in 1 of 2 networks"
+    assert sizes.finding(rows) == f"{said}; convolutions have 4% to 100% of the weights and 92% of the MACs"
+
+
+def test_pruned_networks_are_steeper_only_where_every_step_rises() -> None:
+    table = [
+        kind | {"sparsity": sparsity, "mean": mean, "limit": 0.5 + sparsity / 10}
+        for kind, means in ((FIRST, (1.0, 2.0, 3.0)), (SECOND, (1.0, 4.0, 3.0)))
+        for sparsity, mean in zip((0.0, 0.5, 0.9), means, strict=True)
+    ]
+    said = lottery_spectrum.finding(table)
+    assert "rises at every step in 1 of 2 kinds of network" in said
+    assert "with 90% removed, the predicted one-shot limit of all weights is +9.0 points" in said
+
+
+def test_tickets_stand_beside_controls_where_most_is_removed() -> None:
+    table = [
+        FIRST | {"kind": kind, "sparsity": sparsity, "gain": gain - 10 * sparsity}
+        for sparsity in (0.5, 0.95)
+        for kind, gain in (("winning ticket", 9.0), ("shuffled", -20.0), ("re-initialised", -10.5))
+    ]
+    said = (
+        "With 95% removed, points of accuracy against dense: winning ticket -0.5, shuffled -29.5, re-initialised -20.0"
+    )
+    assert tickets.finding([FIRST | {"kind": "dense", "sparsity": 0.0, "gain": 0.0}, *table]) == said
