@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from functools import partial
 from io import BytesIO
@@ -74,6 +76,22 @@ def new_figure(
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, columns, **options)
+
+
+def headline(figure: Figure, finding: str) -> None:
+    """Write a finding above a figure, in letters that suit its width and as many lines as that takes.
+
+    Args:
+        figure: A figure of ``new_figure``.
+        finding: One sentence.
+    """
+    width = figure.get_figwidth()
+    size = max(11.0, 1.1 * width)
+    letters = int(72 * width / (0.56 * size))
+    even = math.ceil(len(finding) / math.ceil(len(finding) / letters)) + 6  # the last line is about as long as others
+    whole = re.sub(r" to (?=[-+]?\d)", "\u00a0to\u00a0", finding)  # a range stays in one line
+    lines = textwrap.wrap(whole, min(letters, even), break_on_hyphens=False)
+    figure.suptitle("\n".join(lines), fontsize=size)
 
 
 def sparsity_axis(axis: Any, least_kept: float) -> None:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from estimators import UserError
 from pruning_limits import Retuning
 from pruning_limits.ladder import NAMES, percent
-from pruning_limits.plotting import plot_crossing, plot_layers, plot_rungs, plot_spectrum
+from pruning_limits.plotting import headline, new_figure, plot_crossing, plot_layers, plot_rungs, plot_spectrum
 from pruning_limits.tuned_points import TunedPoint, Tuning
 
 
@@ -138,6 +138,27 @@ def test_the_metric_is_drawn_with_two_standard_errors():
 def test_figures_of_extreme_limits(limit, tmp_path, epsilon):
     limit.what_if(epsilon=epsilon).plot(tmp_path / "limit.png")
     assert (tmp_path / "limit.png").exists()
+
+
+@pytest.mark.parametrize("width", [4.0, 7.0, 18.0])
+@pytest.mark.parametrize("words", [1, 12, 30])
+def test_headlines_lie_within_the_figure_and_above_the_panels(width, words):
+    figure, axes = new_figure(1, size=(width, 5.0))
+    headline(figure, " ".join(["one-shot"] * words))
+    figure.canvas.draw()
+    (title,) = [text for text in figure.texts if text.get_text().startswith("one-shot")]
+    box = title.get_window_extent()
+    assert title.get_fontsize() >= 11
+    assert 0 < box.x0 < box.x1 < figure.bbox.width
+    assert axes.get_window_extent().y1 < box.y0 < box.y1 < figure.bbox.height
+    assert title.get_text().split() == ["one-shot"] * words
+
+
+def test_headlines_keep_a_range_in_one_line():
+    figure, _ = new_figure(1, size=(2.0, 5.0))
+    headline(figure, "off by -12.3 to +45.6 points")
+    (title,) = figure.texts
+    assert title.get_text().splitlines() == ["off by", "-12.3\u00a0to\u00a0+45.6", "points"]
 
 
 def test_figures_that_cannot_be_written(limit, tmp_path):

@@ -22,6 +22,7 @@ from validation.tables.writing import (
     Column,
     Page,
     Row,
+    between,
     mean_and_spread,
     network_row,
     recipe_text,
@@ -115,6 +116,13 @@ def test_mean_and_spread_agree_with_the_definition() -> None:
     mean, spread = mean_and_spread([{"x": 1.0}, {"x": None}, {"x": 2.0}, {}, {"x": 6.0}], "x")
     assert mean == 3.0
     assert spread == pytest.approx(math.sqrt((4 + 1 + 9) / 2))
+
+
+def test_between_names_ends_that_differ_in_print() -> None:
+    assert between([2.0, None, -1.0, 0.5], "+.1f") == "-1.0 to +2.0"
+    assert between([0.11, 0.12], ".1f") == "0.1"
+    assert between([-0.04, -0.01], "+.1f") == "0.0"
+    assert between([None], ".1f") == between([], ".1f") == "-"
 
 
 def test_mean_and_spread_say_none_where_there_is_none() -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -98,6 +99,26 @@ def mean_and_spread(rows: Sequence[Row], key: str) -> tuple[float | None, float 
     if not values:
         return None, None
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+
+def between(values: Iterable[float | None], form: str) -> str:
+    """Return the smallest and the largest of the known values in words, once where both print alike.
+
+    Args:
+        values: Numbers; None is left out.
+        form: How a number is printed.
+
+    Returns:
+        Text such as ``"1.2 to 3.4"``; a dash where no value is known.
+
+    Example:
+        >>> between([3.4, None, 1.2], ".1f"), between([0.5, 0.501], ".0%"), between([], ".1f")
+        ('1.2 to 3.4', '50%', '-')
+    """
+    known = [value for value in values if value is not None]
+    ends = [format(end, form) for end in (min(known), max(known))] if known else ["-"]
+    plain = [end if re.search("[1-9]", end) else end.lstrip("-") or "-" for end in ends]  # no sign before zero
+    return " to ".join(dict.fromkeys(plain))
 
 
 def with_means(rows: Sequence[Row], columns: Sequence[Column], keys: Sequence[str] = ("model", "dataset")) -> list[Row]:

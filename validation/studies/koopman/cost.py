@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pruning_limits.plotting import BLUE, GREY, ORANGE, new_figure, save
+from pruning_limits.plotting import BLUE, GREY, ORANGE, headline, new_figure, save
 from validation.studies.koopman.dmd_cost import measured, synthetic
 from validation.studies.koopman.recording import KoopmanSettings
 from validation.tables.claims import RULE, judged
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
-from validation.tables.writing import Column, Page, Row, write_table
+from validation.tables.writing import Column, Page, Row, between, write_table
 
 NAME = "koopman-cost"
 GIGABYTE = 1e9
@@ -78,11 +78,7 @@ def words(rows: Sequence[Row]) -> list[str]:
             conditions.append((text, row["seconds"] <= row["paper_seconds"]))
             text = f"{row['size']}, peak memory at most {row['paper_memory']:.1f} GB: {_memory(row)}"
             conditions.append((text, row["peak"] <= row["paper_memory"]))
-    full = [row for row in rows if row["method"] == "full SVD"]
-    for row in full:
-        by_snapshots = next(
-            entry for entry in rows if entry["method"] != "full SVD" and entry["parameters"] == row["parameters"]
-        )
+    for by_snapshots, row in _compared(rows):
         text = f"{row['parameters']:,} parameters, the method of snapshots needs less time than a full SVD: "
         conditions.append(
             (f"{text}{by_snapshots['seconds']:.1f} s, {row['seconds']:.1f} s", by_snapshots["seconds"] < row["seconds"])
@@ -90,6 +86,34 @@ def words(rows: Sequence[Row]) -> list[str]:
         text = "and less memory: "
         conditions.append((f"{text}{_memory(by_snapshots)}, {_memory(row)}", by_snapshots["peak"] < row["peak"]))
     return [judged("K8, cost of the mode that stays", conditions)]
+
+
+def _compared(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
+    """Return the method of snapshots beside every full SVD of as many parameters."""
+    return [
+        (row, full)
+        for full in rows
+        for row in rows
+        if full["method"] == "full SVD" and row["method"] != "full SVD" and row["parameters"] == full["parameters"]
+    ]
+
+
+def finding(rows: Sequence[Row]) -> str:
+    """Say what share of the paper's time and memory is needed, and how much more a full SVD needs."""
+    paper = [row for row in rows if row["paper_seconds"] is not None]
+    parts = []
+    if paper:
+        time = between((row["seconds"] / row["paper_seconds"] for row in paper), ".0%")
+        memory = between((row["peak"] / row["paper_memory"] for row in paper), ".0%")
+        parts.append(f"the method of snapshots needs {time} of the paper's time and {memory} of its memory")
+    pairs = _compared(rows)
+    if pairs:
+        time = between((full["seconds"] / row["seconds"] for row, full in pairs), ".1f")
+        memory = between((full["peak"] / row["peak"] for row, full in pairs), ".1f")
+        size = between((full["parameters"] for _, full in pairs), ",d")
+        parts.append(f"with {size} parameters, a full SVD takes {time} times as long and {memory} times the memory")
+    text = "; ".join(parts)
+    return text[:1].upper() + text[1:]
 
 
 def _memory(row: Row) -> str:
@@ -115,6 +139,7 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
     ]
     write_table(folder, Page(NAME, f"Cost of the decomposition, suite {suite.name}", notes, COLUMNS), rows)
     figure, panels = new_figure(1, 2, size=(11.0, 0.9 + 0.6 * len(rows)), sharey=True)
+    headline(figure, finding(rows))
     said = [f"{row['size']}, {row['parameters']:,}\n{row['method']}" for row in rows]
     places = range(len(rows))
     for panel, key, paper, label in (
@@ -130,7 +155,7 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
     grown = [row["grown"] or 0 for row in rows]
     panels[1].barh(places, grown, 0.25, color=GREY, label="of it working memory")
     panels[0].invert_yaxis()
-    figure.legend(*panels[1].get_legend_handles_labels(), fontsize=8, loc="outside upper center", ncols=3)
+    figure.legend(*panels[1].get_legend_handles_labels(), fontsize=9, loc="outside lower center", ncols=3)
     save(figure, folder / f"{NAME}.png")
 
 

@@ -13,7 +13,7 @@ from scipy.stats import spearmanr
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
-from pruning_limits.plotting import BLUE, GREY, ORANGE, new_figure, save
+from pruning_limits.plotting import BLUE, GREY, ORANGE, headline, new_figure, save
 from validation.data import ImageData
 from validation.masks import overlap
 from validation.pruners.magnitude import magnitude_masks
@@ -23,7 +23,7 @@ from validation.tables.claims import judged
 from validation.tables.kinds import averaged, kinds_of
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
-from validation.tables.writing import COLOURS, Column, Page, Row, network_row, write_table
+from validation.tables.writing import COLOURS, Column, Page, Row, between, network_row, write_table
 from validation.training import accuracy
 
 NAME = "koopman-epochs"
@@ -208,10 +208,24 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
     _figure(table, barriers, folder / f"{NAME}.png")
 
 
+def finding(table: Sequence[Row], barriers: Sequence[Row]) -> str:
+    """Say how much of the first recorded mask is in the last one, and how high the barriers are."""
+    ends = []
+    for own in kinds_of(table).values():
+        first, last = own[0]["first"], list(dict.fromkeys(row["second"] for row in own))[-1]
+        ends += [row for row in own if (row["first"], row["second"]) == (first, last)]
+    times = between((row["overlap"] / row["floor"] for row in ends), ".1f")
+    text = f"First and last recorded KMP masks overlap {times} times as much as random ones"
+    if not barriers:
+        return text
+    return f"{text}; the highest barrier is {max(row['barrier'] for row in barriers):.1f} points of test error"
+
+
 def _figure(table: Sequence[Row], barriers: Sequence[Row], path: Path) -> None:
     groups, heights = kinds_of(table), kinds_of(barriers)
     columns = 2 if heights else 1
     figure, axes = new_figure(len(groups), columns, size=(5.0 * columns, 3.6 * len(groups)), squeeze=False)
+    headline(figure, finding(table, barriers))
     for line, (which, own) in zip(axes, groups.items(), strict=True):
         left = line[0]
         labels = list(dict.fromkeys(row["second"] for row in own))

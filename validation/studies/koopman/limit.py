@@ -8,7 +8,7 @@ from typing import Any
 
 from pruning_limits import MagnitudeProfile, PruningLimit
 from pruning_limits.isotropic import carried_limit
-from pruning_limits.plotting import BLUE, GREEN, GREY, ORANGE, new_figure, save, sparsity_axis
+from pruning_limits.plotting import BLUE, GREEN, GREY, ORANGE, headline, new_figure, save, sparsity_axis
 from pruning_limits.result import established
 from validation.masks import prunable
 from validation.pruners.koopman import sizes
@@ -21,7 +21,7 @@ from validation.tables.claims import judged
 from validation.tables.kinds import averaged, kinds_of
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
-from validation.tables.writing import Column, Page, Row, network_row, write_table
+from validation.tables.writing import Column, Page, Row, between, network_row, write_table
 from validation.training import accuracy
 
 NAME = "koopman-limit"
@@ -124,6 +124,16 @@ def _bridge(said: str, rows: Sequence[Row]) -> str:
     )
 
 
+def finding(table: Sequence[Row]) -> str:
+    """Say how far the one-shot limit from the fixed point is off, and how often the raw weights are farther."""
+    nearer = [sum(row[f"fixed_size{suffix}"] < row[f"raw_size{suffix}"] for row in table) for suffix in ("", "_same")]
+    return (
+        f"The one-shot limit from the fixed point is {between((row['fixed_size'] for row in table), '.1f')} points off "
+        f"that of the end; the raw weights are farther off at {nearer[0]} of {len(table)} epochs, with the final "
+        f"epsilon at {nearer[1]}"
+    )
+
+
 def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None:
     """Write the table, judge the bridge, and draw the limits against the epoch."""
     table, said = averaged(rows, ("label",)), brief_words(suite.settings(EarlySettings))
@@ -143,11 +153,12 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
 def _figure(table: Sequence[Row], path: Path) -> None:
     groups = kinds_of(table)
     figure, axes = new_figure(len(groups), 2, size=(10.5, 3.5 * len(groups)), squeeze=False)
+    headline(figure, finding(table))
     for line, (which, own) in zip(axes, groups.items(), strict=True):
         for panel, (key, name) in zip(line, KINDS.items(), strict=True):
             _curves(panel, own, key)
             panel.set_title(f"{which[0]}, penalty {which[2]}, {name}", loc="left", fontsize=9)
-    axes[0, 0].legend(fontsize=6)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=9, loc="outside lower center", ncols=3)
     save(figure, path)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pruning_limits.plotting import GREY, new_figure, save
+from pruning_limits.plotting import GREY, headline, new_figure, save
 from validation.masks import overlap, select
 from validation.pruners.gradient import gradients
 from validation.pruners.koopman import sizes
@@ -27,7 +27,7 @@ from validation.tables.claims import judged
 from validation.tables.kinds import averaged, kinds_of
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
-from validation.tables.writing import COLOURS, Column, Page, Row, network_row, write_table
+from validation.tables.writing import COLOURS, Column, Page, Row, between, network_row, write_table
 from validation.training import accuracy
 
 NAME = "koopman-spectrum"
@@ -221,10 +221,24 @@ def network_of(row: Row) -> Row:
     return {key: row[key] for key in ("model", "dataset", "penalty", "seed")}
 
 
+def finding(rows: Sequence[Row], pruned: Sequence[Row]) -> str:
+    """Say how near to 1 and how large eigenvalues are, and how much the masks of KGP and JGP overlap."""
+    spectra = [np.array(entry["real"]) + 1j * np.array(entry["imaginary"]) for row in rows for entry in row["spectra"]]
+    nearest = max(float(np.abs(values - 1).min()) for values in spectra)
+    modulus = max(float(np.abs(values).max()) for values in spectra)
+    text = f"The eigenvalue nearest 1 is off by at most {nearest:.2g}, the largest modulus is {modulus:.2f}"
+    masks = [row for row in pruned if row["overlap"] is not None and row["compression"] > 1]
+    if not masks:
+        return text
+    times = between((row["overlap"] / row["floor"] for row in masks), ".1f")
+    return f"{text}; masks of KGP and JGP overlap {times} times as much as random ones"
+
+
 def _figure(rows: Sequence[Row], pruned: Sequence[Row], path: Path) -> None:
     groups, compared, labels = kinds_of(rows), kinds_of(pruned), labels_of(pruned)
     columns = len(labels) + 1
     figure, axes = new_figure(len(groups), columns, size=(3.1 * columns, 3.2 * len(groups)), squeeze=False)
+    headline(figure, finding(rows, pruned))
     circle = np.exp(1j * np.linspace(0, 2 * np.pi, 200))
     for line, (which, own) in zip(axes, groups.items(), strict=True):
         for panel, label in zip(line, labels, strict=False):
@@ -237,7 +251,8 @@ def _figure(rows: Sequence[Row], pruned: Sequence[Row], path: Path) -> None:
             panel.grid(alpha=0.25)
         _overlaps(line[-1], compared[which], labels)
         line[-1].set_title(f"{which[0]}, masks of KGP and JGP", loc="left", fontsize=9)
-    axes[0, 0].legend(fontsize=6, loc="lower left")
+    seeds = max((line[0].get_legend_handles_labels() for line in axes), key=lambda pair: len(pair[1]))
+    figure.legend(*seeds, fontsize=11, loc="outside lower center", ncols=6)
     save(figure, path)
 
 
@@ -257,7 +272,7 @@ def _overlaps(panel: Any, rows: Sequence[Row], labels: Sequence[str]) -> None:
     panel.plot(places, [row["floor"] for row in own], ":", color=GREY, label="random masks")
     panel.set(ylabel="overlap", ylim=(0, 1.03))
     compression_axis(panel, places)
-    panel.legend(fontsize=6)
+    panel.legend(fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
 TABLE = Table(NAME, settings, run, write, sections=(KoopmanSettings,))

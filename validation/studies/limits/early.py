@@ -9,13 +9,13 @@ from typing import Any, ClassVar
 
 from estimators import UserError
 from pruning_limits import PruningLimit
-from pruning_limits.plotting import BLUE, GREEN, ORANGE, new_figure, save, sparsity_axis
+from pruning_limits.plotting import BLUE, GREEN, ORANGE, headline, new_figure, save, sparsity_axis
 from validation.studies.limits.predicted import BriefSettings, brief_limit, brief_words, limit_notes
 from validation.tables.kinds import kind, kinds_of
 from validation.tables.storage import read_json, write_json
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
-from validation.tables.writing import Column, Page, Row, mean_and_spread, network_row, write_table
+from validation.tables.writing import Column, Page, Row, between, mean_and_spread, network_row, write_table
 from validation.training import Course, accuracy, fresh_network, train
 
 NAME = "early"
@@ -147,7 +147,10 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
     write_table(folder, Page(NAME, f"Limit early in training, suite {suite.name}", notes, COLUMNS), table)
     kinds = kinds_of(table)
     figure, axes = new_figure(len(kinds), 1, size=(7.0, 3.2 * len(kinds)), squeeze=False)
+    headline(figure, finding(table))
     for panel, (which, own) in zip(axes[:, 0], kinds.items(), strict=True):
+        limits = [row[key] for row in own for key in ("isotropic", "retrained", "retrained_final", "lower")]
+        least = max(0.7 * min((1 - value for value in limits if value < 1), default=1.0), 1e-4)
         for key, colour, label in (
             ("isotropic", ORANGE, "predicted one-shot"),
             ("retrained", GREEN, "predicted re-trained"),
@@ -156,19 +159,27 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
             for suffix, line, said in (("", ".-", "own epsilon"), ("_final", ".:", "final epsilon")):
                 panel.plot(
                     [row["epoch"] for row in own],
-                    [1 - row[key + suffix] for row in own],
+                    [max(1 - row[key + suffix], least) for row in own],
                     line,
                     color=colour,
                     label=f"{label}, {said}",
                 )
-        limits = [row[key] for row in own for key in ("isotropic", "retrained", "retrained_final", "lower")]
-        least = min((1 - value for value in limits if value < 1), default=1.0)
-        sparsity_axis(panel.yaxis, max(0.7 * least, 1e-4))
+        sparsity_axis(panel.yaxis, least)
         panel.set(xlabel="epoch", ylabel="limit (sparsity)")
         panel.set_title(", ".join(which), loc="left", fontsize=10)
         panel.grid(alpha=0.25)
-        panel.legend(fontsize=6, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=2)
     save(figure, folder / f"{NAME}.png")
+
+
+def finding(table: Sequence[Row]) -> str:
+    """Say how far the predicted one-shot limit of the first checkpoint is from that of the end."""
+    first = [own[0] for own in kinds_of(table).values()]
+    own, same = (between((abs(row[key]) for row in first), ".1f") for key in ("difference", "difference_final"))
+    return (
+        f"At epoch {between((row['epoch'] for row in first), 'd')} the mean predicted one-shot limit is {own} points "
+        f"from that of the end, with the final epsilon {same}"
+    )
 
 
 def _words(table: Sequence[Row]) -> list[str]:

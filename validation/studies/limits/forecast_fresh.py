@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from pruning_limits.forecast import Forecast
-from pruning_limits.plotting import new_figure, save, sparsity_axis
+from pruning_limits.plotting import headline, new_figure, save, sparsity_axis
 from validation.studies.limits import forecast
 from validation.studies.limits.calibration import Case
 from validation.studies.limits.forecast_skill import cases_of
 from validation.tables.suite import Suite
 from validation.tables.table import Table
-from validation.tables.writing import COLOURS, Column, Page, Row, recipes, write_table
+from validation.tables.writing import COLOURS, Column, Page, Row, between, recipes, write_table
 
 NAME = "fresh"
 COLUMNS = (
@@ -88,20 +88,29 @@ def _counts(lines: Sequence[Row]) -> list[str]:
     return texts
 
 
+def finding(lines: Sequence[Row]) -> str:
+    """Say how many ends lie within the forecast, and how much is kept in units of it."""
+    within = sum(line["within"] == "yes" for line in lines)
+    factors = between((line["factor"] for line in lines), ".2f")
+    return (
+        f"Fresh networks: {within} of {len(lines)} ends lie within the forecast's interval; what is kept is {factors} "
+        "times the forecast"
+    )
+
+
 def _figure(lines: Sequence[Row], path: Path) -> None:
     figure, panel = new_figure(1, size=(6.4, 5.4))
+    headline(figure, finding(lines))
     least = 0.7 * min((1 - line[key] for line in lines for key in ("true", "high")), default=0.1)
     panel.plot([1, least], [1, least], color="#666666", linewidth=1)
     models = list(dict.fromkeys(line["network"].split(",")[0] for line in lines))
-    for colour, marker, model in zip(COLOURS, "osD^v", models, strict=False):
+    for colour, marker, model in zip(COLOURS * 3, "osD^v<>" * 4, models, strict=False):
         own = [line for line in lines if line["network"].startswith(f"{model},")]
         true, kept = [1 - line["true"] for line in own], [1 - line["sparsity"] for line in own]
         ends = [[k - (1 - line["high"]), (1 - line["low"]) - k] for k, line in zip(kept, own, strict=True)]
         panel.errorbar(true, kept, np.array(ends).T, fmt=marker, color=colour, markersize=4, linewidth=0.8, label=model)
     sparsity_axis(panel.xaxis, least)
     sparsity_axis(panel.yaxis, least)
-    within = sum(line["within"] == "yes" for line in lines)
-    panel.set_title(f"Fresh networks: {within} of {len(lines)} ends lie within the forecast's interval", fontsize=10)
     panel.set(xlabel="true (sparsity after the whole recipe)", ylabel="forecast")
     panel.grid(alpha=0.25)
     panel.legend(fontsize=8)

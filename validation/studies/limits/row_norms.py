@@ -13,11 +13,12 @@ import torch
 from estimators import Hessian, Objective
 from estimators.trace import row_norms
 from pruning_limits import MagnitudeProfile
-from pruning_limits.plotting import new_figure, save
+from pruning_limits.plotting import headline, new_figure, save
 from validation.masks import prunable
+from validation.tables.kinds import kinds_of
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
-from validation.tables.writing import COLOURS, Column, Page, Row, network_row, write_table
+from validation.tables.writing import COLOURS, Column, Page, Row, between, network_row, write_table
 
 NAME = "row-norms"
 EXACT = 4096
@@ -98,17 +99,25 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
         f"relative standard deviation of {np.pi / 2 / suite.settings(RowNormSettings).probes ** 0.5:.0%} per row.",
     ]
     write_table(folder, Page(NAME, f"Row norms of the Hessian, suite {suite.name}", notes, COLUMNS), rows)
-    figure, axes = new_figure(1, size=(7.0, 4.5))
-    kinds = list(dict.fromkeys((row["model"], row["dataset"], row["penalty"]) for row in rows))
-    for row in rows:
-        kind = row["model"], row["dataset"], row["penalty"]
-        label = f"{kind[0]}, {kind[1]}, {kind[2]}" if row["seed"] == rows[0]["seed"] else None
-        values = np.maximum(row["percentiles"], 1e-12)
-        axes.plot(np.arange(100) + 0.5, values, color=COLOURS[kinds.index(kind) % len(COLOURS)], label=label)
+    figure, axes = new_figure(1, size=(7.0, 5.0))
+    headline(figure, finding(rows))
+    for number, (which, own) in enumerate(kinds_of(rows).items()):
+        for place, row in enumerate(own):
+            values, label = np.maximum(row["percentiles"], 1e-12), "_" if place else ", ".join(which)
+            axes.plot(np.arange(100) + 0.5, values, color=COLOURS[number % len(COLOURS)], label=label)
     axes.set(yscale="log", xlabel="percentile of the weight's magnitude", ylabel="mean l1 norm of the Hessian row")
     axes.grid(alpha=0.25)
-    axes.legend(fontsize=7)
+    figure.legend(fontsize=8, loc="outside lower center", ncols=2)
     save(figure, folder / f"{NAME}.png")
+
+
+def finding(rows: Sequence[Row]) -> str:
+    """Say how norms of rows go with the magnitude of their weights, and how many rows are small."""
+    times = between((row["high"] / row["low"] if row["low"] else None for row in rows), ".1f")
+    return (
+        f"Rows of the largest tenth of the weights have {times} times the norm of those of the smallest tenth; "
+        f"{between((row['small'] for row in rows), '.0%')} of all rows are below 1% of the largest"
+    )
 
 
 TABLE = Table(NAME, lambda suite: suite.plain(RowNormSettings), run, write, sections=(RowNormSettings,))

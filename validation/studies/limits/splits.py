@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from estimators import Objective, UserError
 from pruning_limits import MagnitudeProfile
-from pruning_limits.plotting import new_figure, save
+from pruning_limits.plotting import headline, new_figure, save
 from pruning_limits.sensitivity import curves_of, layer_sensitivities
 from pruning_limits.split import compare_splits
 from pruning_limits.weight_uses import weight_uses
@@ -130,16 +131,35 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
     ]
     table = with_means(rows, COLUMNS, KEYS)
     write_table(folder, Page(NAME, f"A budget over the layers, suite {suite.name}", notes, COLUMNS), table)
-    figure, panels = new_figure(1, 2, size=(10.0, 4.4), sharey=False)
+    figure, panels = new_figure(1, 2, size=(10.0, 4.8), sharey=False)
+    headline(figure, finding(rows))
     for panel, ending, title in zip(panels, ("", "_again"), ("after pruning", "after the whole recipe"), strict=True):
-        for colour, (key, name) in zip(COLOURS, SPLITS.items(), strict=False):
-            values = [max(row[f"{key}{ending}"], 1e-6) for row in rows]
-            panel.plot(range(len(rows)), values, "o", color=colour, markersize=4, label=name)
-        panel.set(yscale="log", xlabel="network and budget, in the order of the table", ylabel="rise of the loss")
+        for number, (key, name) in enumerate(SPLITS.items()):
+            places = [place + 0.15 * (number - 1.5) for place in range(len(rows))]
+            values = [row[f"{key}{ending}"] for row in rows]
+            panel.plot(places, values, "o", color=COLOURS[number], markersize=4, label=name)
+        panel.set_yscale("symlog", linthresh=1e-3)
+        panel.set(xlabel="network and budget, in the order of the table", ylabel="rise of the loss")
         panel.set_title(title, loc="left", fontsize=10)
         panel.grid(alpha=0.25)
-    panels[0].legend(fontsize=7)
+    figure.legend(*panels[0].get_legend_handles_labels(), fontsize=9, loc="outside lower center", ncols=4)
     save(figure, folder / f"{NAME}.png")
+
+
+def finding(rows: Sequence[Row]) -> str:
+    """Say which split most often has the least rise after pruning and after the whole recipe, ties included."""
+    parts = []
+    for ending, said in (("", "after pruning"), ("_again", "after the whole recipe")):
+        least = [min(row[f"{key}{ending}"] for key in SPLITS) for row in rows]
+        times = {
+            key: sum(
+                row[f"{key}{ending}"] == rise and math.isfinite(rise) for row, rise in zip(rows, least, strict=True)
+            )
+            for key in SPLITS
+        }
+        names = " and ".join(f'"{SPLITS[key]}"' for key in SPLITS if times[key] == max(times.values()))
+        parts.append(f"{names} {said} ({max(times.values())} of {len(rows)} cases)")
+    return f"Least rise, ties included: most often {'; '.join(parts)}"
 
 
 def _words(rows: Sequence[Row], ending: str, said: str) -> str:

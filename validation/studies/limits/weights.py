@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from estimators.vectors import flatten
-from pruning_limits.plotting import new_figure, save
+from pruning_limits.plotting import headline, new_figure, save
 from validation.masks import prunable
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
-from validation.tables.writing import COLOURS, Column, Page, Row, network_row, write_table
+from validation.tables.writing import COLOURS, Column, Page, Row, between, network_row, write_table
 
 NAME = "weights"
 BINS = 200
@@ -94,6 +94,7 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
     ]
     write_table(folder, Page(NAME, f"Weight distributions across seeds, suite {suite.name}", notes, COLUMNS), rows)
     figure, axes = new_figure(len(rows), 1, size=(7.0, 2.6 * len(rows)), squeeze=False)
+    headline(figure, finding(rows))
     for panel, row in zip(axes[:, 0], rows, strict=True):
         edges = np.array(row["edges"])
         for number, counts in enumerate(row["counts"]):
@@ -104,6 +105,18 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
         panel.grid(alpha=0.25)
         panel.legend(fontsize=7)
     save(figure, folder / f"{NAME}.png")
+
+
+def finding(rows: Sequence[Row]) -> str:
+    """Say how much histograms of independent trainings differ, beside what chance alone makes of it."""
+    pairs = [row for row in rows if row["largest"] is not None]
+    if not pairs:
+        return "One network of each kind: there is nothing to compare"
+    times = between((row["distance"] / row["noise"] for row in pairs), ".1f")
+    return (
+        f"Histograms of independent trainings differ by at most {max(row['largest'] for row in pairs):.3f} (total "
+        f"variation), on average {times} times as much as two samples of one distribution"
+    )
 
 
 TABLE = Table(NAME, lambda suite: {}, run, write, cells)

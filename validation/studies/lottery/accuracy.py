@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pruning_limits.plotting import BLUE, GREY, ORANGE, new_figure, save
+from pruning_limits.plotting import BLUE, GREY, ORANGE, headline, new_figure, save
 from validation.studies.limits.algorithms import CompareSettings
 from validation.studies.lottery import compute
 from validation.studies.lottery.compute import averaged, run, settings
@@ -13,7 +13,7 @@ from validation.tables.claims import RULE, judged
 from validation.tables.kinds import kinds_of
 from validation.tables.suite import Suite
 from validation.tables.table import Cell, Table
-from validation.tables.writing import Column, Page, Row, recipes, write_table
+from validation.tables.writing import Column, Page, Row, between, recipes, write_table
 
 NAME = "lottery-accuracy"
 DENSE, MAGNITUDE, RANDOM = "dense", "imp-no-rewind", "random"
@@ -99,9 +99,22 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
     _figure(table, folder / f"{NAME}.png")
 
 
+def finding(table: Sequence[Row]) -> str:
+    """Say what pruning by magnitude and at random changes of the accuracy at the usual ratio."""
+    changes = [
+        between((row["gain"] for row in table if (row["pruner"], row["sparsity"]) == (name, USUAL)), "+.1f")
+        for name in (MAGNITUDE, RANDOM)
+    ]
+    return (
+        f"At {USUAL:.0%} removed, accuracy changes by {changes[0]} points by magnitude and by {changes[1]} points at "
+        "random"
+    )
+
+
 def _figure(table: Sequence[Row], path: Path) -> None:
     groups = kinds_of(table)
     figure, axes = new_figure(1, len(groups), size=(5.2 * len(groups), 3.8), squeeze=False)
+    headline(figure, finding(table))
     for panel, (which, rows) in zip(axes[0], groups.items(), strict=True):
         dense = next(row for row in rows if row["pruner"] == DENSE)
         panel.axhline(100 * dense["accuracy"], color=GREY, linestyle=":", label="dense, equal budget")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pruning_limits.plotting import GREY, new_figure, save
+from pruning_limits.plotting import GREY, headline, new_figure, save
 from validation.macs import layer_macs, total_macs
 from validation.pruners import Problem, pruner
 from validation.pruners.imp import levels
@@ -17,7 +17,7 @@ from validation.studies.limits.algorithms import CompareSettings
 from validation.tables.kinds import kind
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
-from validation.tables.writing import COLOURS, Column, Page, Row, mean_and_spread, network_row, write_table
+from validation.tables.writing import COLOURS, Column, Page, Row, between, mean_and_spread, network_row, write_table
 from validation.training import accuracy
 
 NAME = "lottery-compute"
@@ -198,9 +198,22 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
     _draw(table, folder / f"{NAME}.png")
 
 
+def finding(table: Sequence[Row]) -> str:
+    """Say what the best network pruned by magnitude loses and saves where most is removed."""
+    best = []
+    for _, part in groupby(table, key=kind):
+        own = [row for row in part if row["pruner"] not in (DENSE, SHORT, RANDOM) and row["sparsity"] == HIGH]
+        best += [_best(own)] if own else []
+    return (
+        f"At {HIGH:.0%} removed, the best network pruned by magnitude is {between((r['gain'] for r in best), '+.1f')} "
+        f"points from the dense one and needs {between((r['factor'] for r in best), '.1f')} times fewer MACs"
+    )
+
+
 def _draw(table: Sequence[Row], path: Path) -> None:
     groups = [list(part) for _, part in groupby(table, key=kind)]
     figure, grid = new_figure(len(groups), 2, size=(13.0, 4.2 * len(groups)), squeeze=False)
+    headline(figure, finding(table))
     for panels, group in zip(grid, groups, strict=True):
         for number, name in enumerate(dict.fromkeys(row["pruner"] for row in group if row["pruner"] != DENSE)):
             own = [row for row in group if row["pruner"] == name]
@@ -227,7 +240,7 @@ def _draw(table: Sequence[Row], path: Path) -> None:
         panels[1].set_xticks([1, 2, 5, 10], ["1", "2", "5", "10"])
         panels[1].minorticks_off()
         panels[1].set_xlabel("times fewer multiply-accumulates")
-        panels[1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        panels[1].legend(fontsize=10, loc="center left", bbox_to_anchor=(1.0, 0.5))
         model, dataset, penalty = kind(group[0])
         panels[0].set_title(f"{model} on {dataset}, penalty {penalty}", loc="left", fontsize=10)
     save(figure, path)

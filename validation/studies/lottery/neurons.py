@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pruning_limits.plotting import BLUE, GREEN, GREY, ORANGE, new_figure, plain_ticks, save
+from pruning_limits.plotting import BLUE, GREEN, GREY, ORANGE, headline, new_figure, plain_ticks, save
 from validation.studies.lottery.exponents import PowerLaw, fit_power
 from validation.studies.lottery.feature_mixture import Mixture, train
 from validation.tables.suite import Suite
@@ -131,8 +131,19 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
     _draw(rows, folder / f"{NAME}.png")
 
 
+def finding(rows: Sequence[Row]) -> str:
+    """Say how well the norm alone tells neurons apart, and how their gap falls with the number of samples."""
+    last = rows[-1]
+    law = fit_power([row["samples"] for row in rows], [row["moved"] for row in rows])
+    return (
+        f"At N = {last['samples']} the norm alone tells apart {last['separated']:.1%} of the neurons; 1 - gap of those "
+        f"that are bad throughout goes as N to the power {law.exponent:.2f}, claimed {CLAIMED}"
+    )
+
+
 def _draw(rows: Sequence[Row], path: Path) -> None:
-    figure, (left, right) = new_figure(1, 2, size=(12.0, 4.6))
+    figure, (left, right) = new_figure(1, 2, size=(12.0, 4.8))
+    headline(figure, finding(rows))
     last = rows[-1]
     norms, kinds = np.array(last["norms"]), np.array(last["kinds"])
     named = {
@@ -160,7 +171,7 @@ def _draw(rows: Sequence[Row], path: Path) -> None:
         right.loglog(samples, law.curve(samples), color=colour, label=f"fitted exponent {law.exponent:.2f}")
     claimed = rows[0]["moved"] * (samples / samples[0]) ** CLAIMED
     right.loglog(samples, claimed, "--", color=GREY, label=f"claimed exponent {CLAIMED}")
-    right.set(xlabel="samples N", ylabel="1 - gap: how far bad neurons move, in units of good ones")
+    right.set(xlabel="samples N", ylabel="1 - gap: how far bad neurons move,\nin units of good ones")
     plain_ticks(right)
     right.set_title("The gap of norms against the number of samples", loc="left", fontsize=10)
     for axes in (left, right):

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from pruning_limits.plotting import BLUE, GREEN, ORANGE, new_figure, save
+from pruning_limits.plotting import BLUE, GREEN, ORANGE, headline, new_figure, save
 from validation.macs import layer_macs, total_macs
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
-from validation.tables.writing import Column, Page, Row, write_table
+from validation.tables.writing import Column, Page, Row, between, write_table
 
 NAME = "lottery-sizes"
 SIZE_TOLERANCE, RATIO_TOLERANCE = 0.07, 0.05
@@ -154,8 +154,19 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
     _draw(table, folder / f"{NAME}.png")
 
 
+def finding(table: Sequence[Row]) -> str:
+    """Say how many published factors follow from sizes, and how much of weights and MACs is in convolutions."""
+    agree = sum(row["arithmetic"] == "yes" for row in table)
+    weights, macs = (between((row[f"convolution_{key}"] for row in table), ".0%") for key in ("weights", "macs"))
+    return (
+        f"The published factor follows from published or counted sizes in {agree} of {len(table)} networks; "
+        f"convolutions have {weights} of the weights and {macs} of the MACs"
+    )
+
+
 def _draw(table: Sequence[Row], path: Path) -> None:
-    figure, (left, right) = new_figure(1, 2, size=(12.0, 4.4))
+    figure, (left, right) = new_figure(1, 2, size=(12.0, 4.6))
+    headline(figure, finding(table))
     places = np.arange(len(table))
     for number, (key, label, colour) in enumerate(
         (

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from pruning_limits import PruningLimit, predict_limit
-from pruning_limits.plotting import BLUE, GREEN, GREY, ORANGE, new_figure, save, sparsity_axis
+from pruning_limits.plotting import BLUE, GREEN, GREY, ORANGE, headline, new_figure, save, sparsity_axis
 from pruning_limits.result import established
 from validation.pruners import Problem
 from validation.pruners.magnitude import magnitude_masks
@@ -19,7 +20,7 @@ from validation.tables.claims import RULE, judged
 from validation.tables.kinds import averaged, kinds_of
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
-from validation.tables.writing import Column, Page, Row, network_row, write_table
+from validation.tables.writing import Column, Page, Row, between, network_row, write_table
 from validation.training import accuracy
 
 NAME = "lottery-spectrum"
@@ -156,9 +157,22 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
     _figure(table, folder / f"{NAME}.png")
 
 
+def finding(table: Sequence[Row]) -> str:
+    """Say whether the mean eigenvalue rises with what is removed, and what that changes of the limit."""
+    groups = list(kinds_of(table).values())
+    rising = sum(all(b["mean"] > a["mean"] for a, b in pairwise(own)) for own in groups)
+    moved = between((100 * (own[-1]["limit"] - own[0]["limit"]) for own in groups), "+.1f")
+    return (
+        f"The mean eigenvalue rises at every step in {rising} of {len(groups)} kinds of network; with "
+        f"{between((own[-1]['sparsity'] for own in groups), '.0%')} removed, the predicted one-shot limit of all "
+        f"weights is {moved} points from the dense network's"
+    )
+
+
 def _figure(table: Sequence[Row], path: Path) -> None:
     groups = kinds_of(table)
     figure, axes = new_figure(len(groups), 3, size=(14.0, 3.7 * len(groups)), squeeze=False)
+    headline(figure, finding(table))
     for line, (which, rows) in zip(axes, groups.items(), strict=True):
         places = [row["sparsity"] for row in rows]
         ticks = [f"{place:.0%}" for place in places]
@@ -167,14 +181,14 @@ def _figure(table: Sequence[Row], path: Path) -> None:
                 spreads = [row[f"{key}_spread"] or 0 for row in rows]
                 values = [row[key] for row in rows]
                 panel.errorbar(range(len(rows)), values, spreads, marker="o", color=colour, capsize=2, label=NAMES[key])
-            panel.legend(fontsize=7)
+            panel.legend(fontsize=9)
         line[0].set_yscale("log")
         line[1].axhline(0, color=GREY, linewidth=0.8)
         for key, colour in (("limit", BLUE), ("retrained", GREEN), ("measured", ORANGE)):
             line[2].plot(range(len(rows)), [1 - row[key] for row in rows], "o-", color=colour, label=NAMES[key])
         line[2].plot(range(len(rows)), [1 - place for place in places], ":", color=GREY, label="removed already")
-        sparsity_axis(line[2].yaxis, 0.7 * min(1 - row[key] for row in rows for key in ("limit", "retrained")))
-        line[2].legend(fontsize=7)
+        sparsity_axis(line[2].yaxis, 0.3 * min(1 - row[key] for row in rows for key in ("limit", "retrained")))
+        line[2].legend(fontsize=8, loc="upper left", ncols=2)
         for panel, label in zip(line, ("eigenvalue", "eigenvalue", "sparsity, of all weights"), strict=True):
             panel.set_xticks(range(len(rows)), ticks)
             panel.set(xlabel="removed before re-training", ylabel=label)

@@ -11,7 +11,7 @@ import numpy as np
 from torch import nn
 
 from estimators import Objective
-from pruning_limits.plotting import BLUE, GREY, ORANGE, new_figure, save, sparsity_axis
+from pruning_limits.plotting import BLUE, GREY, ORANGE, headline, new_figure, save, sparsity_axis
 from validation.data import ImageData
 from validation.masks import Masks, shuffled, sparsity_of
 from validation.pruners import Problem
@@ -22,7 +22,17 @@ from validation.tables.claims import RULE, judged
 from validation.tables.kinds import kinds_of
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
-from validation.tables.writing import COLOURS, Column, Page, Row, mean_and_spread, network_row, recipes, write_table
+from validation.tables.writing import (
+    COLOURS,
+    Column,
+    Page,
+    Row,
+    between,
+    mean_and_spread,
+    network_row,
+    recipes,
+    write_table,
+)
 from validation.training import Course, accuracy, fresh_network, train
 
 NAME = "lottery-tickets"
@@ -31,6 +41,7 @@ OTHER_WEIGHTS = 1_000
 NEAR, FROM = 0.05, 0.8
 TICKET, DENSE = "winning ticket", "dense"
 CONTROLS = ("shuffled", "re-initialised")
+KINDS = (TICKET, *CONTROLS)
 COLUMNS = (
     Column("model", "model"),
     Column("dataset", "data"),
@@ -206,13 +217,26 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
     _figure(table, folder / f"{NAME}.png")
 
 
+def finding(table: Sequence[Row]) -> str:
+    """Say what tickets and controls change of the accuracy where most is removed."""
+    last = [
+        row for own in kinds_of(table).values() for row in own if row["sparsity"] == max(r["sparsity"] for r in own)
+    ]
+    changes = [f"{kind} {between((r['gain'] for r in last if r['kind'] == kind), '+.1f')}" for kind in KINDS]
+    return (
+        f"With {between((row['sparsity'] for row in last), '.0%')} removed, points of accuracy against dense: "
+        f"{', '.join(changes)}"
+    )
+
+
 def _figure(table: Sequence[Row], path: Path) -> None:
     groups = kinds_of(table)
     figure, axes = new_figure(len(groups), 2, size=(10.5, 3.7 * len(groups)), squeeze=False)
+    headline(figure, finding(table))
     for (left, right), (which, rows) in zip(axes, groups.items(), strict=True):
         dense = next(row for row in rows if row["kind"] == DENSE)
         left.axhline(100 * dense["accuracy"], color=GREY, linestyle=":", label=DENSE)
-        for kind, colour, marker in zip((TICKET, *CONTROLS), (BLUE, ORANGE, COLOURS[3]), "os^", strict=True):
+        for kind, colour, marker in zip(KINDS, (BLUE, ORANGE, COLOURS[3]), "os^", strict=True):
             own = [row for row in rows if row["kind"] == kind]
             places = [1 - row["sparsity"] for row in own]
             values, spreads = (
