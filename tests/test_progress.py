@@ -43,7 +43,7 @@ def test_pruned_networks_are_counted():
     assert counts[-1][0] <= len(limit.evidence.points)
 
 
-@pytest.mark.parametrize("wrong", [3, "bar", lambda: None, lambda stage: None, dict, 0.5], ids=repr)
+@pytest.mark.parametrize("wrong", [3, "bar", lambda: None, lambda stage: None, dict, 0.5], ids=range(6))
 def test_what_cannot_show_progress_is_refused_at_once(wrong):
     match = r"^progress: expected None, True, False or a function \(stage, done, total\), got "
     with pytest.raises(UserError, match=match), told(wrong, "passes", 2):
