@@ -43,7 +43,7 @@ def test_rows_are_those_of_networks_that_are_pruned_and_trained_by_hand(tmp_path
     assert rows[0]["uniform_again"] == pytest.approx(rise, abs=1e-6)
     TABLE.write(rows, SUITE, tmp_path, "a command")
     text = (tmp_path / "splits.md").read_text()
-    assert "After pruning the least rise has: " in text
+    assert "After pruning the least rise has, ties included: " in text
     assert (tmp_path / "splits.png").exists()
     assert all(torch.isfinite(torch.tensor(row[key])) for row in rows for key in SPLITS)
 

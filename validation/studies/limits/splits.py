@@ -146,27 +146,36 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
     save(figure, folder / f"{NAME}.png")
 
 
+def least_rises(rows: Sequence[Row], ending: str) -> dict[str, int]:
+    """Count for every split the cases in which no other rises less, ties included.
+
+    Args:
+        rows: Rows of the table.
+        ending: Empty for rises after pruning, ``"_again"`` for those after the whole recipe.
+    """
+    best = dict.fromkeys(SPLITS, 0)
+    for row in rows:
+        rises = {key: row[f"{key}{ending}"] for key in SPLITS}
+        least = min(rises.values())
+        for key, rise in rises.items():
+            best[key] += rise == least and math.isfinite(rise)
+    return best
+
+
 def finding(rows: Sequence[Row]) -> str:
     """Say which split most often has the least rise after pruning and after the whole recipe, ties included."""
     parts = []
     for ending, said in (("", "after pruning"), ("_again", "after the whole recipe")):
-        least = [min(row[f"{key}{ending}"] for key in SPLITS) for row in rows]
-        times = {
-            key: sum(
-                row[f"{key}{ending}"] == rise and math.isfinite(rise) for row, rise in zip(rows, least, strict=True)
-            )
-            for key in SPLITS
-        }
-        names = " and ".join(f'"{SPLITS[key]}"' for key in SPLITS if times[key] == max(times.values()))
-        parts.append(f"{names} {said} ({max(times.values())} of {len(rows)} cases)")
+        best = least_rises(rows, ending)
+        most = max(best.values())
+        names = " and ".join(f'"{SPLITS[key]}"' for key, count in best.items() if count == most)
+        parts.append(f"{names} {said} ({most} of {len(rows)} cases)")
     return f"Least rise, ties included: most often {'; '.join(parts)}"
 
 
 def _words(rows: Sequence[Row], ending: str, said: str) -> str:
-    best = dict.fromkeys(SPLITS, 0)
-    for row in rows:
-        best[min(SPLITS, key=lambda key: row[f"{key}{ending}"])] += 1
-    return f"{said} the least rise has: " + ", ".join(f"{SPLITS[key]} {count}" for key, count in best.items()) + "."
+    counts = ", ".join(f"{SPLITS[key]} {count}" for key, count in least_rises(rows, ending).items())
+    return f"{said} the least rise has, ties included: {counts}."
 
 
 def settings(suite: Suite) -> dict[str, Any]:
