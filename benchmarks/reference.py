@@ -28,7 +28,7 @@ from validation.tables.writing import Column, Page, Row, write_table
 CASE = "FC5, CIFAR-10"
 STEPS, BINS, LEVELS, WIDTH = 128, 100_000, 1000, 1e-3
 VECTORS = 2
-SHORTER = 0.75  # share of the steps against which the truth is held
+LAST = 0.75  # share of the steps from which on the truth is averaged: the Gauss rule alternates from step to step
 Array = np.ndarray[Any, np.dtype[np.float64]]
 Trace = Callable[[float], float]
 
@@ -112,9 +112,9 @@ class Pipeline:
                 allowed = float(sparsity)
         return allowed
 
-    def quadrature(self, recurrences: list[Recurrence], steps: int) -> float:
-        """Return the limit from the Gauss rule of some recurrences, exact to one weight."""
-        rules = [recurrence.nodes(steps) for recurrence in recurrences]
+    def quadrature(self, recurrences: list[Recurrence], steps: range) -> float:
+        """Return the limit from the mean of Gauss rules after so many steps of some recurrences."""
+        rules = [recurrence.nodes(count) for recurrence in recurrences for count in steps]
 
         def holds(removed: int) -> bool:
             scale = self._scale(removed)
@@ -131,17 +131,27 @@ class Pipeline:
         return 2 * self._epsilon / float(self._squares[removed - 1]) if removed else 1e300
 
 
-def equal_error(rows: list[Row]) -> str:
-    """Say what a prediction costs whose stated and true error are no larger than the pipeline's true one."""
+def equal_error(rows: list[Row], doubt: float) -> str:
+    """Say what a prediction costs that is no farther off than the pipeline, as far as the truth is known.
+
+    Args:
+        rows: Rows of the table; those of the pipeline state no error.
+        doubt: Error of the truth.
+    """
     published = [row for row in rows if row["half"] is None]
     error, seconds = max(row["off"] for row in published), max(row["seconds"] for row in published)
-    good = [row for row in rows if row["half"] is not None and max(row["off"], row["half"]) <= error]
+    level = max(error, doubt)
+    good = [row for row in rows if row["half"] is not None and max(row["off"], row["half"]) <= level]
     if not good:
-        return f"No prediction states an error as small as the pipeline's true one, {100 * error:.2f} points."
+        return (
+            f"No prediction states an error as small as that of the pipeline, {100 * error:.2f} points, or of the "
+            f"truth, {100 * doubt:.2f}."
+        )
     row = min(good, key=lambda row: row["seconds"])
     return (
-        f"**At equal error** ({row['code']}: stated {100 * row['half']:.2f} points, true {100 * row['off']:.2f}; "
-        f"pipeline: true {100 * error:.2f}, none stated) the prediction is {seconds / row['seconds']:.0f} times faster."
+        f"**At equal error**, as far as the truth is known, the prediction is {seconds / row['seconds']:.0f} times "
+        f"faster: {row['code']} states {100 * row['half']:.2f} points and is {100 * row['off']:.2f} off, the pipeline "
+        f"states nothing and is {100 * error:.2f} off."
     )
 
 
@@ -178,10 +188,11 @@ def main() -> None:
         row = {"code": f"the pipeline, vector {seed + 1}", "seconds": spent, "limit": published, "half": None}
         rows.append(row | {"passes": arguments.steps})
         print(rows[-1], flush=True)
-    truth = pipeline.quadrature(recurrences, arguments.steps)
-    shorter = pipeline.quadrature(recurrences, int(SHORTER * arguments.steps))
-    single = [pipeline.quadrature([recurrence], arguments.steps) for recurrence in recurrences]
-    doubt = max(abs(truth - shorter), *(abs(truth - limit) for limit in single))
+    first = int(LAST * arguments.steps)
+    last, before = range(first + 1, arguments.steps + 1), range(2 * first - arguments.steps + 1, first + 1)
+    truth = pipeline.quadrature(recurrences, last)
+    others = [pipeline.quadrature(recurrences, before), *(pipeline.quadrature([own], last) for own in recurrences)]
+    doubt = max(abs(truth - limit) for limit in others)
     for row in rows:
         row["off"] = abs(row["limit"] - truth)
     columns = [
@@ -199,9 +210,10 @@ def main() -> None:
         "spectra of Hessian and GGN, directions, errors and notes. The pipeline is written anew as a straightforward "
         f"routine and run as a whole: one spectrum from {arguments.steps} Lanczos steps on all data, each with full "
         f"re-orthogonalisation, a density of {BINS:,} bins and {LEVELS:,} sparsity levels, for one random vector.",
-        f"Truth: {truth:.2%}, by the Gauss rule of the pipeline's own {VECTORS} recurrences, without bumps and grid. "
-        f"It is known to {100 * doubt:.2f} points: each vector alone, and {SHORTER:.0%} of the steps, stay within it.",
-        equal_error(rows),
+        f"Truth: {truth:.2%}, by the mean of the Gauss rules of the pipeline's own {VECTORS} recurrences after "
+        f"{last.start} to {last.stop - 1} steps, without bumps and grid. It is known to {100 * doubt:.2f} points: each "
+        f"vector alone, and the rules after {before.start} to {before.stop - 1} steps, stay within it.",
+        equal_error(rows, doubt),
         environment_note(),
     ]
     write_table(
