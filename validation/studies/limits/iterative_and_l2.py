@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from pruning_limits.magnitude import removed_count
-from pruning_limits.plotting import BLUE, GREEN, GREY, ORANGE, new_figure, save, sparsity_axis
+from pruning_limits.plotting import BLUE, GREEN, GREY, ORANGE, headline, new_figure, save, sparsity_axis
 from validation.masks import Masks, prunable, sparsity_of
 from validation.pruners import Problem, pruner
 from validation.pruners.budget import alive_counts
@@ -124,6 +124,8 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
     )
     kinds = kinds_of(table)
     figure, axes = new_figure(len(kinds), 1, size=(7.0, 3.8 * len(kinds)), squeeze=False)
+    up, rounds = (sum(numbers) for numbers in zip(*(_rises(own) for own in kinds.values()), strict=True))
+    headline(figure, f"The predicted one-shot limit rises in {up} of {rounds} rounds of iterative pruning")
     for panel, (which, own) in zip(axes[:, 0], kinds.items(), strict=True):
         imp = [row for row in own if row["pruner"] == "imp"]
         removed = [1 - row["sparsity"] for row in imp]
@@ -148,9 +150,9 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
     save(figure, folder / f"{NAME}.png")
 
 
-def _rises(table: Sequence[Row], which: tuple[str, ...]) -> tuple[int, int]:
+def _rises(own: Sequence[Row]) -> tuple[int, int]:
     """Return in how many rounds of IMP the predicted one-shot limit of a kind of network rises, and the rounds."""
-    limits = [row["isotropic"] for row in table if kind(row) == which and row["pruner"] == "imp"]
+    limits = [row["isotropic"] for row in own if row["pruner"] == "imp"]
     return sum(b > a for a, b in pairwise(limits)), len(limits) - 1
 
 
@@ -158,7 +160,7 @@ def _words(table: Sequence[Row]) -> list[str]:
     lines = []
     for which, own in kinds_of(table).items():
         imp = [row["isotropic"] for row in own if row["pruner"] == "imp"]
-        rising, rounds = _rises(table, which)
+        rising, rounds = _rises(own)
         gems = {row["pruner"]: row for row in own if row["pruner"] != "imp"}
         change = 100 * (gems["rare-gems"]["isotropic"] - gems["rare-gems-no-l2"]["isotropic"])
         lines.append(
