@@ -16,7 +16,7 @@ from validation.masks import Masks, prunable, sparsity_of
 from validation.pruners import Problem, pruner
 from validation.pruners.budget import alive_counts
 from validation.pruners.imp import RATE, levels
-from validation.studies.limits.predicted import BriefSettings, brief_limit, limit_notes
+from validation.studies.limits.predicted import BriefSettings, brief_limit, brief_words, limit_notes
 from validation.tables.kinds import kind, kinds_of
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
@@ -113,7 +113,7 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
     notes = [
         f"Made by `{command}`.",
         *limit_notes(suite)[:1],
-        f"Limits: {settings.samples or 'all'} samples, {settings.steps} steps, {settings.probes} probes; they count "
+        f"Limits: {brief_words(settings)}; they count "
         "from the dense size, so weights removed already are part of the sparsity. IMP rewinds and removes 20 % of the "
         f"remaining weights per round up to {settings.sparsity:.0%}; every training has {each}. Rare Gems has as "
         "many for its search, and as many again for training the weights.",
