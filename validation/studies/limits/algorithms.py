@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from estimators import Objective, UserError
-from pruning_limits.plotting import GREEN, GREY, ORANGE, new_figure, save, sparsity_axis
+from pruning_limits.plotting import GREEN, GREY, ORANGE, headline, new_figure, save, sparsity_axis
 from validation.masks import sparsity_of
 from validation.pruners import Problem, pruner
 from validation.studies.limits.predicted import LimitSettings, limit_notes, predicted_limit
@@ -168,7 +168,7 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
     )
     groups = [list(part) for _, part in groupby(table, key=kind)]
     figure, axes = new_figure(len(groups), 1, size=(8.0, 4.2 * len(groups)), squeeze=False)
-    figure.suptitle(_finding(groups), fontsize=11)
+    headline(figure, _finding(groups))
     for panel, group in zip(axes[:, 0], groups, strict=True):
         _draw(panel, group)
     save(figure, folder / f"{NAME}.png")

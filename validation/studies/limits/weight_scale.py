@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pruning_limits.plotting import new_figure, save, sparsity_axis
+from pruning_limits.plotting import headline, new_figure, save, sparsity_axis
 from validation.studies.limits.predicted import LimitSettings, limit_notes, predicted_limit
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
@@ -113,7 +113,7 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
     )
     figure, panels = new_figure(1, 2, size=(10.0, 5.4), sharey=True)
     always = "falls with every step of" if falling else "does not always fall with"
-    figure.suptitle(f"The predicted limit {always} the size of the weights and of the curvature", fontsize=11)
+    headline(figure, f"The predicted limit {always} the size of the weights and of the curvature")
     groups = list(dict.fromkeys(_kind(row) for row in rows))
     for axes, what in zip(panels, WHAT, strict=True):
         for colour, group in zip(COLOURS * 3, groups, strict=False):
