@@ -192,7 +192,7 @@ def main() -> None:
     last, before = range(first + 1, arguments.steps + 1), range(2 * first - arguments.steps + 1, first + 1)
     truth = pipeline.quadrature(recurrences, last)
     others = [pipeline.quadrature(recurrences, before), *(pipeline.quadrature([own], last) for own in recurrences)]
-    doubt = max(abs(truth - limit) for limit in others)
+    doubt = max(abs(truth - other) for other in others)
     for row in rows:
         row["off"] = abs(row["limit"] - truth)
     columns = [

@@ -20,7 +20,11 @@ from validation.launch import shared
 @click.option("--epsilon", type=float, help="Allowed rise of the criterion; default: deviation of a batch of 128.")
 @click.option("--curvature", type=click.Choice(["hessian", "ggn"]), default="hessian", show_default=True)
 @click.option("--tolerance", type=float, default=0.005, show_default=True, help="Wanted half-width, in sparsity.")
-@click.option("--budget", type=float, help="Epochs of training to spend; default: one, or ten seconds if more.")
+@click.option(
+    "--budget",
+    type=float,
+    help="Epochs of training to spend; default: 1, or some ten seconds where an epoch is shorter.",
+)
 @click.option("--no-measure", is_flag=True, help="Do not measure what one-shot pruning achieves.")
 @click.option(
     "--pattern",
