@@ -446,20 +446,25 @@ class Objective:
         return self._called(self.weights.chosen, batch)
 
     def _check_mean(self, batch: Any, size: int, loss: Tensor) -> None:
-        """Refuse losses of a batch that change when it is cut, as for sub-samples."""
+        """Refuse losses of a batch that change from call to call, or when it is cut, as for sub-samples."""
         layout = self.data.layout
-        if layout is None or not layout.cuttable or size < 2:
-            return
-        same = unchanged_by_cut(layout, batch, self._evaluated, self.dtype)
-        if same is None:
-            self.data.uncut()
+        same: bool | None = True
+        if layout is not None and layout.cuttable and size > 1:
+            same = unchanged_by_cut(layout, batch, self._evaluated, self.dtype)
+            if same is None:
+                self.data.uncut()
         again = self._evaluated(batch).double().cpu()
-        if same is not False or not close_losses(again, loss, self.dtype):
+        if not close_losses(again, loss, self.dtype):
+            raise UserError(
+                "model or loss_fn: two calls with the same batch give different values; turn off dropout and other "
+                "random numbers inside them, or set their seed in every call"
+            )
+        if same is not False:
             return
         raise UserError(
-            f"loss_fn: splitting a batch of {size} changes its losses (mean {float(loss.mean()):.4g} at once), so that "
-            "the objective is no mean over samples; return one loss per sample that depends on that sample only, "
-            "shape (n,)"
+            f"loss_fn: splitting a batch of {size} changes its losses (mean {float(loss.mean()):.4g} at once), by its "
+            "other samples or by random numbers drawn for all of them, so that the objective is no mean over samples; "
+            "return one loss per sample that depends on that sample only, shape (n,)"
         )
 
 

@@ -11,6 +11,7 @@ import torch
 
 from estimators.errors import UserError
 from estimators.memory import out_of_memory
+from estimators.substitution.generators import GENERATORS
 from estimators.substitution.randomness import PYTHON_STATES, PrivateDraws, put_python_states, python_states
 
 T = TypeVar("T")
@@ -47,9 +48,9 @@ def _autocast(device: str) -> bool:
 class Draws:
     """Random numbers of the user's code, from states of its own that begin as those of the process and go on alone.
 
-    Torch's generators are those of ``PrivateDraws``. The states of NumPy and of Python exist once per process: they are
-    exchanged while the user's code runs, and put back after it. Where several threads run such code at once, they share
-    the states of the first, and the last one puts those of the process back.
+    Torch's generators are those of ``PrivateDraws``, also where the code seeds them. The states of NumPy and of Python
+    exist once per process: they are exchanged while the user's code runs, and put back after it. Where several threads
+    run such code at once, they share the states of the first, and the last one puts those of the process back.
 
     Example:
         >>> draws, before = Draws(), torch.get_rng_state()
@@ -65,7 +66,7 @@ class Draws:
     @contextmanager
     def on(self) -> Iterator[None]:
         """Draw from these states for a while."""
-        with PYTHON_STATES.on() as first:
+        with GENERATORS.on(), PYTHON_STATES.on() as first:
             if first:
                 put_python_states(self._python)
             try:

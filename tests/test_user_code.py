@@ -1,8 +1,10 @@
 """Calls of the user's model, loss and loader: the modes around them, and one line for whatever they raise."""
 
 import json
+import random as python_random
 from contextlib import ExitStack, contextmanager
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -581,3 +583,103 @@ def test_a_force_field_that_drops_its_graph(kind, loss, graph):
     assert told.startswith(("model: ", "loss_fn: no gradient of the loss reaches any chosen weight"))
     assert "create_graph=True" in told
     assert same(before, snapshot(model))
+
+
+# ----------------------------------------------------------------------------------------- seeds set in the user's code
+
+
+def drawn_like(hidden):
+    """One noise for all samples."""
+    return 0.3 * torch.randn(hidden.shape[1:], device=hidden.device, dtype=hidden.dtype)
+
+
+def seeded_noise(hidden):
+    torch.manual_seed(3)
+    return drawn_like(hidden)
+
+
+def forked_noise(hidden):
+    with torch.random.fork_rng():
+        torch.random.manual_seed(3)
+        return drawn_like(hidden)
+
+
+def numpy_noise(hidden):
+    np.random.seed(3)  # noqa: NPY002
+    return torch.from_numpy(0.3 * np.random.randn(*hidden.shape[1:])).to(hidden)  # noqa: NPY002
+
+
+def python_noise(hidden):
+    python_random.seed(3)
+    return torch.tensor([0.3 * python_random.gauss(0, 1) for _ in range(hidden.shape[1])]).to(hidden)
+
+
+NOISES = {"torch": seeded_noise, "fork": forked_noise, "numpy": numpy_noise, "python": python_noise}
+
+
+class Noisy(nn.Module):
+    """Adds noise to the hidden layer; ``constant`` holds it instead where it is known."""
+
+    def __init__(self, noise, constant=None):
+        super().__init__()
+        self.body, self.noise, self.constant = mlp(), noise, constant
+
+    def forward(self, x):
+        hidden = self.body[1](self.body[0](x))
+        return self.body[2](hidden + (self.noise(hidden) if self.constant is None else self.constant))
+
+
+def process_states():
+    return torch.get_rng_state(), python_random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+
+
+@pytest.mark.parametrize("place", ["model", "loss"])
+@pytest.mark.parametrize("name", NOISES)
+def test_seeds_inside_a_model_or_a_loss_give_the_limit_of_what_is_drawn(name, place):
+    noise = NOISES[name]
+    outside = process_states()
+    try:
+        constant = noise(torch.zeros(1, 6 if place == "model" else 3))
+    finally:
+        torch.set_rng_state(outside[0])
+
+    def disturbed(model, batch, noise=noise):
+        outputs = model(batch[0])
+        return functional.cross_entropy(outputs + noise(outputs), batch[1], reduction="none")
+
+    if place == "model":
+        expected = predict_limit(Noisy(noise, constant), rows(), retune=True, progress=False)
+        model, loss = Noisy(noise), None
+    else:
+        expected = predict_limit(
+            mlp(), rows(), lambda model, batch: disturbed(model, batch, lambda _: constant), retune=True, progress=False
+        )
+        model, loss = mlp(), disturbed
+    before = process_states()
+    limit = predict_limit(model, rows(), loss, retune=True, progress=False)
+    assert same(before, process_states())
+    assert limit.answers == expected.answers
+
+
+RANDOM = "model or loss_fn: two calls with the same batch give different values; turn off dropout and other random"
+REFUSALS = {
+    "noise": (drawn_like, RANDOM),
+    "another seed": (lambda hidden: (torch.seed(), drawn_like(hidden))[1], RANDOM),
+    "of the whole batch": (
+        lambda hidden: (torch.manual_seed(0), torch.randn_like(hidden))[1],
+        "loss_fn: splitting a batch of 20 changes its losses",
+    ),
+}
+
+
+@pytest.mark.parametrize("size", [1, 20])
+@pytest.mark.parametrize("name", REFUSALS)
+def test_random_numbers_inside_a_model_are_named(name, size):
+    noise, beginning = REFUSALS[name]
+    if (name, size) == ("of the whole batch", 1):
+        predict_limit(Noisy(noise), rows(size=1), progress=False)
+        return
+    before = process_states()
+    told, _ = refusal(predict_limit, Noisy(noise), rows(size=size), progress=False)
+    assert told.startswith(beginning)
+    assert same(before, process_states())

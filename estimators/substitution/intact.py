@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from estimators.substitution.generators import GENERATORS
 from estimators.substitution.mode import end_generators, leave, substitutions
 from estimators.substitution.randomness import PYTHON_STATES, SWAPPING
 from estimators.substitution.switches import COMPILERS, CUDNN, free
@@ -49,6 +50,7 @@ def intact(model: nn.Module) -> Iterator[None]:
             leave(count)
             CUDNN.leave()
             COMPILERS.leave()
+            GENERATORS.leave()
             PYTHON_STATES.leave()
             free(SWAPPING)
             for store, old in zip(stores, before, strict=True):

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from estimators.substitution.generators import OwnGenerators, process_generator
 from estimators.substitution.kernels import aliases
-from estimators.substitution.mode import Substitution
 from estimators.substitution.switches import Switch
 
 TAKING = (
@@ -66,11 +66,12 @@ def _remember_python_states() -> Callable[[], None]:
 PYTHON_STATES = Switch(_remember_python_states)
 
 
-class PrivateDraws(Substitution):
+class PrivateDraws(OwnGenerators):
     """Context in which this thread draws from generators of its own, which go on where it is entered again.
 
     Functions that take a generator are given one, and dropout is written out; the few others draw from the state of the
-    process, which is exchanged for the moment of that one call. A generator that the caller gives is used.
+    process, which is exchanged for the moment of that one call. A generator that the caller gives is used, if it is not
+    one of the process.
 
     Args:
         seed: Where the generators begin; None begins with the state of the process, which stays as it is.
@@ -87,9 +88,6 @@ class PrivateDraws(Substitution):
     """
 
     def __init__(self, seed: int | None = None) -> None:
-        self.seed = seed
-        self._generators: dict[torch.device, torch.Generator] = {}
-        self.generator(torch.device("cpu"))
         forms: dict[Any, Callable[..., Any]] = {native: self._given(native) for native in TAKING}
         forms |= {native: self._like(fill) for native, fill in LIKE.items()}
         forms |= {
@@ -102,23 +100,11 @@ class PrivateDraws(Substitution):
         for name, in_place in (("dropout", False), ("dropout_", True)):
             forms |= {native: self._dropout(native, in_place, False) for native in aliases(name)}
             forms |= {native: self._dropout(native, in_place, True) for native in aliases(f"feature_{name}")}
-        super().__init__(forms)
-
-    def generator(self, device: torch.device) -> torch.Generator:
-        """Return this thread's generator on a device."""
-        if device not in self._generators:
-            own = torch.Generator(device)
-            if self.seed is not None:
-                own.manual_seed(self.seed)
-            elif device.type == "cuda":
-                own.set_state(torch.cuda.get_rng_state(device))
-            elif device.type == "cpu":
-                own.set_state(torch.get_rng_state())
-            self._generators[device] = own
-        return self._generators[device]
+        super().__init__(forms, seed)
 
     def _given(self, native: Callable[..., Any]) -> Callable[..., Any]:
         def drawn(*args: Any, **kwargs: Any) -> Any:
+            args, kwargs = tuple(map(self.own, args)), {name: self.own(argument) for name, argument in kwargs.items()}
             if kwargs.get("generator") is None and not any(isinstance(argument, torch.Generator) for argument in args):
                 kwargs["generator"] = self.generator(_device(args, kwargs))
             return native(*args, **kwargs)
@@ -136,7 +122,7 @@ class PrivateDraws(Substitution):
             limits = (*limits, *[how.pop(end) for end in ("low", "high") if end in how])
             with torch.no_grad():
                 empty = torch.empty_like(input, **how)
-                fill(empty, *limits, generator=generator or self.generator(_device((empty,), {})))
+                fill(empty, *limits, generator=self.own(generator) or self.generator(_device((empty,), {})))
             return empty.requires_grad_(requires_grad)
 
         return drawn
@@ -163,16 +149,15 @@ class PrivateDraws(Substitution):
     @contextmanager
     def _in_place(self, device: torch.device) -> Iterator[None]:
         """Let the process draw what this thread would, for one call."""
-        own = self.generator(device)
-        on_gpu = device.type == "cuda"
+        own, process = self.generator(device), process_generator(device)
         with SWAPPING:
-            before = torch.cuda.get_rng_state(device) if on_gpu else torch.get_rng_state()
+            before = process.get_state()
             try:
-                _set_state(device, own.get_state())
+                process.set_state(own.get_state())
                 yield
-                own.set_state(torch.cuda.get_rng_state(device) if on_gpu else torch.get_rng_state())
+                own.set_state(process.get_state())
             finally:
-                _set_state(device, before)
+                process.set_state(before)
 
 
 def _argument(position: int, name: str) -> Callable[..., Any]:
@@ -183,13 +168,6 @@ def _between_layers(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Tell whether a recurrent network draws: its dropout, the one real number among the arguments, precedes a flag."""
     places = [number for number, argument in enumerate(args) if isinstance(argument, float)]
     return not places or bool(args[places[0]] and args[places[0] + 1])
-
-
-def _set_state(device: torch.device, state: Tensor) -> None:
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(state, device)
-    else:
-        torch.set_rng_state(state)
 
 
 def _device(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.device:
