@@ -77,6 +77,22 @@ def first_batches(loader: Iterable[Any], count: int | None) -> Iterable[Any]:
     return FirstBatches(loader, count)
 
 
+def has_length(loader: Iterable[Any]) -> bool:
+    """Tell whether a loader says how many batches it has; one of a data set without a length cannot.
+
+    Example:
+        >>> has_length([1, 2]), has_length(iter([1, 2]))
+        (True, False)
+    """
+    if isinstance(loader, Shard):
+        return has_length(loader.loader)
+    try:
+        len(loader)  # type: ignore[arg-type]
+    except (TypeError, NotImplementedError):
+        return False
+    return True
+
+
 class Samples:
     """The samples of a loader, the same ones in every pass.
 
@@ -332,8 +348,8 @@ class Samples:
             elif len(shared) != len(self._shared) or not all(map(same_leaf, shared, self._shared)):
                 self.separate = True
                 LOGGER.debug("batch %d carries values of its own: sub-samples are made of whole batches", number)
-        if before < UNENDING_SAMPLES <= before + size and not hasattr(self.loader, "__len__"):
-            LOGGER.warning("loader: %d samples and no end so far; give max_batches= if it has none", UNENDING_SAMPLES)
+        if before < UNENDING_SAMPLES <= before + size and not has_length(self.loader):
+            LOGGER.warning("a loader: %d samples and no end so far; give max_batches= if it has none", UNENDING_SAMPLES)
 
     def _size(self, number: int, batch: Any) -> int:
         """Return the number of samples of a batch: by its leaves, what it states, or the number of its losses."""

@@ -21,6 +21,7 @@ from pruning_limits.dense_network import Subject
 from pruning_limits.evidence import solve
 from pruning_limits.forecast import Forecast
 from pruning_limits.gathering import gather
+from pruning_limits.held_out import held_out_batches, refuse_changing
 from pruning_limits.isotropic import Negative
 from pruning_limits.metrics import Metric, metric_loss, metric_name
 from pruning_limits.pattern_names import UNSTRUCTURED, pattern_names
@@ -85,7 +86,7 @@ def predict_limit(
             are.
         max_drop: Allowed fall of the mean metric, > 0, such as 0.005. The metric then decides how far pruning alone
             gets, and epsilon is the rise of the criterion at which one-shot pruned networks have lost that much.
-        held_out: Batches that the metric is measured on; None takes the training data.
+        held_out: Batches that the metric is measured on, and nothing else; None takes the training data.
         criterion: What must not rise by more than epsilon: ``"loss"``, the mean loss of the data, or ``"objective"``,
             the mean loss plus the penalty. Removing weights lowers a penalty, and that saving hides a loss of fit.
             Curvature, gradient, directions and measured rises are those of the criterion.
@@ -110,7 +111,8 @@ def predict_limit(
             for small models, whose steps are cheap, for as long as it takes up to 256. With D steps or more, and for
             models of at most 512 weights, the whole matrix is built and its eigenvalues are exact.
         tolerance: Wanted numerical half-width of the limit, in sparsity.
-        max_batches: Batches of the loader that are read, the first ones; None reads all. A loader without end needs it.
+        max_batches: Batches of the loader that are read, the first ones, and of a ``held_out`` that tells no length;
+            None reads all. Loaders without end need it.
         measure: Measure what one-shot magnitude pruning reaches, with forward passes over the data: on a grid of
             sparsities, whose first that fails is narrowed down; a draw of the data decides a point where it can with
             certainty, all data decide at the end. False passes a random draw of 16,384 samples and no more, or
@@ -185,8 +187,10 @@ def predict_limit(
     calibration = Forecast.shipped() if forecast is None else Forecast.read(forecast)
     model = plain_model(model)
     values = None if metric is None else metric_loss(metric)
+    held_out = held_out_batches(held_out, metric is not None, max_batches)
     subject = Subject(model, loader, loss_fn, penalty, parameters, values, held_out)
     with plain_modes(), intact(model):
+        refuse_changing(subject)
         gathered = gather(subject, asked, progress, checkpoint)
     evidence = replace(gathered.evidence, forecast=calibration)
     limit = solve(evidence, gathered.settings, gathered.allowed, gathered.profile)

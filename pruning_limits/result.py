@@ -311,6 +311,7 @@ class PruningLimit:
         """
         from estimators.arguments import plain_model
         from pruning_limits.dense_network import Subject
+        from pruning_limits.held_out import held_out_batches
         from pruning_limits.masking import weights_of
         from pruning_limits.metrics import metric_loss, metric_name
         from pruning_limits.pattern_profiles import groups_for
@@ -322,6 +323,7 @@ class PruningLimit:
         groups = groups_for(self, plain_model(model), weights)
         if metric is None and self.metric == "accuracy":
             metric = "accuracy"
+        held_out = held_out_batches(held_out, metric is not None, self.settings.max_batches)
         tuning = self.evidence.retuned
         settings = dataclasses.replace(
             self.settings,

@@ -506,7 +506,7 @@ def test_a_loader_that_goes_on_and_on_is_warned_of(caplog):
     objective = Objective(mlp(), Large())
     assert objective.samples == 3 << 19
     messages = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert messages == ["loader: 1048576 samples and no end so far; give max_batches= if it has none"]
+    assert messages == ["a loader: 1048576 samples and no end so far; give max_batches= if it has none"]
     caplog.clear()
     assert Objective(mlp(), list(Large())).samples == 3 << 19
     assert not caplog.records
