@@ -253,7 +253,7 @@ def _draw_rung(limit: PruningLimit, answer: Answer, ax: Axes, level: float) -> N
 def _in_words(limit: PruningLimit) -> str:
     """Say the answer in a line."""
     how = "" if limit.achieved is not None else ", by the quadratic model"
-    bound = limit.answer("bound").high
+    bound = limit.answer("bound").sparsity
     beyond = "no bound is established" if bound is None else f"no hope beyond {percent(bound)}"
     tuned = next((answer.sparsity for answer in limit.answers if answer.rung == "re-tuned"), None)
     further = "" if tuned is None else f", re-tuning {percent(tuned)}"
