@@ -202,10 +202,11 @@ def _forecast(
     forecast: Forecast, evidence: Evidence, settings: Settings, allowed: Allowed, reached: tuple[Answer, ...]
 ) -> Answer | None:
     features: dict[str, float] = {"weights": evidence.parameters}
+    scaled = bool(evidence.points) and not evidence.measured
     features |= {
         answer.rung: 1 - answer.sparsity
         for answer in reached
-        if answer.basis == "measured" and answer.sparsity is not None
+        if (answer.basis == "measured" or (scaled and answer.rung == "one-shot")) and answer.sparsity is not None
     }
     features |= spectral_features(evidence, settings, allowed.epsilon)
     strange = list[str]()
@@ -223,6 +224,9 @@ def _forecast(
         f"forecast of what the magnitude mask reaches after the whole recipe once more: {share} end within the "
         f"interval, by {forecast.networks} networks of {forecast.families} families (calibration {forecast.version})"
     )
+    if scaled:
+        status += "; under scaled conditions it takes what pruning alone reaches by the scaled rises"
+        status += ", and leaves out what was re-tuned" if settings.retune is not None else ""
     if ahead.outside:
         status += f"; {OUTSIDE_BENCH}, so that the interval is {OUTSIDE:g} times as wide: {'; '.join(ahead.outside)}"
     return Answer("re-trained", sparsity, low, high, "forecast", None, status)

@@ -361,7 +361,8 @@ class PruningLimit:
         Returns:
             The limit under the changed conditions, numbers and texts. What pruning reaches alone is read off the
             networks that were measured, so that its interval is wider where something else is allowed. Under scaled
-            weights or curvature nothing is measured; the rises then scale as those of the quadratic model.
+            weights or curvature nothing is measured; the rises then scale as those of the quadratic model, and the
+            forecast takes them and leaves out what was re-tuned.
 
         Raises:
             UserError: A value is out of range, both epsilon and max_drop are given, or no measured network has lost

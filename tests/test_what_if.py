@@ -44,6 +44,32 @@ def test_under_scaled_weights_only_the_rise_follows(limit):
     assert answer.achieved is None
 
 
+@pytest.mark.parametrize("scales", [{"curvature_scale": 4.0}, {"weight_scale": 2.0}, {"weight_scale": 0.5}])
+def test_the_forecast_of_scaled_conditions_is_that_of_another_epsilon(scales):
+    """All rises of the quadratic model go with curvature and squared weights, so that epsilon over these decides."""
+    plain = small_limit()
+    times = scales.get("curvature_scale", 1.0) * scales.get("weight_scale", 1.0) ** 2
+    scaled, other = plain.what_if(**scales), plain.what_if(epsilon=plain.epsilon / times)
+    assert scaled.answer("re-trained").basis == other.answer("re-trained").basis == "forecast"
+    assert scaled.retrained == pytest.approx(other.retrained, abs=1e-9)
+    assert scaled.retrained != pytest.approx(small_limit(measure=False).what_if(**scales).retrained, abs=1e-3)
+
+
+@pytest.mark.parametrize("scale", ["weight_scale", "curvature_scale"])
+def test_the_forecast_does_not_jump_where_a_scale_leaves_one(scale):
+    plain = small_limit()
+    assert plain.what_if(**{scale: 1 + 1e-9}).retrained == pytest.approx(plain.retrained, abs=1e-6)
+
+
+def test_scaled_conditions_say_what_the_forecast_rests_on(limit):
+    told = "; under scaled conditions it takes what pruning alone reaches by the scaled rises"
+    assert told in limit.what_if(weight_scale=2.0).answer("re-trained").status
+    assert told not in limit.answer("re-trained").status
+    assert told not in small_limit(measure=False).what_if(weight_scale=2.0).answer("re-trained").status
+    tuned = small_limit(retune=True).what_if(curvature_scale=2.0).answer("re-trained")
+    assert f"{told}, and leaves out what was re-tuned" in tuned.status
+
+
 def test_falls_without_an_answer_are_refused(limit):
     with pytest.raises(UserError, match=r"^max_drop: epsilon follows from it; give the one or the other$"):
         limit.what_if(epsilon=0.1, max_drop=0.1)

@@ -314,10 +314,11 @@ function retunedOf({ retuned, dense, already_removed: start }, { max_drop: maxDr
 }
 
 /** Where re-training ends by the calibration, see answers.retrained; null where it says nothing. */
-function forecastOf({ forecast, pattern, parameters }, settings, spectra, reached) {
+function forecastOf({ forecast, pattern, parameters, points, measured: asIs }, settings, spectra, reached) {
   if (forecast === null || pattern !== "unstructured" || settings.criterion !== "loss") return null;
   const features = { weights: parameters };
-  const measured = reached.filter(({ basis }) => basis === "measured");
+  const isScaled = points.length > 0 && !asIs;
+  const measured = reached.filter(({ rung, basis }) => basis === "measured" || (isScaled && rung === "one-shot"));
   for (const { rung, sparsity } of measured) features[rung] = 1 - sparsity;
   for (const { rung, sparsity, low, high } of spectra) {
     features[rung] = 1 - sparsity;
