@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from itertools import islice
 
 import torch
@@ -18,6 +19,7 @@ MOST_SAMPLES, FEWEST_SAMPLES, SAMPLES_TIMES_LAYERS = 64, 8, 2048
 FIRST_STEP, SHORTER, STEPS, TINY_STEP = 1e-2, 4.0, 8, 1e-5
 TRUE_WITHIN, STEADY_WITHIN, UNTRUE_BEYOND, UNDECIDED, CLEAR = 0.2, 0.25, 0.4, 3.0, 50.0
 LARGEST_ROUNDING = 1e-5
+ONE_SIDED = 0.25  # second differences over first ones
 COARSE = 1e-4  # in types as short as bfloat16 only a gradient that is missing altogether can be told from rounding
 FAKE = ("FakeQuantize", "FusedMovingAvgObsFq")
 
@@ -29,10 +31,12 @@ def untrue_derivatives(objective: Objective, seed: int = 0) -> tuple[str, ...]:
     the direction of its gradient, or a random one where the gradient is zero. The step h begins at a hundredth of the
     parameter's norm and gets shorter until the two agree or rounding hides both. They never agree where a model cuts
     the graph, as with ``torch.no_grad``, ``detach`` and gates, and where it reports the gradient of another function,
-    as straight-through estimators do. A parameter is named where differences of the last two steps that tell are in
-    proportion to the steps, so that they have settled, and beyond what rounding can explain; where tiny steps do not
-    move the loss at all, though the gradient says that they do, as where weights are rounded; and where the loss jumps,
-    though its gradient is zero and that of other parameters is not, as behind round, sign and argmax.
+    as straight-through estimators do. Units whose gradient is zero beside others that have one are held against it by
+    themselves, where the loss moves on both sides of them alike. A parameter is named where differences of the last two
+    steps that tell are in proportion to the steps, so that they have settled, and beyond what rounding can explain;
+    where tiny steps do not move the loss at all, though the gradient says that they do, as where weights are rounded;
+    and where the loss jumps, though its gradient is zero and that of other parameters is not, as behind round, sign and
+    argmax.
 
     Args:
         objective: The objective; a few of its samples are passed twice per parameter.
@@ -67,7 +71,8 @@ def untrue_derivatives(objective: Objective, seed: int = 0) -> tuple[str, ...]:
     for name, tensor in loss.chosen.items():
         place = slice(start, start + tensor.numel())
         start = place.stop
-        if _untrue(loss, weights, gradient, place, noise, generator):
+        layer = _Layer(loss, weights, place, gradient[place], noise)
+        if layer.untrue(tensor.shape, bool(gradient.any()), generator):
             untrue.append(name)
     if len(untrue) == len(objective.names):
         raise UserError(
@@ -131,54 +136,97 @@ def _types(loss: Objective) -> set[torch.dtype]:
     return {kind for kinds in gathered(own) for kind in kinds}
 
 
-def _untrue(
-    loss: Objective, weights: Tensor, gradient: Tensor, place: slice, noise: float, generator: torch.Generator
-) -> bool:
-    """Tell whether differences of the loss along one parameter have settled on another value than its gradient's."""
-    layer, slope = weights[place].double(), gradient[place]
-    direction = slope
-    if not slope.any():
-        direction = torch.randn(layer.shape, generator=generator, dtype=torch.float64, device="cpu").to(slope)
-        direction = direction * (layer != 0)
-    if not direction.any():
-        return False
-    size = float(layer.norm()) or float(weights.double().norm()) * (len(layer) / len(weights)) ** 0.5
-    direction = direction * (size / float(direction.norm()))
+@dataclass(frozen=True)
+class _Layer:
+    """One parameter, and how the loss moves with it.
 
-    def difference(step: float) -> tuple[float, float]:
+    Attributes:
+        loss: Mean loss of a few samples.
+        weights: The weights of all chosen parameters ``[D]``.
+        place: Where this one is among them.
+        slope: Its gradient, float64.
+        noise: How far rounding moves the loss.
+    """
+
+    loss: Objective
+    weights: Tensor
+    place: slice
+    slope: Tensor
+    noise: float
+
+    def one_sided(self, direction: Tensor, step: float) -> bool:
+        """Tell whether the loss moves on one side more than on the other, as where units wake up."""
+        dense, (ahead, behind) = self.loss.value(self.weights), self._sides(direction, step)
+        ends = [self.loss.value(weights) for weights in (ahead, behind)]
+        return abs(sum(ends) - 2 * dense) > ONE_SIDED * abs(ends[0] - ends[1]) + self.noise
+
+    def _sides(self, direction: Tensor, step: float) -> tuple[Tensor, Tensor]:
+        layer = self.weights[self.place].double()
+        ahead, behind = self.weights.clone(), self.weights.clone()
+        ahead[self.place] = (layer + step * direction).to(self.weights)
+        behind[self.place] = (layer - step * direction).to(self.weights)
+        return ahead, behind
+
+    def difference(self, direction: Tensor, step: float) -> tuple[float, float]:
         """Return how the loss moves from one side to the other, and how it would by its gradient."""
-        ahead, behind = weights.clone(), weights.clone()
-        ahead[place] = (layer + step * direction).to(weights)
-        behind[place] = (layer - step * direction).to(weights)
-        told = float(slope @ (ahead[place].double() - behind[place].double()))
-        return loss.value(ahead) - loss.value(behind), told
+        ahead, behind = self._sides(direction, step)
+        told = float(self.slope @ (ahead[self.place].double() - behind[self.place].double()))
+        return self.loss.value(ahead) - self.loss.value(behind), told
 
-    if torch.finfo(weights.dtype).eps > COARSE and slope.any():
-        return False
+    def untrue(self, shape: torch.Size, others: bool, generator: torch.Generator) -> bool:
+        """Tell whether differences of the loss have settled on another value than that of the gradient.
 
-    slope_along = 2 * float(slope @ direction)
-    tiny = max(TINY_STEP, SHORTER * CLEAR * noise / slope_along) if slope_along else FIRST_STEP
-    if tiny < FIRST_STEP:  # long enough for the gradient to be seen beyond rounding
-        moved, told = difference(tiny)
-        if abs(moved - told) <= TRUE_WITHIN * max(abs(told), abs(moved)) + noise:
+        Units whose gradient is zero, beside others that have one, are moved by themselves along their weights, with a
+        random sign for each. Those that are dead do not move the loss; those that the model detaches do.
+
+        Args:
+            shape: Of the parameter.
+            others: Whether any parameter has a gradient.
+            generator: Of random directions.
+        """
+        layer, dense = self.weights[self.place].double(), bool(self.slope.any())
+        if torch.finfo(self.weights.dtype).eps > COARSE and dense:
             return False
-        if moved == 0 and difference(tiny / SHORTER)[0] == 0:
+        if not dense:
+            random = torch.randn(layer.shape, generator=generator, dtype=torch.float64, device="cpu").to(layer)
+            return self._apart(random * (layer != 0), flat=others)
+        if self._apart(self.slope):
             return True
-    untrue, before, flat = False, None, bool(gradient.any()) and not slope.any()
-    for number in range(-1 if flat else 0, STEPS):
-        moved, told = difference(FIRST_STEP / SHORTER**number)
-        larger, apart = max(abs(told), abs(moved)), abs(moved - told)
-        if not math.isfinite(moved) or (larger > noise and apart <= TRUE_WITHIN * larger):
+        silent = ~self.slope.reshape(shape[0], -1).any(1)
+        signs = (2 * torch.randint(0, 2, shape[:1], generator=generator, device="cpu") - 1).to(layer) * silent
+        moving = layer * signs.repeat_interleave(len(layer) // shape[0])
+        moving *= float(layer.norm()) / max(float(moving.norm()), 1e-300)
+        return self._apart(moving) and not any(self.one_sided(moving, FIRST_STEP / SHORTER**n) for n in (1, 2, 3))
+
+    def _apart(self, direction: Tensor, flat: bool = False) -> bool:
+        if not direction.any():
             return False
-        if larger <= noise:
-            if flat and before is not None and abs(before) > SHORTER**3 * UNDECIDED * noise:
-                return True  # a smooth loss without a slope moves with the cube of the step at least
-            break
-        if before is not None and larger > 2 * UNDECIDED * noise:
-            steady = abs(before / SHORTER - moved) <= STEADY_WITHIN * max(abs(moved), abs(before / SHORTER)) + noise
-            untrue = steady and apart > UNTRUE_BEYOND * larger + UNDECIDED * noise
-        before = moved
-    return untrue
+        size = float(self.weights[self.place].double().norm())
+        size = size or float(self.weights.double().norm()) * (len(self.slope) / len(self.weights)) ** 0.5
+        direction, noise = direction * (size / float(direction.norm())), self.noise
+        slope_along = 2 * abs(float(self.slope @ direction))
+        tiny = max(TINY_STEP, SHORTER * CLEAR * noise / slope_along) if slope_along else FIRST_STEP
+        if tiny < FIRST_STEP:  # long enough for the gradient to be seen beyond rounding
+            moved, told = self.difference(direction, tiny)
+            if abs(moved - told) <= TRUE_WITHIN * max(abs(told), abs(moved)) + noise:
+                return False
+            if moved == 0 and self.difference(direction, tiny / SHORTER)[0] == 0:
+                return True
+        untrue, before = False, None
+        for number in range(-1 if flat else 0, STEPS):
+            moved, told = self.difference(direction, FIRST_STEP / SHORTER**number)
+            larger, apart = max(abs(told), abs(moved)), abs(moved - told)
+            if not math.isfinite(moved) or (larger > noise and apart <= TRUE_WITHIN * larger):
+                return False
+            if larger <= noise:
+                if flat and before is not None and abs(before) > SHORTER**3 * UNDECIDED * noise:
+                    return True  # a smooth loss without a slope moves with the cube of the step at least
+                break
+            if before is not None and larger > 2 * UNDECIDED * noise:
+                steady = abs(before / SHORTER - moved) <= STEADY_WITHIN * max(abs(moved), abs(before / SHORTER)) + noise
+                untrue = steady and apart > UNTRUE_BEYOND * larger + UNDECIDED * noise
+            before = moved
+        return untrue
 
 
 def zero_weights_loss(objective: Objective, seed: int = 0) -> float:

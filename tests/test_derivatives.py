@@ -646,6 +646,37 @@ STEPPED = {
 }
 
 
+class HalfDetached(nn.Module):
+    """Passes on the second half of a hidden layer without its graph."""
+
+    def __init__(self, activation):
+        super().__init__()
+        self.first, self.second, self.activation = nn.Linear(4, 8), nn.Linear(8, 3), activation()
+
+    def forward(self, x):
+        kept, cut = self.activation(self.first(x)).chunk(2, 1)
+        return self.second(torch.cat([kept, cut.detach()], 1))
+
+
+@dtypes
+@pytest.mark.parametrize("activation", [nn.Tanh, nn.GELU, nn.SiLU])
+@pytest.mark.parametrize("steps", [0, 50])
+def test_units_that_are_detached_beside_others_are_found(activation, steps, dtype):
+    model, batch = seeded(lambda: HalfDetached(activation), seed=2).to(dtype), batch_of(X, dtype)
+    fit(model, batch, steps=steps)
+    assert untrue_derivatives(Objective(model, [batch], entropies)) == ("first.weight",)
+
+
+@pytest.mark.parametrize("margin", [0.0, 1e-7, 1e-5, 1e-4, 1e-3])
+@pytest.mark.parametrize("seed", range(4))
+def test_no_alarm_for_dead_units_that_small_steps_wake_up(seed, margin):
+    model = seeded(lambda: nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), seed=seed).float()
+    batch = batch_of(X, torch.float32)
+    with torch.no_grad():  # the bias of half of the units takes them just below zero on all samples
+        model[0].bias[4:] = -(batch[0] @ model[0].weight[4:].T).max(0).values - margin
+    assert untrue_derivatives(Objective(model, [batch], entropies), seed=seed) == ()
+
+
 class Stepped(nn.Module):
     def __init__(self, step):
         super().__init__()
