@@ -1,5 +1,6 @@
 """Products by finite differences against dense float64 matrices, with the error that they state of themselves."""
 
+import functools
 import math
 import warnings
 
@@ -102,11 +103,17 @@ class Slope(torch.autograd.Function):
         raise RuntimeError("this kernel has no double backward")
 
 
+@functools.cache
+def compiled_for(shape, dtype, has_gradient, records):
+    """A function that is compiled in its first call, for inputs like those."""
+    return aot_function(torch.square, fw_compiler=nop, bw_compiler=nop)
+
+
 def compiled(x):
     """Square by a function that is compiled at once, its kernels those of eager torch."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # it asks for the .grad of its input, which is no leaf
-        return aot_function(torch.square, fw_compiler=nop, bw_compiler=nop)(x)
+        return compiled_for(x.shape, x.dtype, x.requires_grad, torch.is_grad_enabled())(x)
 
 
 SQUARES = {
