@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from pruning_limits import predict_limit
 from validation.cli import main
 from validation.data import ImageData, load_data
 from validation.devices import chosen_device, described
+from validation.studies.limits import predicted
 from validation.tables.discovery import tables
 from validation.tables.reading import load_suite
 from validation.tables.runner import Run, missing_cells, run_table
@@ -67,7 +69,16 @@ def digits() -> ImageData:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Iterator[dict[str, Path]]:
+def quick_limits() -> Iterator[None]:
+    """Predict every limit as briefly as the suite says, also those that a user would get by the defaults."""
+    with pytest.MonkeyPatch.context() as patch:
+        brief = partial(predict_limit, samples=64, steps=4, probes=1)
+        patch.setattr(predicted, "predict_limit", brief)
+        yield
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, one_thread: None, quick_limits: None) -> Iterator[dict[str, Path]]:
     """Folders of the runs on the CPU and on the pretended device, with the suite's file between them."""
     folder = tmp_path_factory.mktemp("devices")
     (folder / "little.toml").write_text(SUITE)

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from validation.studies.limits import meaning
+from pruning_limits import predict_limit
+from validation.studies.limits import meaning, predicted
 from validation.studies.limits.meaning import TRUTHS, constant, distances, factors, nearest
 from validation.studies.limits.protocols import ALONE, LOSS, OBJECTIVE, QUESTIONS, WHOLE
 from validation.tables.reading import load_suite
@@ -132,7 +134,8 @@ def test_networks_are_compared_with_and_without_l1(suite: Suite) -> None:
     assert recipes == [*tiny, ("fc-narrow", 5e-5, 0.0, 0, 2), ("fc-narrow", 0.0, 0.0, 0, 2)]
 
 
-def test_both_tables_have_their_rows_in_common(suite: Suite, tmp_path: Path) -> None:
+def test_both_tables_have_their_rows_in_common(suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predicted, "predict_limit", partial(predict_limit, samples=64, steps=4, probes=1))
     suite = suite.only("fc3-tiny.*-0$")
     folder = run_table("meaning", suite, Run(tmp_path, command="test"))
     plain = json.loads((folder / "meaning.json").read_text())
