@@ -25,19 +25,22 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
 
-# Modules that take longest, begun first, so that no process is left with one of them at the end.
+# Modules that take longest, the longest begun first, so that no process is left with one of them at the end.
 SLOW = (
-    *("test_predict", "test_distributed", "test_killed", "test_resume", "test_executors", "test_lottery_tables"),
-    *("test_derivatives", "test_fuzz", "test_memory", "test_losses", "test_koopman_tables", "test_any_vision"),
-    *("test_experiments", "test_theory_vs_actual", "test_substitution_intact", "test_pruners", "test_packaging"),
+    *("test_differences", "test_predict", "test_cuda", "test_one_shot", "test_fuzz", "test_gpu_benchmark"),
+    *("test_retuning", "test_distributed", "test_derivatives", "test_experiments", "test_first_hour", "test_pruners"),
+    *("test_devices", "test_substitution_intact", "test_documentation", "test_packaging", "test_theory_vs_actual"),
+    *("test_losses", "test_any_vision", "test_cli", "test_koopman_tables", "test_estimates", "test_samples"),
+    *("test_lottery_tables", "test_memory", "test_killed", "test_resume", "test_executors"),
 )
+PLACES = {name: place for place, name in enumerate(SLOW)}
 
 settings.register_profile("steady", deadline=None)
 settings.load_profile("steady")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.stem not in SLOW)
+    items.sort(key=lambda item: PLACES.get(item.path.stem, len(SLOW)))
 
 
 @pytest.fixture(scope="module")
