@@ -32,7 +32,7 @@ from pruning_limits.fine_tuning import WIDTH as WIDTH_OF_BATCHES
 from pruning_limits.fine_tuning import FineTuning, Network, Steps
 from pruning_limits.magnitude import removed_count
 from pruning_limits.metrics import accuracy
-from pruning_limits.plotting import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, new_figure, save
+from pruning_limits.plotting import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, headline, new_figure, save
 from pruning_limits.retuned import retune
 from validation.data import load_data
 from validation.masks import Masks
@@ -489,7 +489,7 @@ def figure(rows: Sequence[Row], path: Path) -> None:
     shape = -(-len(names) // columns)
     drawn, axes = new_figure(shape, columns, size=(10.0, 3.0 * shape + 0.4), squeeze=False)
     best = min(METHODS, key=lambda method: sum(row["dense"] - row[method] for row in own))
-    drawn.suptitle(f"{best} loses least of the accuracy on average of {len(own)} cases", fontsize=11)
+    headline(drawn, f"{best} loses least of the accuracy on average of {len(own)} cases")
     for place, panel in enumerate(axes.flat):
         if place >= len(names):
             panel.set_axis_off()

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pruning_limits.plotting import GREY, new_figure, save
+from pruning_limits.plotting import GREY, headline, new_figure, save
 from validation.masks import overlap, shuffled
 from validation.pruners.magnitude import magnitude_masks
 from validation.pruners.random_masks import mask_seed
@@ -218,13 +218,24 @@ def _where(suite: Suite) -> str:
     return f" Refined at {', '.join(map(when, refined))} only." if refined else " No network was refined."
 
 
+def finding(table: Sequence[Row]) -> str:
+    """Say how much the masks of KMP and GMP overlap at the least, from the first recorded epoch on."""
+    parts = []
+    for which, own in kinds_of(table).items():
+        labels = labels_of(own)
+        said = []
+        for label in dict.fromkeys((labels[0], claimed(labels), labels[-1])):
+            least = min(float(row["overlap"]) for row in own if row["label"] == label)
+            said.append(f"{least:.0%} {label if label == 'converged' else 'at ' + when(label)}")
+        parts.append(f"{which[0]} {', '.join(said)}")
+    return f"Least overlap of the masks of KMP and GMP: {'; '.join(parts)}"
+
+
 def _figure(table: Sequence[Row], path: Path) -> None:
     """Draw two panels per kind of network: accuracy after pruning, first epoch and converged, and overlap of masks."""
     groups, labels = kinds_of(table), labels_of(table)
-    least = {which[0]: _least_overlap(own, labels[-1]) for which, own in groups.items()}
-    said = ", ".join(f"{value:.0%} ({name})" for name, value in least.items())
     figure, axes = new_figure(len(groups), 2, size=(10.0, 3.2 * len(groups) + 0.5), squeeze=False)
-    figure.suptitle(f"Least overlap of the masks, {when(labels[-1])}: {said}", fontsize=11)
+    headline(figure, finding(table))
     colours = dict(zip(labels, COLOURS, strict=False))
     for (left, right), (which, own) in zip(axes, groups.items(), strict=True):
         for label in labels:
@@ -244,10 +255,6 @@ def _figure(table: Sequence[Row], path: Path) -> None:
             compression_axis(panel, places)
             panel.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     save(figure, path)
-
-
-def _least_overlap(rows: Sequence[Row], label: str) -> float:
-    return min(float(row["overlap"]) for row in rows if row["label"] == label)
 
 
 def _curve(panel: Any, rows: Sequence[Row], key: str, colour: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pruning_limits.plotting import BLUE, GREEN, GREY, ORANGE, new_figure, save, sparsity_axis
+from pruning_limits.plotting import BLUE, GREEN, GREY, ORANGE, headline, new_figure, save, sparsity_axis
 from validation.studies.limits.predicted import LimitSettings, limit_notes, predicted_limit
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
@@ -61,7 +61,7 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
     write_table(folder, Page(NAME, f"Bounds on the pruning limit, suite {suite.name}", notes, COLUMNS), table)
     figure, axes = new_figure(1, size=(8.0, 1.8 + 0.32 * len(rows)))
     gaps = [100 * (row["upper"] - row["lower"]) for row in rows]
-    figure.suptitle(f"Lower and upper bound lie {min(gaps):.1f} to {max(gaps):.1f} points apart", fontsize=11)
+    headline(figure, f"Lower and upper bound lie {min(gaps):.1f} to {max(gaps):.1f} points apart")
     for height, row in enumerate(reversed(rows)):
         axes.plot([1 - row["lower"], max(1 - row["upper"], 1e-4)], [height, height], color=GREY, linewidth=1)
         axes.plot([max(1 - row["high"], 1e-4), 1 - row["low"]], [height, height], color=ORANGE, linewidth=5, alpha=0.3)

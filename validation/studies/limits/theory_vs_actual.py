@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pruning_limits.plotting import BLUE, GREY, ORANGE, new_figure, save, sparsity_axis
+from pruning_limits.plotting import BLUE, GREY, ORANGE, headline, new_figure, save, sparsity_axis
 from validation.studies.limits.actual import RetrainSettings
 from validation.studies.limits.forecast_curves import Level, crossing
 from validation.studies.limits.forecast_skill import AGAIN, spread_of_runs
@@ -225,7 +225,7 @@ def _figure(rows: Sequence[Row], path: Path) -> None:
     handles, labels = panels[0, 0].get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
     figure.legend(unique.values(), unique.keys(), fontsize=8, loc="outside lower center", ncols=3)
-    figure.suptitle(verdict(rows).replace(", by the", ",\nby the"), fontsize=10)
+    headline(figure, verdict(rows))
     save(figure, path)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pruning_limits.plotting import BLUE, GREY, ORANGE, new_figure, plain_ticks, save
+from pruning_limits.plotting import BLUE, GREY, ORANGE, headline, new_figure, plain_ticks, save
 from validation.studies.lottery import measures
 from validation.studies.lottery.exponents import PowerLaw, fit_decline, fit_power
 from validation.tables.suite import Suite
@@ -273,10 +273,9 @@ def _draw(rows: Sequence[Row], table: Sequence[Row], path: Path) -> None:
     _draw_pruned([row for row in rows if row["measure"] == "pruned"], grid.flat[len(CLAIMS)], word)
     for axes in grid.flat[len(CLAIMS) + 1 :]:
         axes.set_visible(False)
-    figure.suptitle(
+    headline(
+        figure,
         "A student that knows the r weights kept by the teacher, trained on N Gaussian samples: fitted, claimed powers",
-        x=0.01,
-        ha="left",
     )
     save(figure, path)
 
