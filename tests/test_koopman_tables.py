@@ -368,7 +368,7 @@ def test_claims_on_epoch_20_stay_open_without_it() -> None:
     early = {"1": 0.97, "10": 0.96, "converged": 0.9}
     for model in ("resnet20", "mnistnet"):
         line = overlaps(model, early)
-        assert "**open**. Epoch 20, of which it speaks, was not recorded." in line
+        assert "**open**. Epoch 20, of which it speaks, was not recorded; instead: " in line
     row = BASE | {"nearest": 1e-4, "modulus": 1.0, "rate": 0.1, "error": 1e-6, "fixed_error": 0.1, "motion": 0.2}
     rows = [row | {"fixed_distance": 0.1, "distance": 0.3, "label": label} for label in early]
     pruned = [BASE | {"label": label, "compression": 4, "floor": 0.25, "overlap": 0.7} for label in early]

@@ -63,7 +63,7 @@ def judged_at(label: str, claim: str, conditions: Sequence[tuple[str, bool]]) ->
     """
     if label == CLAIMED:
         return judged(claim, conditions)
-    return f"{claim}: **open**. Epoch {CLAIMED}, of which it speaks, was not recorded. {stated(conditions)}."
+    return f"{claim}: **open**. Epoch {CLAIMED}, of which it speaks, was not recorded; instead: {stated(conditions)}."
 
 
 def largest(rows: Sequence[Row], value: Callable[[Row], float]) -> float:
