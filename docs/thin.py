@@ -56,7 +56,8 @@ def thin_figure(path):
         return
     buffer = BytesIO()
     opaque = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA")).convert("RGB")
-    opaque.quantize(COLOURS, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+    few = opaque.quantize(COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)  # thin lines keep their colour
+    few.save(buffer, "PNG", optimize=True)
     if buffer.tell() < path.stat().st_size:
         write_bytes(path, buffer.getvalue())
 
