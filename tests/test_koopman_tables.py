@@ -175,6 +175,20 @@ def test_a_study_of_one_network_refines_nothing_and_branches_off_for_one_seed(
     assert "K9" in (folder / "koopman-epochs.md").read_text()
 
 
+def test_accuracy_is_measured_where_the_suite_says(runs: Path, suite_file: Path, tmp_path: Path) -> None:
+    path = tmp_path / "reduced.toml"
+    path.write_text(suite_file.read_text().replace("[koopman]", '[koopman]\nmeasured = ["2"]\nrefined = []'))
+    folder = run_table("koopman-equivalence", load_suite(str(path)), Run(runs, command="test"))
+    rows = json.loads((folder / "koopman-equivalence.json").read_text())["rows"]
+    assert {row["label"] for row in rows} == {"1", "2", "converged"}
+    assert all((row["kmp"] is None) == (row["label"] != "2") for row in rows)
+    assert all(row["kmp_refined"] is None and row["overlap"] is not None for row in rows)
+    first, *_ = koopman_equivalence.words(rows)
+    assert "K1" in first
+    assert "accuracies" not in first
+    assert "Accuracy at epoch 2 only. No network was refined." in (folder / "koopman-equivalence.md").read_text()
+
+
 # ------------------------------------------------------------------------------------------------- recording
 
 

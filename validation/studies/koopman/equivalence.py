@@ -68,9 +68,11 @@ def _measured(network: Network, bench: Bench, point: Recorded, compression: floa
     masks = {"kmp": point.masks(compression), "gmp": by_size, "lsp": shuffled(by_size, mask_seed(network.seed))}
     row: Row = {"label": point.label, "compression": compression, "sparsity": removed, "floor": 1 - removed}
     row["overlap"] = overlap(masks["kmp"], by_size)
-    refines = bench.suite.settings(KoopmanSettings).refines(point.label)
+    koopman = bench.suite.settings(KoopmanSettings)
+    refines = koopman.refines(point.label)
+    measures = refines or koopman.measures(point.label)
     for key, chosen in masks.items():
-        row[key] = accuracy(pruned(point.model, chosen), bench.data)
+        row[key] = accuracy(pruned(point.model, chosen), bench.data) if measures else None
         row[f"{key}_refined"] = accuracy(refined(network, bench, point, chosen), bench.data) if refines else None
     return row
 
@@ -106,14 +108,13 @@ def words(table: Sequence[Row]) -> list[str]:
 
 
 def _close(rows: Sequence[Row], said: str) -> list[tuple[str, bool]]:
-    gaps = {"": largest(rows, gap)}
-    if rows[0]["kmp_refined"] is not None:
-        gaps["_refined"] = largest(rows, partial(gap, suffix="_refined"))
-    names = {"": "before", "_refined": "after"}
-    return [
-        (f"{said} accuracies within {GAP:g} points {names[key]} refining: at most {value:.1f} apart", value <= GAP)
-        for key, value in gaps.items()
-    ]
+    conditions = []
+    for suffix, name in {"": "before", "_refined": "after"}.items():
+        if rows[0][f"kmp{suffix}"] is not None:
+            apart = largest(rows, partial(gap, suffix=suffix))
+            text = f"{said} accuracies within {GAP:g} points {name} refining: at most {apart:.1f} apart"
+            conditions.append((text, apart <= GAP))
+    return conditions
 
 
 def _equivalent(said: str, rows: Sequence[Row]) -> str:
@@ -211,11 +212,20 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
     _figure(table, folder / f"{NAME}.png")
 
 
+def measured_settings(suite: Suite) -> dict[str, Any]:
+    """Return the suite's settings that a row depends on; where accuracy is measured only if not everywhere."""
+    measured, shared = suite.settings(KoopmanSettings).measured, settings(suite)
+    return shared if measured is None else shared | {"measured": measured}
+
+
 def _where(suite: Suite) -> str:
-    refined = suite.settings(KoopmanSettings).refined
-    if refined is None:
-        return ""
-    return f" Refined at {', '.join(map(when, refined))} only." if refined else " No network was refined."
+    koopman = suite.settings(KoopmanSettings)
+    text = "" if koopman.measured is None else f" Accuracy at {', '.join(map(when, koopman.measured))} only."
+    if koopman.refined is None:
+        return text
+    if not koopman.refined:
+        return f"{text} No network was refined."
+    return f"{text} Refined at {', '.join(map(when, koopman.refined))} only."
 
 
 def finding(table: Sequence[Row]) -> str:
@@ -232,19 +242,21 @@ def finding(table: Sequence[Row]) -> str:
 
 
 def _figure(table: Sequence[Row], path: Path) -> None:
-    """Draw two panels per kind of network: accuracy after pruning, first epoch and converged, and overlap of masks."""
+    """Draw two panels per kind: accuracy after pruning, at the first and last epoch that has it, and overlaps."""
     groups, labels = kinds_of(table), labels_of(table)
     figure, axes = new_figure(len(groups), 2, size=(10.0, 3.2 * len(groups) + 0.5), squeeze=False)
     headline(figure, finding(table))
     colours = dict(zip(labels, COLOURS, strict=False))
     for (left, right), (which, own) in zip(axes, groups.items(), strict=True):
+        known = labels_of([row for row in own if row["kmp"] is not None])
+        ends = known[:1] + known[-1:]
         for label in labels:
             rows = [row for row in own if row["label"] == label]
             places = [row["compression"] for row in rows]
             right.plot(
                 places, [row["overlap"] for row in rows], "o-", color=colours[label], markersize=3, label=when(label)
             )
-            for key in METHODS if label in (labels[0], labels[-1]) else ():
+            for key in METHODS if label in ends else ():
                 _curve(left, rows, key, colours[label])
         right.plot(places, [row["floor"] for row in rows], ":", color=GREY, label="random masks")
         left.set_title(f"{which[0]}: accuracy after pruning", loc="left", fontsize=9)
@@ -273,4 +285,4 @@ def _curve(panel: Any, rows: Sequence[Row], key: str, colour: str) -> None:
     )
 
 
-TABLE = Table(NAME, settings, run, write, sections=(KoopmanSettings,))
+TABLE = Table(NAME, measured_settings, run, write, sections=(KoopmanSettings,))
