@@ -1,7 +1,7 @@
-"""How often draws give an answer that all data give, too, and how many passes over the data it takes.
+"""How often draws give the same answer as all data, and how many passes over the data they take.
 
-``python benchmarks/one_shot.py --out docs/results/benchmarks``, with the data in ``PRUNING_LIMITS_DATA``. Eight minutes
-once the network is trained, which is looked for in ``runs``.
+``python benchmarks/one_shot.py --out docs/results/benchmarks``, with the data in ``PRUNING_LIMITS_DATA``. It takes
+eight minutes. The trained network is read from ``runs``; if it is missing, it is trained first.
 """
 
 from __future__ import annotations
