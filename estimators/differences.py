@@ -1,4 +1,4 @@
-"""Curvature of objectives that torch differentiates once only, by central finite differences along the vectors."""
+"""Curvature by central finite differences along vectors, where torch can differentiate the objective only once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The eigenpairs of largest absolute value, with the residuals that vouch for them."""
+"""The eigenpairs of largest absolute value, with residuals that bound their errors."""
 
 from __future__ import annotations
 

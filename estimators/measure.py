@@ -1,4 +1,4 @@
-"""The spectral measure of a matrix: numbers alone, read and asked without torch."""
+"""The spectral measure of a matrix, as numbers that need no torch."""
 
 from __future__ import annotations
 

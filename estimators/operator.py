@@ -1,4 +1,4 @@
-"""A symmetric matrix that is known by its products, and a test of that."""
+"""Symmetric matrices that are known by their products with vectors, and a test of symmetry."""
 
 from __future__ import annotations
 

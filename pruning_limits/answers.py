@@ -1,4 +1,4 @@
-"""The rungs of an answer: what each says about the reachable sparsity, how it is known, and how well."""
+"""The rungs of an answer: for each a sparsity that can be reached, its interval, and how it is known."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What magnitude pruning removes: thresholds, masks by exact count, and the norm R(s) of the removed part."""
+"""Magnitude pruning: thresholds, masks with exact counts, and the norm R(s) of the removed weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a trained model and its data to the pruning limit."""
+"""Predict the pruning limit of a trained model from the model and its data."""
 
 from __future__ import annotations
 

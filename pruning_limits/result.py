@@ -1,4 +1,4 @@
-"""The predicted limit of a network and what can be asked of it."""
+"""The predicted limit of a network, and methods that answer further questions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a prediction was asked for: a frozen record that checks itself, its constraints declared once as data."""
+"""The arguments of a prediction: a frozen record that checks itself against constraints declared once as data."""
 
 from __future__ import annotations
 
