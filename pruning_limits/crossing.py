@@ -1,4 +1,4 @@
-"""Where a function of sparsity first exceeds what is allowed, and the largest sparsity at which it does not."""
+"""Search for the sparsity at which a function first exceeds what is allowed."""
 
 from __future__ import annotations
 

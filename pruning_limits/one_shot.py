@@ -1,4 +1,4 @@
-"""What one-shot magnitude pruning does to a network, measured sample by sample against the dense one."""
+"""Measures what one-shot magnitude pruning does to a network, sample by sample against the dense network."""
 
 from __future__ import annotations
 
