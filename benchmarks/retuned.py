@@ -1,8 +1,8 @@
-"""What few samples and little time make of a pruned network: re-tuning and its rivals, at equal samples and time.
+"""What re-tuning and its competitors reach with few samples and little time, at equal samples and time.
 
 ``python benchmarks/retuned.py --out docs/results/benchmarks``, with CIFAR-10, MNIST and Fashion-MNIST in
-``PRUNING_LIMITS_DATA``. Networks are looked for in ``runs`` and trained where they are missing; so are finished cells,
-so that a run that was stopped goes on. ``--samples`` and ``--seeds`` choose what is added to the table.
+``PRUNING_LIMITS_DATA``. Trained networks and finished cells are read from ``runs``; missing ones are computed, so that
+a stopped run can go on. ``--samples`` and ``--seeds`` choose the rows that are added to the table.
 """
 
 from __future__ import annotations
