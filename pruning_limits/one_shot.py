@@ -159,6 +159,17 @@ class PairedDifferences:
                     self._known[other] = self._difference(draw, values, None, rise)
         return self._known[count]
 
+    def settled(self, count: int, allowed: float) -> bool:
+        """Tell whether the mean is on one side of a number also where all data are themselves drawn.
+
+        All of them are passed where a draw of them leaves a doubt.
+        """
+        difference = self.at(count)
+        if not difference.complete and abs(difference.mean - allowed) <= DEVIATIONS * self.error(difference):
+            weights = self.profile.vector - self.profile.removed(count / self.profile.dimension)
+            difference = self._at(count, self.objective, weights)
+        return abs(difference.mean - allowed) > DEVIATIONS * self.error(difference)
+
     def of(
         self, network: Evaluated, allowed: float | None = None, surely: bool = False, most: int | None = None
     ) -> Difference:
@@ -328,8 +339,12 @@ def measured_points(
 
         low, high = first_crossing(passes, dimension, profile.zeros, least, partial(deciding.guess, bar.allowed))
     beyond = {dimension - math.ceil(kept * (dimension - low)) for kept in BEYOND}
+    counts = sorted(deciding.counts | {count for count in beyond if count > high})
+    if deciding.total > deciding.objective.samples:  # the interval ends at the first points that leave no doubt
+        for side in ([count for count in reversed(counts) if count <= low], [count for count in counts if count > low]):
+            any(deciding.settled(count, bar.allowed) for count in side)
     rows = []
-    for count in sorted(deciding.counts | {count for count in beyond if count > high}):
+    for count in counts:
         rows.append(measured_point(criterion, metric, count, surely=count in (low, high)))
     return tuple(rows)
 

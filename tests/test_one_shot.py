@@ -562,3 +562,19 @@ def test_mean_and_error_by_hand() -> None:
     assert mean == pytest.approx((2 * 1 + 2 + 6) / 4)
     assert error == pytest.approx(math.sqrt(((1 - 3) ** 2 + (2 - 3) ** 2 + (6 - 3) ** 2) / 2 / 3))
     assert mean_and_error(torch.tensor([0.5]), torch.tensor([7])) == (0.5, math.inf)
+
+
+def test_where_all_data_are_drawn_they_are_passed_up_to_the_first_points_without_doubt(network: Network) -> None:
+    objective, allowed = network.objective(), 0.03
+    comparison = PairedDifferences(
+        draws_of(objective), MagnitudeProfile(objective.chosen), objective.sample_losses(), total=40_000
+    )
+    where = crossing(measured_points(comparison, None, Bar(allowed), 1 / 120), Bar(allowed))
+    counts, passed = sorted(comparison.counts), 0
+    for side in ([c for c in reversed(counts) if c <= 120 * where.low], [c for c in counts if c > 120 * where.low]):
+        for difference in map(comparison.at, side):
+            if abs(difference.mean - allowed) > 4 * comparison.error(difference):
+                break
+            assert difference.complete
+            passed += 1
+    assert passed > 2
