@@ -24,7 +24,7 @@ from validation.training import Network
 
 OBJECTIVE, LOSS, ACCURACY = "objective", "loss", "accuracy"
 ALONE, SHORT, WHOLE = "one-shot", "short re-training", "whole recipe"
-HALVINGS = 10  # of the bracket between neighbours of the grid, in which one-shot pruning crosses a level
+HALVINGS = 10  # at most, of the bracket between neighbours of the grid, in which one-shot pruning crosses a level
 RESOLUTION = 1e-4  # in sparsity, of a truth; a weight where that is more
 
 
@@ -204,8 +204,9 @@ def one_shot(truths: Truths, levels: Sequence[Level]) -> tuple[dict[tuple[str, s
         ends[ALONE, level.name] = None
         if near is not None:
             known = {1 - point["kept"]: float(point[level.key]) for point in near}
-            rise = partial(_value, measure, level.key)
-            ends[ALONE, level.name] = refined_crossing(rise, known, level.allowed, truths.dimension, HALVINGS)
+            rise, width = partial(_value, measure, level.key), max(known) - min(known)
+            halvings = min(HALVINGS, math.ceil(math.log2(max(1.0, width / RESOLUTION))))
+            ends[ALONE, level.name] = refined_crossing(rise, known, level.allowed, truths.dimension, halvings)
     return ends, points
 
 
