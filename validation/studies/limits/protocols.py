@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any, ClassVar
 
 from estimators import Objective, UserError
@@ -191,6 +191,7 @@ def one_shot(truths: Truths, levels: Sequence[Level]) -> tuple[dict[tuple[str, s
     """
     penalty, profile = truths.network.recipe.penalty, MagnitudeProfile(prunable(truths.model))
 
+    @cache  # without a penalty the objective is the loss, and both levels ask for the same networks
     def measure(sparsity: float) -> Row:
         point = truths.at(sparsity)
         saved = 0.0 if penalty is None else float(penalty.value([profile.removed(sparsity)]))
