@@ -85,7 +85,7 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
             ("upper", GREY, "|", "upper"),
         ):
             kept = [] if row[key] is None else [max(1 - row[key], 1e-4)]
-            axes.plot(kept, [height] * len(kept), marker, color=colour, label=None if height else label)
+            axes.plot(kept, [height] * len(kept), marker, color=colour, label=label if kept else None)
     axes.set_yticks(range(len(rows)), [f"{r['model']}, {r['dataset']}, seed {r['seed']}" for r in reversed(rows)])
     sparsity_axis(
         axes.xaxis, 0.5 * min(max(1 - row[key], 2e-4) for row in rows for key in ("upper", "retrained") if row[key])
@@ -93,7 +93,9 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
     axes.tick_params(axis="x", labelrotation=45, labelsize=8)
     axes.set_xlabel("sparsity (removed fraction)")
     axes.grid(alpha=0.25)
-    figure.legend(fontsize=7, loc="outside lower center", ncols=4)
+    handles, labels = axes.get_legend_handles_labels()
+    unique = dict(zip(labels, handles, strict=True))
+    figure.legend(unique.values(), unique.keys(), fontsize=7, loc="outside lower center", ncols=4)
     save(figure, folder / f"{NAME}.png")
 
 
