@@ -1,4 +1,4 @@
-"""Training whose every step is fixed by (recipe, seed, step number), so it can stop and start anywhere."""
+"""Training in which recipe, seed and step number determine every step, so that it can stop and go on anywhere."""
 
 from __future__ import annotations
 

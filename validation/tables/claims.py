@@ -1,4 +1,4 @@
-"""Claims and their verdicts, by the conditions that they consist of."""
+"""Claims and their verdicts: each claim is a list of conditions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Table ``koopman-equivalence``: Koopman and global magnitude pruning and layer shuffling, early and converged."""
+"""Table ``koopman-equivalence``: Koopman, magnitude and shuffled-layer pruning, early and at convergence."""
 
 from __future__ import annotations
 

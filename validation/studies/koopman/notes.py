@@ -1,4 +1,4 @@
-"""What the tables of recorded runs share in words, numbers and figures."""
+"""Texts, numbers and figures that the tables of recorded runs share."""
 
 from __future__ import annotations
 

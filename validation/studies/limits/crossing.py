@@ -1,4 +1,4 @@
-"""Table ``crossing``: the norm of the removed weights against sparsity, as it is and as the curvature allows."""
+"""Table ``crossing``: the norm of the removed weights and the norm that curvature allows, against sparsity."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Table ``meaning``: which prediction speaks of which truth, with L1 and without, beside a constant."""
+"""Table ``meaning``: how close each prediction comes to each truth, with and without L1, next to a constant."""
 
 from __future__ import annotations
 

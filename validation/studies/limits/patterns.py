@@ -1,4 +1,4 @@
-"""Table ``patterns``: 2:4, blocks, channels and heads, what they bear and what the one spectrum says of them."""
+"""Table ``patterns``: the sparsity that 2:4, blocks, channels and heads allow, and its prediction by one spectrum."""
 
 from __future__ import annotations
 

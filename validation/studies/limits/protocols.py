@@ -1,4 +1,4 @@
-"""What one network is predicted to bear and what it bears, by the paper's protocol and by the user's."""
+"""Predicted and measured sparsities of one network, by the paper's protocol and by the user's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Table ``sota``: what every pruner reaches against what was predicted, as one scatter."""
+"""Table ``sota``: the sparsity that every pruner reaches against the predicted one, as a scatter plot."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Table ``theory-vs-actual``: what is predicted beside what pruning reaches, by the paper's protocol and the user's."""
+"""Table ``theory-vs-actual``: predictions and what pruning reaches, by the paper's protocol and by the user's."""
 
 from __future__ import annotations
 
