@@ -1,6 +1,6 @@
-"""Time of one product of this checkout against another one of the same repository, both in one run.
+"""Time of one product in this checkout and in another checkout of the same repository, both in one run.
 
-Run by hand: ``python benchmarks/against.py --against CHECKOUT --out docs/results/benchmarks``. Takes some minutes.
+Run by hand: ``python benchmarks/against.py --against CHECKOUT --out docs/results/benchmarks``. It takes some minutes.
 """
 
 from __future__ import annotations

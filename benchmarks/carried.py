@@ -1,8 +1,8 @@
-"""Limits carried from sub-samples to all data, against all data, on networks of which two set the rules.
+"""Limits extrapolated from sub-samples, against the limits of all data, on networks of which two set the rules.
 
-``python benchmarks/carried.py --out docs/results/benchmarks``, with the data in ``PRUNING_LIMITS_DATA``. Five
-minutes, and ten more for the Hessian, once the networks are trained, which are looked for in ``runs``. Rows of a
-curvature that is not asked for are kept from the table that lies there.
+``python benchmarks/carried.py --out docs/results/benchmarks``, with the data in ``PRUNING_LIMITS_DATA``. It takes five
+minutes, and ten more for the Hessian. Trained networks are read from ``runs``; missing networks are trained first. The
+rows of a curvature that is not requested are kept from the existing table.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""How well the losses of a random draw stand for those of all data, against the error that is stated for it.
+"""How well the losses of a random draw estimate the losses of all data, against the error that is stated.
 
-``python benchmarks/draws.py --out docs/results/benchmarks``, with CIFAR-10 and MNIST in ``PRUNING_LIMITS_DATA``. A pass
-over all data per network, once the networks of the suite ``cpu`` are trained, which are looked for in ``runs``.
+``python benchmarks/draws.py --out docs/results/benchmarks``, with CIFAR-10 and MNIST in ``PRUNING_LIMITS_DATA``. It
+takes one pass over all data per network. The trained networks of the suite ``cpu`` are read from ``runs``; missing
+networks are trained first.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What a prediction costs, in epochs of the training that made the network, and how well its rungs are known.
+"""The cost of a prediction in epochs of the training of its network, and the precision of its rungs.
 
-``python benchmarks/epoch.py --out docs/results/benchmarks``, with the data in ``PRUNING_LIMITS_DATA``. An hour once
-the networks are trained, which are looked for in ``runs``; every measurement runs in a process of its own. Rows that
-are not measured again are kept from the table that lies there.
+``python benchmarks/epoch.py --out docs/results/benchmarks``, with the data in ``PRUNING_LIMITS_DATA``. It takes an
+hour. Trained networks are read from ``runs``; missing networks are trained first. Every measurement runs in a process
+of its own. Rows that are not measured again are kept from the existing table.
 """
 
 from __future__ import annotations

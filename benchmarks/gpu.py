@@ -1,8 +1,8 @@
 """Products against other libraries, and whole predictions in three arithmetics, on a GPU.
 
 Run by ``make gpu``, or by hand: ``python benchmarks/gpu.py --out docs/results/gpu``. Every network runs in a process of
-its own, which is ended when its time is over; the table then tells what was not finished. All of them together take six
-and a half minutes at most. ``--device cpu --smoke`` tries everything out on tiny networks without a GPU.
+its own. When the time of a process is over, it is ended, and the table says what was not finished. All processes
+together take at most six and a half minutes. ``--device cpu --smoke`` runs everything on tiny networks without a GPU.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""How time and memory of a product and of a short Lanczos run grow with the number of weights and of samples.
+"""Growth of the time and memory of a product and of a short Lanczos run with the numbers of weights and samples.
 
-Run by hand: ``python benchmarks/growth.py --out docs/results/benchmarks``. Takes about six minutes. Every point is
-measured in a process of its own; needs Linux, whose ``/proc`` tells the peak of the resident size.
+Run by hand: ``python benchmarks/growth.py --out docs/results/benchmarks``. It takes about six minutes. Every point is
+measured in a process of its own. It needs Linux, because it reads the peak of the resident size from ``/proc``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""How often draws give an answer that all data give, too, and how many passes over the data it takes.
+"""How often draws give the same answer as all data, and how many passes over the data they take.
 
-``python benchmarks/one_shot.py --out docs/results/benchmarks``, with the data in ``PRUNING_LIMITS_DATA``. Eight minutes
-once the network is trained, which is looked for in ``runs``.
+``python benchmarks/one_shot.py --out docs/results/benchmarks``, with the data in ``PRUNING_LIMITS_DATA``. It takes
+eight minutes. The trained network is read from ``runs``; if it is missing, it is trained first.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from estimators import Objective
 from pruning_limits.losses import all_losses
 from pruning_limits.magnitude import MagnitudeProfile
 from pruning_limits.measured import DEVIATIONS, Bar, crossing
-from pruning_limits.one_shot import DRAWS, PairedDifferences, draws_of, measured_points
+from pruning_limits.one_shot import DRAWS, LIKELY, PairedDifferences, draws_of, measured_points
 from validation.tables.writing import Column, Page, Row, write_table
 
 SIMULATED, REAL = 1000, 30
@@ -109,7 +109,8 @@ def main() -> None:
     notes = [
         f"Made by `python benchmarks/one_shot.py --out {arguments.out}`. {environment_note()}",
         f"One-shot pruning measured with draws of {' and '.join(f'{size:,}' for size in DRAWS)} samples that decide at "
-        f"{DEVIATIONS:g} standard errors, to a bracket of {100 * WIDTH:g} points. An answer is right where all data "
+        f"{LIKELY:g} standard errors, and beside a network that all data were passed through at {DEVIATIONS:g}, to a "
+        f"bracket of {100 * WIDTH:g} points. An answer is right where all data "
         "say that its lower end keeps the criterion and its upper end does not. Passes are those of pruned networks, "
         "without that of the dense network. Aimed at: 99.9 % right in at most 2 passes.",
     ]

@@ -1,8 +1,8 @@
 """How long the suite ``paper`` takes: measured steps on this processor, and the whole on one GPU by extrapolation.
 
-``python benchmarks/paper_time.py --out docs/results/benchmarks``, with CIFAR-10 in ``PRUNING_LIMITS_DATA``. An hour of
-one core at most. Counted are the trainings of the tables that the suite's own sections ask for: ``theory-vs-actual``
-and ``bounds`` (the dense network, one prediction, re-training at the limit) and ``algorithms`` with ``sota``.
+``python benchmarks/paper_time.py --out docs/results/benchmarks``, with CIFAR-10 in ``PRUNING_LIMITS_DATA``. It takes at
+most an hour of one core. It counts the trainings of the tables in the suite's own sections: ``theory-vs-actual`` and
+``bounds`` (the dense network, one prediction, re-training at the limit) and ``algorithms`` with ``sota``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What losses, gradients and products cost in forward passes, and how many samples to pass at once.
+"""The cost of losses, gradients and products in forward passes, and how many samples to pass at once.
 
-``python benchmarks/parts.py --out docs/results/benchmarks``, with the data in ``PRUNING_LIMITS_DATA``. Five minutes
-once the networks are trained, which are looked for in ``runs``.
+``python benchmarks/parts.py --out docs/results/benchmarks``, with the data in ``PRUNING_LIMITS_DATA``. It takes five
+minutes. Trained networks are read from ``runs``; missing networks are trained first.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Time of one product with the Hessian and the GGN against PyHessian and curvlinops, all in one run.
 
-Run by hand: ``python benchmarks/products.py --out docs/results/benchmarks``. Takes about half an hour.
+Run by hand: ``python benchmarks/products.py --out docs/results/benchmarks``. It takes about half an hour.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """One prediction against the published pipeline, both run from start to end on FC5 and a tenth of CIFAR-10.
 
 Run by hand: ``python benchmarks/reference.py --out docs/results/benchmarks``, with the data in ``PRUNING_LIMITS_DATA``.
-Half an hour of one core once the network is trained, which is looked for in ``runs``. ``--steps``, ``--samples`` and
-``--budgets`` make it smaller, for trying out.
+It takes half an hour of one core. The trained network is read from ``runs``; if it is missing, it is trained first.
+``--steps``, ``--samples`` and ``--budgets`` make a smaller run for a trial.
 """
 
 from __future__ import annotations

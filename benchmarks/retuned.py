@@ -1,8 +1,8 @@
-"""What few samples and little time make of a pruned network: re-tuning and its rivals, at equal samples and time.
+"""What re-tuning and its competitors reach with few samples and little time, at equal samples and time.
 
 ``python benchmarks/retuned.py --out docs/results/benchmarks``, with CIFAR-10, MNIST and Fashion-MNIST in
-``PRUNING_LIMITS_DATA``. Networks are looked for in ``runs`` and trained where they are missing; so are finished cells,
-so that a run that was stopped goes on. ``--samples`` and ``--seeds`` choose what is added to the table.
+``PRUNING_LIMITS_DATA``. Trained networks and finished cells are read from ``runs``; missing ones are computed, so that
+a stopped run can go on. ``--samples`` and ``--seeds`` choose the rows that are added to the table.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from pruning_limits.fine_tuning import WIDTH as WIDTH_OF_BATCHES
 from pruning_limits.fine_tuning import FineTuning, Network, Steps
 from pruning_limits.magnitude import removed_count
 from pruning_limits.metrics import accuracy
-from pruning_limits.plotting import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, new_figure, save
+from pruning_limits.plotting import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, headline, new_figure, save
 from pruning_limits.retuned import retune
 from validation.data import load_data
 from validation.masks import Masks
@@ -64,6 +64,7 @@ RULES = ((0.0025, 2), (0.005, 1), (0.005, 2), (0.005, 4), (0.01, 2))  # share of
 PATCH, WIDTH, HEADS, LAYERS, EPOCHS = 7, 48, 4, 3, 3
 RUNG = "to the dense scores"
 BRIEF, LAYERWISE = f"SGD, {RUNG}", "obs-layerwise, then SGD"
+SHOWN = 2048  # samples, in the figure
 LEAST_LOST = 0.05  # points, the least that the figure shows
 COLOURS = (GREY, "#8c6d31", BLUE, "#56b4e9", ORANGE, "#e69f00", PURPLE, GREEN, "#cc0000", "#7fc97f", "#0a3d62", BLACK)
 
@@ -465,9 +466,9 @@ def averaged(rows: Sequence[Row]) -> list[Row]:
 
 def verdicts(rows: Sequence[Row]) -> list[str]:
     """Say for every method how often it is best and how many points it loses to the dense network on average."""
-    lines = []
-    for samples in sorted({row["samples"] for row in rows}):
-        own = [row for row in rows if row["samples"] == samples]
+    lines, sizes = [], sorted({row["samples"] for row in rows})
+    for group in (*([size] for size in sizes), sizes) if len(sizes) > 1 else [sizes]:
+        own = [row for row in rows if row["samples"] in group]
         said = []
         for method in METHODS:
             best = sum(row[method] >= max(row[rival] for rival in METHODS) - 1e-9 for row in own)
@@ -475,21 +476,23 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
             seconds = sum(row[f"{method} seconds"] for row in own) / len(own)
             said.append(f"{method} {fall:.2f} ({best}; {seconds:.1f} s)")
         lines.append(
-            f"{samples:,} samples: mean loss of accuracy in points over {len(own)} cases, in brackets in how many it "
-            f"is best and its mean processor time: {'; '.join(said)}."
+            f"{' and '.join(f'{size:,}' for size in group)} samples: mean loss of accuracy in points over {len(own)} "
+            f"cases, in brackets in how many it is best and its mean processor time: {'; '.join(said)}."
         )
     return lines
 
 
 def figure(rows: Sequence[Row], path: Path) -> None:
     """Draw the points lost by each method against those that pruning alone has lost, a panel for every network."""
-    own = [row for row in rows if row["samples"] == 2048]
+    sizes = {row["samples"] for row in rows}
+    shown = SHOWN if SHOWN in sizes else max(sizes)
+    own = [row for row in rows if row["samples"] == shown]
     names = [name for name in ORDER if any(row["network"] == name for row in own)]
     columns = 2
     shape = -(-len(names) // columns)
     drawn, axes = new_figure(shape, columns, size=(10.0, 3.0 * shape + 0.4), squeeze=False)
     best = min(METHODS, key=lambda method: sum(row["dense"] - row[method] for row in own))
-    drawn.suptitle(f"{best} loses least of the accuracy on average of {len(own)} cases", fontsize=11)
+    headline(drawn, f"{best} loses least accuracy on average of {len(own)} cases, {shown:,} samples")
     for place, panel in enumerate(axes.flat):
         if place >= len(names):
             panel.set_axis_off()
@@ -510,7 +513,7 @@ def figure(rows: Sequence[Row], path: Path) -> None:
 def main() -> None:
     """Write the tables and the figure from all cells that are asked for."""
     parser = options(__doc__)
-    parser.add_argument("--samples", type=int, nargs="+", default=[2048])
+    parser.add_argument("--samples", type=int, nargs="+", default=[SHOWN])
     parser.add_argument("--lost", type=float, nargs="+", default=list(LOST), help="Points that one-shot has lost.")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--only", nargs="*", default=list(ORDER), help="Names of networks.")

@@ -1,7 +1,8 @@
-"""Curvature products, recurrences and one-shot pruning of GPT-2 small, ResNet-50 and ViT-B/16, and what larger cost.
+"""Measured costs of curvature work on GPT-2 small, ResNet-50 and ViT-B/16, and estimates for larger models.
 
-Run by hand: ``python benchmarks/scale.py --out docs/results/benchmarks``. Takes about twenty minutes and 8 GiB. Every
-number is measured in a process of its own; needs Linux, whose ``/proc`` tells the peak of the resident size.
+Run by hand: ``python benchmarks/scale.py --out docs/results/benchmarks``. It takes about twenty minutes and 8 GiB.
+Every number is measured in a process of its own. It needs Linux, because it reads the peak of the resident size from
+``/proc``.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Which quadrature rule reads the limit off an indefinite spectrum best, and do the stated intervals hold?
 
-Spectra known from dense eigenvalue solvers: trained networks on digits and on 60 synthetic classes, and synthetic
-ones. Run by hand: ``python benchmarks/spectral_rules.py --out docs/results/benchmarks``. Takes about half an hour of
-one core; dense spectra are kept in ``runs/``.
+The true spectra come from dense eigenvalue solvers: spectra of networks trained on digits and on 60 synthetic classes,
+and synthetic spectra. Run by hand: ``python benchmarks/spectral_rules.py --out docs/results/benchmarks``. It takes
+about half an hour of one core. Dense spectra are kept in ``runs/``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What all benchmarks share: their options, times of competitors that take turns, and the machine that they ran on.
+"""The shared parts of all benchmarks: options, times of competitors that take turns, and the machine's name.
 
-Times are processor times of the process, user and system: with one thread they are the wall time on a machine that does
-nothing else, and what others do on it hardly changes them.
+Times are processor times of the process, user plus system. With one thread they equal the wall time on a machine that
+does nothing else, and other processes hardly change them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Products and time to a trace of the GGN within 1 % of the dense truth, against curvlinops, on the same operator.
 
-Run by hand: ``python benchmarks/traces.py --out docs/results/benchmarks``. Takes about five minutes of a
-core; networks and dense spectra are kept in ``runs/``.
+Run by hand: ``python benchmarks/traces.py --out docs/results/benchmarks``. It takes about five minutes of a core.
+Networks and dense spectra are kept in ``runs/``.
 """
 
 from __future__ import annotations

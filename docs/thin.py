@@ -1,6 +1,6 @@
 """Make committed results small: ``python docs/thin.py docs/results``.
 
-Figures keep 64 colours, which the eye does not tell from all. Of JSON files above 85 kB the long arrays are dropped
+Figures keep 32 colours, which the eye does not tell from all. Of JSON files above 85 kB the long arrays are dropped
 that no page shows; the key ``thinned`` names them and the command that makes the whole file again.
 """
 
@@ -15,7 +15,7 @@ from PIL import Image
 from estimators.files import write_bytes
 from validation.tables.storage import write_json
 
-LARGEST, COLOURS = 85_000, 64
+LARGEST, COLOURS = 85_000, 32
 # Which arrays of a table may go, by its name; "rows.runs" is the key "runs" of every row.
 ARRAYS = {
     "algorithms": ("cells",),
@@ -56,7 +56,8 @@ def thin_figure(path):
         return
     buffer = BytesIO()
     opaque = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA")).convert("RGB")
-    opaque.quantize(COLOURS, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+    few = opaque.quantize(COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)  # thin lines keep their colour
+    few.save(buffer, "PNG", optimize=True)
     if buffer.tell() < path.stat().st_size:
         write_bytes(path, buffer.getvalue())
 

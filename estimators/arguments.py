@@ -1,4 +1,4 @@
-"""Models, loaders and loss functions that cannot be taken, told apart before anything is computed."""
+"""Refuse unsuitable models, loaders and loss functions before anything is computed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The curvature of an objective, by differentiating twice where torch can, else by finite differences."""
+"""The curvature of an objective, by second derivatives where torch has them, else by finite differences."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a batch is: any nesting of containers and tensors, and which of its leaves count samples."""
+"""Batches: any nesting of containers and tensors, of whose leaves some count samples."""
 
 from __future__ import annotations
 

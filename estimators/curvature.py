@@ -132,7 +132,7 @@ class _Differentiated(Curvature):
 
     Args:
         objective: The objective; its penalty's curvature is included.
-        memory: Bytes that kept graphs may take; 0 rebuilds every graph in every product.
+        memory: Bytes that stored graphs may take; 0 rebuilds every graph in every product.
         forwards: Forward passes to share with other curvatures of the same objective; None makes its own.
         precision: See ``Hessian``.
         mask: See ``Hessian``.
@@ -230,13 +230,14 @@ class Hessian(_Differentiated):
 
     Args:
         objective: The objective; its penalty's curvature is included.
-        memory: Bytes that kept gradient graphs may take; 0 rebuilds every graph in every product.
+        memory: Bytes that stored gradient graphs may take; 0 rebuilds every graph in every product.
         forwards: Forward passes to share with a GGN of the same objective; None makes its own.
-        precision: ``"full"`` is that of the model; ``"bfloat16"`` takes products of a float32 model in bfloat16 where
-            ``torch.autocast`` holds it safe, and sums them in float32: an error of about a hundredth, which hides
-            eigenvalues that are far smaller than the largest. Shared forward passes bring their own.
-        mask: Bool ``[D]``, False for weights that are removed for good, whose rows and columns are then zero; None
-            keeps all.
+        precision: ``"full"`` is the precision of the model. ``"bfloat16"`` computes products of a float32 model in
+            bfloat16 where ``torch.autocast`` considers it safe, and sums them in float32. The error is about a
+            hundredth, which hides eigenvalues that are far smaller than the largest. Shared forward passes have their
+            own precision.
+        mask: Bool ``[D]``, False for weights that are removed for good; their rows and columns are zero. None keeps
+            all.
 
     Source: Pearlmutter, Fast exact multiplication by the Hessian, Neural Computation 6, 1994.
 
@@ -267,14 +268,15 @@ class Hessian(_Differentiated):
 class GGN(_Differentiated):
     r"""The generalised Gauss-Newton matrix :math:`\frac1n \sum_j J_j^\top \nabla^2_z \ell_j J_j`, as products.
 
-    :math:`J_j` is the Jacobian of the model's output :math:`z_j`: of all the tensors that the model returned, in one
-    call or in several, and that the loss is computed from. The matrix is positive semidefinite where the loss is convex
-    in them; what the loss takes from the weights around them does not count.
+    :math:`J_j` is the Jacobian of the model's output :math:`z_j`. The output consists of all tensors that the model
+    returns, in one call or in several, and that the loss is computed from. The matrix is positive semidefinite where
+    the loss is convex in the output. Terms of the loss that depend on the weights but not through the output do not
+    count.
 
     Args:
-        objective: The objective; its penalty's curvature is included. The loss must be computed from what the model
-            returns, and none of these tensors from another.
-        memory: Bytes that kept graphs may take; 0 rebuilds every graph in every product.
+        objective: The objective; its penalty's curvature is included. The loss must be computed from the tensors that
+            the model returns, and none of these tensors from another.
+        memory: Bytes that stored graphs may take; 0 rebuilds every graph in every product.
         forwards: Forward passes to share with a Hessian of the same objective; None makes its own.
         precision: ``"full"`` or ``"bfloat16"``, see ``Hessian``.
         mask: Bool ``[D]`` or None, see ``Hessian``.

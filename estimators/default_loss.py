@@ -1,4 +1,4 @@
-"""The loss of a model whose user gives none."""
+"""The default loss, for a user who passes none."""
 
 from __future__ import annotations
 

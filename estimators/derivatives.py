@@ -1,4 +1,4 @@
-"""Whether the derivatives that a model and its loss report are those of the loss itself."""
+"""Check that the gradients that torch reports are the derivatives of the loss."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Curvature of objectives that torch differentiates once only, by central finite differences along the vectors."""
+"""Curvature by central finite differences along vectors, where torch can differentiate the objective only once."""
 
 from __future__ import annotations
 
@@ -167,8 +167,8 @@ class Differences(Curvature):
 class DifferenceHessian(Differences):
     r"""The Hessian by central differences of gradients, :math:`H v \approx (g(w + h v) - g(w - h v))/2h`.
 
-    For models, kernels and losses that torch differentiates once only. Where a function has kinks, as ReLU, the
-    difference sees their mean curvature over its step, which second derivatives leave out.
+    It is for models, kernels and losses that torch can differentiate only once. Where a function has kinks, like ReLU,
+    the difference includes the mean curvature of the kinks over its step; second derivatives leave it out.
 
     Args:
         objective: The objective; its penalty's curvature is included.
@@ -196,12 +196,12 @@ class DifferenceHessian(Differences):
 class DifferenceGGN(Differences):
     r"""The generalised Gauss-Newton matrix with :math:`J v \approx (z(w + h v) - z(w - h v))/2h`.
 
-    Two forward passes give the Jacobian of the outputs z along the vector; the Hessian of the loss in the outputs is
-    differentiated, and one backward pass comes last.
+    Two forward passes give the product of the Jacobian of the outputs z with the vector. Differentiation gives the
+    product with the Hessian of the loss in the outputs, and one backward pass the product with the transposed Jacobian.
 
     Args:
         objective: The objective; its penalty's curvature is included. The loss must be computed from what the model
-            returns, with a second derivative in it.
+            returns and have a second derivative in it.
         mask: Bool ``[D]`` or None, see ``Hessian``.
         seed: Seed of the random vector that the step is chosen with.
 

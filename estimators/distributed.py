@@ -20,10 +20,11 @@ SAMPLED = 64
 
 @dataclass(frozen=True)
 class Shard:
-    """A loader that yields this rank's own part of the data, read by no other rank.
+    """A loader that yields this rank's own part of the data, which no other rank reads.
 
     Args:
-        loader: Iterable of batches, the same samples on every pass; all ranks together yield every sample once.
+        loader: Iterable of batches, the same samples on every pass. The loaders of all ranks together yield every
+            sample once.
     """
 
     loader: Iterable[Any]

@@ -1,4 +1,4 @@
-"""The eigenpairs of largest absolute value, with the residuals that vouch for them."""
+"""The eigenpairs of largest absolute value, with residuals that bound their errors."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Eigenpairs:
     Attributes:
         values: Eigenvalues, float64 ``[count]``.
         vectors: Orthonormal eigenvectors as columns ``[D, count]``, in the operator's type.
-        residuals: Norms :math:`\|A v - \lambda v\|`, float64 ``[count]``, each from a product of its own. Within its
-            residual of every value lies an eigenvalue.
+        residuals: Norms :math:`\|A v - \lambda v\|`, float64 ``[count]``, each from a product of its own. Every value
+            lies within its residual of an eigenvalue.
         products: Number of products taken.
         converged: True when no residual exceeds the tolerance.
     """
@@ -39,9 +39,9 @@ def eigenpairs(
 ) -> Eigenpairs:
     r"""Compute the eigenpairs of largest absolute value by block Lanczos with full reorthogonalisation.
 
-    The Krylov space grows from ``count`` random vectors by the residuals of the wanted Ritz pairs, so that a repeated
-    eigenvalue is found as often as it occurs; a space of 3 ``count`` + 12 columns is restarted from its best Ritz
-    vectors. The columns and their products are stored in the operator's type and on its device.
+    The Krylov space starts with ``count`` random vectors and grows by the residuals of the wanted Ritz pairs, so a
+    repeated eigenvalue is found as often as it occurs. A space of 3 ``count`` + 12 columns is restarted from its best
+    Ritz vectors. The columns and their products are stored in the operator's type and on its device.
 
     Args:
         operator: Symmetric operator with ``matmat``.
@@ -49,7 +49,7 @@ def eigenpairs(
         seed: Seed of the start vectors; the global random state is not used.
         tolerance: Wanted residual relative to the largest absolute eigenvalue, at least 0. The error of a well
             separated eigenvalue is of the order of its square.
-        products: Most products to take, at least ``2 * count``; where they do not suffice, ``converged`` is False.
+        products: Largest number of products, at least ``2 * count``; if it does not suffice, ``converged`` is False.
 
     Returns:
         Values, vectors and residuals, whether they have converged or not.

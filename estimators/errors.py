@@ -1,4 +1,4 @@
-"""The one exception that stands for a mistake of the user, and its special cases for missing derivatives."""
+"""The exception for mistakes of the user, and its subclasses for missing derivatives."""
 
 
 class UserError(ValueError):

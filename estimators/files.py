@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, and checkpoints that hold tensors only."""
+"""Files that are written as a whole or not at all, and checkpoints that hold only tensors."""
 
 from __future__ import annotations
 

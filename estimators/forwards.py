@@ -1,4 +1,4 @@
-"""Forward passes of an objective with their graphs, kept where they fit, for all curvatures of that objective."""
+"""Forward passes of an objective with their graphs, kept in memory where they fit, and shared by all curvatures."""
 
 from __future__ import annotations
 

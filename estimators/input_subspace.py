@@ -1,4 +1,4 @@
-"""The first layer's weights as far as they act on its inputs: a subspace with all eigenvalues but known ones."""
+"""First-layer weights restricted to the subspace that acts on the inputs; eigenvalues outside of it are known."""
 
 from __future__ import annotations
 

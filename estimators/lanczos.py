@@ -32,7 +32,7 @@ class Tridiagonal:
         alpha: Diagonal, float64 ``[m]``.
         beta: Off-diagonal, float64 ``[m - 1]``.
         residual: The next off-diagonal entry ``beta_m``; zero after a breakdown.
-        exhausted: True when the Krylov space was exhausted, so that the rule is exact for the start vector.
+        exhausted: True when the Krylov space is exhausted; the rule is then exact for the start vector.
         basis: The vectors ``Q^T`` as rows ``[m, D]``, or None without reorthogonalisation.
     """
 
@@ -60,7 +60,7 @@ class Tridiagonal:
         r"""Return Ritz values and the residual norms :math:`\|A v - \theta v\| = \beta_m |s_m|` of their vectors.
 
         Returns:
-            Values ascending ``[m]`` and norms ``[m]``; within its norm of every value, plus rounding, lies an
+            Values ascending ``[m]`` and norms ``[m]``. Every value lies within its norm, plus rounding, of an
             eigenvalue.
 
         Source: Paige 1971; Parlett, The Symmetric Eigenvalue Problem, 1998, section 13.2.
@@ -81,7 +81,7 @@ class Lanczos:
         reorthogonalise: ``"full"`` keeps all basis vectors (D x steps memory) and orthogonalises against them;
             ``"none"`` keeps three vectors: repeated eigenvalues appear in T, but integrals stay accurate. Both per
             start vector.
-        images: The operator times the start vectors ``[D, K]``, where known; saves the first product.
+        images: The operator times the start vectors ``[D, K]``, if known; this saves the first product.
 
     Source: Lanczos 1950; Paige 1980 for the recurrence without reorthogonalisation.
     """
@@ -115,10 +115,10 @@ class Lanczos:
         self.steps = 0
 
     def advance(self, steps: int) -> None:
-        """Take so many more steps, or fewer when every Krylov space is exhausted.
+        """Take the given number of further steps, or fewer if every Krylov space is exhausted.
 
         Raises:
-            UserError: The basis of these steps would not fit into memory, or the state has no vectors.
+            UserError: The basis for these steps does not fit into memory, or the loaded state has no vectors.
         """
         self._reserve(steps)
         for _ in range(steps):
@@ -151,7 +151,7 @@ class Lanczos:
         """Return everything needed to continue, as tensors and numbers.
 
         Args:
-            vectors: Include the vectors; without them the state only gives the matrices back.
+            vectors: Include the vectors; a state without them restores only the matrices.
         """
         return {
             "steps": self.steps,
@@ -168,7 +168,7 @@ class Lanczos:
         """Continue from what ``state`` returned, reorthogonalised as it was.
 
         Raises:
-            UserError: The state is damaged or that of another operator; this run stays as it was.
+            UserError: The state is damaged or belongs to another operator; this run stays as it was.
         """
         try:
             fits = self._fits(state)
@@ -312,7 +312,7 @@ def lanczos(operator: Operator, start: Tensor, steps: int, reorthogonalise: Reor
         reorthogonalise: ``"full"`` or ``"none"``.
 
     Returns:
-        The tridiagonal matrix; fewer steps when the Krylov space is exhausted before.
+        The tridiagonal matrix; it has fewer steps if the Krylov space is exhausted earlier.
 
     Raises:
         UserError: ``steps`` is outside 1..D or the start vector is zero or of another length.

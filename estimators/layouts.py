@@ -1,4 +1,4 @@
-"""Which leaves of a batch count samples: by their lengths, and where these leave a doubt by the losses."""
+"""Find the leaves of a batch that count samples, by their lengths, and by the losses where lengths are ambiguous."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Packages whose public names are imported when they are first asked for, so that a part starts without the rest."""
+"""Packages that import a public name at its first use, so that a part of a package starts without the rest."""
 
 from __future__ import annotations
 

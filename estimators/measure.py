@@ -1,4 +1,4 @@
-"""The spectral measure of a matrix: numbers alone, read and asked without torch."""
+"""The spectral measure of a matrix, as numbers that need no torch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class SpectralMeasure:
     Args:
         rules: One quadrature rule, nodes and weights, per probe.
         dimension: D.
-        exact: The rule holds all eigenvalues, so that integrals have no sampling error.
+        exact: Whether the rule holds all eigenvalues; integrals then have no sampling error.
     """
 
     rules: tuple[Rule, ...]
@@ -74,9 +74,9 @@ class SpectralMeasure:
         r"""Estimate :math:`\frac1D \operatorname{tr} f(A)` and its standard error over the choice of probes.
 
         For a probe v uniform on the sphere the variance of :math:`v^\top f v` is
-        :math:`\frac{2}{D+2}(\frac1D \operatorname{tr} f^2 - (\frac1D \operatorname{tr} f)^2)` exactly, and both traces
-        come from the same quadrature; so one probe is enough for an error. Where the probes differ by more than this
-        says, their own standard error is returned. The error does not include that of the quadrature.
+        :math:`\frac{2}{D+2}(\frac1D \operatorname{tr} f^2 - (\frac1D \operatorname{tr} f)^2)` exactly. Both traces come
+        from the same quadrature, so one probe is enough for a standard error. Where the probes differ by more than this
+        variance says, the standard error comes from their spread. It does not include the error of the quadrature.
 
         Args:
             function: f, applied to an array of nodes.
@@ -105,8 +105,9 @@ class SpectralMeasure:
     def cumulative(self, grid: ArrayLike) -> tuple[Floats, Floats]:
         r"""Estimate the cumulative spectrum :math:`F(x) = \frac1D \#\{i : \lambda_i \le x\}`.
 
-        The estimate jumps by a node's weight at the node. Like ``integrate``, the standard error holds the choice of
-        probes and not the resolution of the quadrature, which the size of the jumps near x tells.
+        The estimate jumps at every node by the weight of the node. The standard error includes only the choice of
+        probes, as in ``integrate``. The resolution of the quadrature is not included; the size of the jumps near x
+        shows it.
 
         Args:
             grid: Points x ``[g]``.
@@ -140,7 +141,7 @@ class SpectralMeasure:
         return bumps
 
     def among(self, known: Sequence[tuple[float, float]]) -> SpectralMeasure:
-        """Return the measure of the whole matrix when this one is that of a block and the other eigenvalues are known.
+        """Return the measure of a whole matrix from this measure of a block and the known other eigenvalues.
 
         Args:
             known: Pairs of an eigenvalue and its share of all D in [0, 1]; the block has the rest.

@@ -1,4 +1,4 @@
-"""How much memory is free, and how to go on when it runs out."""
+"""Free memory, and how to go on when memory runs out."""
 
 from __future__ import annotations
 

@@ -41,23 +41,24 @@ REFUSED = re.compile(f"{MISSING.pattern}|No viable backend", re.IGNORECASE)
 class Objective:
     r"""The function :math:`F(w) = \frac1n \sum_j \ell_j(w) + p(w)` of a model's chosen weights.
 
-    The sum runs over the samples of the loader, whatever its batch sizes. The model is evaluated in evaluation mode
-    by substitution of weights: its parameters, buffers, gradients and mode flags are never written. When memory runs
-    out, batches are split, and stay so for later passes.
+    The sum runs over the samples of the loader, whatever its batch sizes. The model runs in evaluation mode, and copies
+    of its weights replace the weights: its parameters, buffers, gradients and mode flags are never written. When memory
+    runs out, batches are split and stay split for later passes.
 
     The caller's inference mode, autocast and gradient mode do not matter. The model's forward hooks are called as in
     a normal call, its backward hooks are not.
 
-    Where ``torch.distributed`` is initialised, every rank evaluates its share of the batches; sums run over all ranks
-    and have the same bits on each.
+    Where ``torch.distributed`` is initialised, every rank evaluates its share of the batches. Sums run over all ranks
+    and are equal bit for bit on all of them.
 
     Args:
-        model: Any module; all parameters on one device. Of ``DistributedDataParallel`` the module inside is
-            taken. What ``torch.distributed.fsdp.fully_shard`` has spread over ranks is gathered once, on every rank.
+        model: Any module; all parameters on one device. If it is wrapped in ``DistributedDataParallel``, the module
+            inside is used. Parameters that ``torch.distributed.fsdp.fully_shard`` has spread over ranks are gathered
+            once, on every rank.
         loader: Iterable of batches that yields the same samples on every pass. A batch is a tensor or a tuple, list,
             dictionary or object of tensors whose first dimension counts samples; where first dimensions differ, the
-            number of per-sample losses tells which of them does. Of several ranks all get the same loader, or each its
-            own part as a ``Shard``.
+            number of per-sample losses decides which of them does. With several ranks, all get the same loader, or each
+            its own part of the data as a ``Shard``.
         loss_fn: ``(model, batch) -> losses``, per sample ``[n]`` or the scalar mean over the batch's samples; default
             cross-entropy on ``(x, y)``.
         penalty: ``L1``, ``L2`` or None; a penalty over all parameters of the model.
@@ -66,13 +67,13 @@ class Objective:
     Attributes:
         weights: The model's weights, chosen and others.
         data: The samples.
-        picked: Of a sub-sample, the numbers of its samples in loader order; None of all data.
-        factors: Of a sub-sample, what their losses are multiplied by; None of all data.
-        plain_attention: Whether attention must do without torch's fast kernels everywhere, since a first gradient of
-            the loss differentiates it twice, or the caller's settings allow none of them.
+        picked: In a sub-sample, the numbers of its samples in loader order; None for all data.
+        factors: In a sub-sample, the factor on the loss of each of its samples; None for all data.
+        plain_attention: Whether attention must run without torch's fast kernels everywhere, because already the first
+            gradient of the loss differentiates attention twice, or because the caller's settings forbid these kernels.
 
     Raises:
-        UserError: The model, the loader or the loss function is not of the kind that is needed.
+        UserError: The model, the loader or the loss function is unsuitable.
 
     Example:
         >>> model = nn.Linear(2, 2)
@@ -112,7 +113,7 @@ class Objective:
         return objective
 
     def among(self, names: Sequence[str]) -> Objective:
-        """Return the same objective of some of the chosen weights, given by their names."""
+        """Return the same objective as a function of only some of the chosen weights, given by their names."""
         objective = copy.copy(self)
         with plain_modes():
             objective.weights = Weights(self.model, [escape(name) for name in names])
@@ -120,7 +121,7 @@ class Objective:
         return objective
 
     def with_buffers(self, buffers: Mapping[str, Tensor]) -> Objective:
-        """Return the same objective of a model with other buffers, such as batch-norm statistics measured anew.
+        """Return the same objective for a model with other buffers, such as newly measured batch-norm statistics.
 
         Args:
             buffers: Tensors by name; buffers that are not named stay the model's.
@@ -151,7 +152,7 @@ class Objective:
 
     @property
     def chosen(self) -> dict[str, Tensor]:
-        """The chosen weights by name; where a pruning mask multiplies them, the product."""
+        """The chosen weights by name; a weight with a pruning mask is multiplied by it."""
         with plain_modes():
             return self.weights.chosen
 
@@ -163,14 +164,14 @@ class Objective:
 
     @property
     def most(self) -> int | None:
-        """Most samples that are passed at once; None passes batches as they come."""
+        """Largest number of samples in one forward pass; None passes batches as they come."""
         return self.data.most
 
     @property
     @shrinking
     @plain_modes()
     def samples(self) -> int:
-        """Number of samples in one pass over the loader, of all ranks together."""
+        """Number of samples in one pass over the loader, over all ranks."""
         if not self.data.counted:
             with self.one_pass():
                 self.data.count()
@@ -181,14 +182,14 @@ class Objective:
         return flatten(list(self.chosen.values())).clone()
 
     def versions(self) -> list[int]:
-        """Count the writes to the model's parameters and buffers so far; a change tells that kept graphs are stale."""
+        """Count the writes to the model's parameters and buffers so far; after a change, stored graphs are stale."""
         return self.weights.versions()
 
     def one_pass(self, *vectors: Tensor) -> AbstractContextManager[None]:
-        """Return a context for a pass over this rank's share, which all ranks come through with equal inputs, or none.
+        """Return a context for a pass over this rank's share; either all ranks pass it with equal inputs, or none does.
 
         Args:
-            vectors: What the pass multiplies or evaluates; must be equal on all ranks.
+            vectors: Vectors that the pass multiplies or evaluates; they must be equal on all ranks.
         """
         tensors = (*self.chosen.values(), *self.fixed.values(), *self.weights.buffers.values())
         return distributed.together(
@@ -200,7 +201,7 @@ class Objective:
         )
 
     def batches(self) -> Iterator[tuple[Any, int]]:
-        """Yield every batch of this rank's share, or its parts, on the model's device together with its size."""
+        """Yield every batch of this rank's share, whole or in parts, on the model's device, with its size."""
         return iter(self.data)
 
     def shrink(self) -> None:
@@ -208,12 +209,12 @@ class Objective:
         self.data.shrink()
 
     def losses(self, weights: Mapping[str, Tensor], batch: Any, twice: bool = True) -> Tensor:
-        """Evaluate the loss function on one batch at substituted weights; differentiable in ``weights``.
+        """Evaluate the loss function on one batch at the given weights; differentiable in ``weights``.
 
         Args:
             weights: The chosen weights by name.
             batch: A batch on the model's device.
-            twice: Whether the losses may be differentiated twice, where gradients are recorded. Otherwise attention
+            twice: Whether the losses, where gradients are recorded, can be differentiated twice. If False, attention
                 runs on torch's fast kernels.
         """
         losses = self._called(weights, batch, twice)
@@ -226,7 +227,7 @@ class Objective:
     def outputs_and_losses(
         self, weights: Mapping[str, Tensor], batch: Any, twice: bool = True
     ) -> tuple[list[Any], Tensor]:
-        """Evaluate one batch as ``losses`` does and also return what every call of the model put out."""
+        """Evaluate one batch as ``losses`` does, and also return the output of every call of the model."""
         outputs: list[Any] = []
         with self.model.register_forward_hook(lambda module, arguments, output: outputs.append(output)):
             return outputs, self.losses(weights, batch, twice)
@@ -235,7 +236,7 @@ class Objective:
     @plain_modes()
     @torch.no_grad()
     def value(self, weights: Tensor | None = None) -> float:
-        """Return F at the model's weights or at the given ones, ``[D]``."""
+        """Return F at the model's weights, or at given weights ``[D]``."""
         at = self.chosen if weights is None else named(weights, self.chosen)
         total = torch.zeros((), dtype=torch.float64, device="cpu")
         with self.one_pass(*at.values()), without_zero_units(at.values()):
@@ -247,18 +248,20 @@ class Objective:
     @plain_modes()
     @torch.no_grad()
     def sample_losses(self, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return the data losses, without penalty, in loader order; of all ranks together.
+        """Return the losses of the data, without penalty, in loader order and of all ranks.
 
         Args:
-            weights: Where, ``[D]``; None means at the model's weights. At given weights, such as pruned ones, losses
-                that are NaN or infinite are returned, and it is not checked again that losses are those of samples.
+            weights: Weights to evaluate at, ``[D]``; None means the model's weights. At given weights, such as pruned
+                ones, NaN and infinite losses are returned as they are, and it is not checked again that the losses are
+                per-sample losses or batch means.
 
         Returns:
-            Losses, float64 ``[m]``, and the number of samples ``[m]`` each of them is the mean of: all ones where
+            Losses, float64 ``[m]``, and the number of samples ``[m]`` that each loss is the mean of: ones where
             ``loss_fn`` gives per-sample losses, batch sizes where it gives batch means.
 
         Raises:
-            UserError: At the model's weights a loss is NaN or infinite, or losses of a batch change when it is split.
+            UserError: At the model's weights a loss is NaN or infinite, or the losses of a batch change when the batch
+                is split.
         """
         at = self.chosen if weights is None else named(weights, self.chosen)
         given = [] if weights is None else list(at.values())
@@ -278,22 +281,22 @@ class Objective:
         return result, self.data.in_loader_order(sizes)
 
     def penalty_value(self, weights: Mapping[str, Tensor]) -> float:
-        """Return the penalty over all parameters, the chosen ones substituted."""
+        """Return the penalty over all parameters, with the chosen weights replaced."""
         if self.penalty is None:
             return 0.0
         return float(self.penalty.value([*self.fixed.values(), *weights.values()]))
 
     def gradient(self, weights: Tensor | None = None) -> Tensor:
-        """Return the gradient of F with respect to the chosen weights ``[D]``, at the model's or at given ones."""
+        """Return the gradient of F in the chosen weights, ``[D]``, at the model's weights or at given weights."""
         return self.losses_and_gradient(weights)[1]
 
     @shrinking
     @plain_modes()
     def losses_and_gradient(self, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return the losses as ``sample_losses`` does, without their sizes, and the gradient of F, in one pass.
+        """Return in one pass the losses as ``sample_losses`` does, without their sizes, and the gradient of F.
 
         Args:
-            weights: Where, ``[D]``; None means at the model's weights.
+            weights: Weights to evaluate at, ``[D]``; None means the model's weights.
         """
         vector = self.vector() if weights is None else weights.to(self.device, self.dtype)
         total = torch.zeros(self.dimension, dtype=self.dtype, device=self.device)
@@ -315,7 +318,7 @@ class Objective:
         """Return the losses of one batch and the gradient of their sum.
 
         Args:
-            weights: Where, ``[D]``.
+            weights: Weights to evaluate at, ``[D]``.
             batch: A batch on the model's device.
             size: Its number of samples.
 
@@ -343,24 +346,24 @@ class Objective:
     def subset(self, samples: int, seed: int = 0, scores: Tensor | None = None) -> Objective:
         r"""Freeze a random sub-sample of the data in memory.
 
-        With scores a sample is drawn with a probability in proportion to its score, :math:`\pi_j`, and its loss is
-        multiplied by :math:`n/(N \pi_j)`, so that values, gradients and products estimate those of all data without
-        bias, and with the less noise the more a sample's share in them goes with its score.
+        With scores, a sample is drawn with a probability :math:`\pi_j` in proportion to its score, and its loss is
+        multiplied by :math:`n/(N \pi_j)`. Values, gradients and products are then unbiased estimates of those of all
+        data. The noise is low where the contribution of a sample is nearly proportional to its score.
 
-        Batches that carry values of their own, such as a scale that differs from batch to batch, and batches that
-        cannot be cut, such as graphs, are drawn whole, without regard to scores.
+        Some batches are drawn whole, without regard to scores: batches that carry values of their own, such as a scale
+        that differs from batch to batch, and batches that cannot be cut, such as graphs.
 
         Args:
-            samples: Number n of samples, drawn without replacement; at least the whole data set means all N of it.
-                Whole batches give at least that number.
+            samples: Number n of samples, drawn without replacement; a number of N or more takes all N samples. Batches
+                that are drawn whole give at least n samples.
             seed: Seed of the draw; the global random state is not used.
             scores: One positive number per sample ``[N]``, in loader order, where ``loss_fn`` returns one loss per
                 sample; None draws all with equal probability.
 
         Returns:
-            The same objective on the sub-sample, a part of it on every rank, or this one when it asks for everything.
-            Its ``picked`` holds the numbers of the samples in loader order, its ``factors`` what their losses are
-            multiplied by.
+            The same objective on the sub-sample, of which every rank has a part; or this objective if all samples are
+            asked for. Its ``picked`` holds the numbers of the samples in loader order, its ``factors`` the factors on
+            their losses.
 
         Source: Madow, On the theory of systematic sampling II, Annals of Mathematical Statistics 20, 1949; Horvitz and
         Thompson, Journal of the American Statistical Association 47, 1952.
@@ -380,14 +383,14 @@ class Objective:
 
     @contextmanager
     def held(self, weights: Mapping[str, Tensor] | None = None, twice: bool = True) -> Iterator[None]:
-        """Hold the model as ``losses`` sees it while a graph is differentiated.
+        """Keep the model in the state of ``losses`` while a graph is differentiated.
 
-        Activation checkpointing calls the model's layers again then; without this they would be called with the model's
-        own buffers, mode and ``requires_grad`` flags.
+        Activation checkpointing calls the model's layers again during differentiation. Without this context they would
+        see the model's own buffers, mode and ``requires_grad`` flags.
 
         Args:
-            weights: Chosen weights that the graph starts from; None means those of the model.
-            twice: What ``losses`` was told.
+            weights: Chosen weights that the graph starts from; None means the model's weights.
+            twice: The value of ``twice`` in the call of ``losses``.
         """
         at = self.chosen if weights is None else weights
         with (

@@ -1,4 +1,4 @@
-"""A symmetric matrix that is known by its products, and a test of that."""
+"""Symmetric matrices that are known by their products with vectors, and a test of symmetry."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Operator(Protocol):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the vectors that it takes."""
+        """Type of the vectors that the matrix multiplies."""
 
     @property
     def device(self) -> torch.device:
-        """Device of the vectors that it takes."""
+        """Device of the vectors that the matrix multiplies."""
 
     def matmat(self, vectors: Tensor) -> Tensor:
         """Multiply with the columns of ``vectors`` ``[D, K]``."""
@@ -101,18 +101,18 @@ class Caching(Protocol):
 
 
 def check_symmetric(operator: Operator, seed: int = 0) -> None:
-    r"""Compare :math:`u^\top (A v)` with :math:`v^\top (A u)` for two random vectors, each with a pass of its own.
+    r"""Compare :math:`u^\top (A v)` with :math:`v^\top (A u)` for two random vectors, each product in a separate pass.
 
-    The curvature of a model that draws random numbers in its forward pass is another matrix in every pass. Graphs that
-    a ``Hessian`` or a ``GGN`` has kept are dropped, so that both products see the data anew.
+    If a model draws random numbers in its forward pass, its curvature is a different matrix in every pass. The stored
+    graphs of a ``Hessian`` or a ``GGN`` are dropped, so that both products pass the data again.
 
     Args:
         operator: Operator with ``matmat``; two products are taken.
         seed: Seed of the vectors; the global random state is not used.
 
     Raises:
-        UserError: The two differ by more than rounding can explain: by more than the root of the precision of the type,
-            relative to the size that either has for random vectors.
+        UserError: The two numbers differ by more than rounding can explain: by more than the square root of the
+            precision of the type, relative to their usual size for random vectors.
 
     Example:
         >>> class Rotation:

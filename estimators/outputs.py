@@ -1,4 +1,4 @@
-"""Which tensors of a model's output the loss is a function of."""
+"""Find the tensors of a model's output that the loss is computed from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which weights of a model are looked at."""
+"""Choose the prunable weights of a model."""
 
 from __future__ import annotations
 

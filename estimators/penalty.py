@@ -14,7 +14,7 @@ from estimators.errors import UserError
 
 
 class Penalty(Protocol):
-    """What an objective needs to know of a weight penalty."""
+    """The interface of a weight penalty."""
 
     @property
     def curvature(self) -> float:

@@ -40,8 +40,8 @@ def gauss_radau(tridiagonal: Tridiagonal, node: float) -> Rule:
         node: The prescribed node, outside the interior of the spectrum.
 
     Returns:
-        Nodes ascending ``[m + 1]`` and weights ``[m + 1]``; the Gauss rule when the Krylov space was exhausted or when
-        it has the node already.
+        Nodes ascending ``[m + 1]`` and weights ``[m + 1]``; the Gauss rule if the Krylov space is exhausted or if the
+        rule already has the node.
 
     Source: Golub 1973; Golub and Meurant 2010, section 6.2.
     """
@@ -71,15 +71,16 @@ def gauss_radau(tridiagonal: Tridiagonal, node: float) -> Rule:
 def averaged_gauss(tridiagonal: Tridiagonal) -> Rule:
     r"""Averaged Gauss rule of 2m - 1 nodes, exact up to degree 2m at least.
 
-    The Lanczos matrix is continued by its own mirror image. The nodes interlace those of the Gauss rule, so a narrow
-    bulk is seen by several nodes on both sides, and for functions with a kink such as :math:`c/(c+|x|)` the value moves
-    far less from step to step than that of the Gauss rule. The outermost nodes may lie slightly outside the spectrum.
+    The rule extends the Lanczos matrix by its mirror image. The nodes interlace the nodes of the Gauss rule, so a
+    narrow bulk of eigenvalues has several nodes on both sides. For functions with a kink such as :math:`c/(c+|x|)`, the
+    value changes far less from step to step than the value of the Gauss rule. The outermost nodes may lie slightly
+    outside the spectrum.
 
     Args:
         tridiagonal: Lanczos matrix of m steps.
 
     Returns:
-        Nodes ascending ``[2m - 1]`` and weights; the Gauss rule when the Krylov space was exhausted.
+        Nodes ascending ``[2m - 1]`` and weights; the Gauss rule if the Krylov space is exhausted.
 
     Source: Spalevic, On generalized averaged Gaussian formulas, Mathematics of Computation 76, 2007.
     """
@@ -90,17 +91,18 @@ def averaged_gauss(tridiagonal: Tridiagonal) -> Rule:
 
 
 def steady_gauss(tridiagonal: Tridiagonal) -> Rule:
-    r"""Mean of the averaged Gauss rules of the last steps, at most half of them and at most eight.
+    r"""Mean of the averaged Gauss rules of the last steps, at most half of all steps and at most eight.
 
-    Which nodes fall into a narrow bulk changes from step to step, and the value of :math:`c/(c+|x|)` with them; the
-    mean of neighbouring steps is steady. With many steps, where a rule alone is, the mean takes fewer of them.
+    In a narrow bulk of eigenvalues the nodes change from step to step, and the value of :math:`c/(c+|x|)` changes with
+    them. The mean of neighbouring steps is steady. With many steps, where a single rule is steady too, the mean takes
+    fewer rules.
 
     Args:
         tridiagonal: Lanczos matrix of m steps.
 
     Returns:
-        Nodes and weights, at most 1,024 or those of one rule; the weights sum to 1. The Gauss rule when the Krylov
-        space was exhausted.
+        Nodes and weights, at most 1,024 or those of a single rule; the weights sum to 1. The Gauss rule if the Krylov
+        space is exhausted.
 
     Example:
         >>> matrix = Tridiagonal(np.zeros(6), np.ones(5), 1.0, exhausted=False)
@@ -119,8 +121,8 @@ def steady_gauss(tridiagonal: Tridiagonal) -> Rule:
 def even_bracket(tridiagonal: Tridiagonal) -> tuple[Rule, Rule]:
     r"""Rules that bound an even function of an indefinite matrix, such as :math:`c/(c+|x|)`, from both sides.
 
-    Of a function :math:`g(x^2)` only the even moments matter. They are those of the squared matrix, which is positive
-    semidefinite, and the first m of them follow from m Lanczos steps with the matrix itself. Where g is completely
+    For a function :math:`g(x^2)` only the even moments matter. They are the moments of the squared matrix, which is
+    positive semidefinite. The first m of them follow from m Lanczos steps with the matrix itself. Where g is completely
     monotone, as :math:`c/(c+\sqrt y)` is (the square root is a Bernstein function), the Gauss rule of the squared
     matrix is a lower bound and its Gauss-Radau rule with a node at 0 an upper bound. Both are read off the bidiagonal
     matrices of Golub and Kahan, so that small nodes keep their digits.

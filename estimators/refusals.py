@@ -1,4 +1,4 @@
-"""What cannot be differentiated, named: layers without a second derivative, and graphs that are lost on the way."""
+"""Name the reason why torch cannot differentiate twice: a layer without a second derivative, or a lost graph."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def dense_measure(operator: Operator, images: Tensor | None = None) -> SpectralM
 
     Args:
         operator: Symmetric operator; D products are taken and D x D numbers stored.
-        images: All its columns ``[D, D]``, where known; saves the products.
+        images: All columns of the operator ``[D, D]``, if known; this saves the products.
 
     Returns:
         The exact measure.

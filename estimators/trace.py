@@ -21,10 +21,10 @@ class TraceEstimate:
 
     Attributes:
         value: The estimate.
-        standard_error: Its standard error over the choice of random vectors, widened by Student's t where few products
-            leave that error uncertain, so that ``value`` plus and minus twice it covers the trace in about 95 % of
-            seeds; 0 where the products give the trace exactly.
-        products: Number of products that it took.
+        standard_error: Standard error over the choice of random vectors; 0 where the products give the trace exactly.
+            It is widened by Student's t where few products leave it uncertain, so that two standard errors around
+            ``value`` cover the trace in about 95 % of seeds.
+        products: Number of products taken.
     """
 
     value: float
@@ -51,17 +51,17 @@ def hutchinson(operator: Operator, probes: int = 32, seed: int = 0) -> TraceEsti
     r"""Estimate the trace by Hutchinson's estimator, the mean of :math:`v^\top A v` over random signs v.
 
     Args:
-        operator: Symmetric operator with ``matmat``. Any object with ``shape``, ``dtype``, ``device`` and ``matmat``
-            will do, so the trace of f(A) needs no more than a class whose ``matmat`` applies f(A).
-        probes: Number of products, at least 2; D x probes numbers are stored. With D or more the trace is read off the
-            products with the identity, which takes D.
+        operator: Symmetric operator with ``matmat``. Any object with ``shape``, ``dtype``, ``device`` and ``matmat`` is
+            allowed: for the trace of f(A), write a class whose ``matmat`` applies f(A).
+        probes: Number of products, at least 2; D x probes numbers are stored. With D or more, the products with the
+            identity give the exact trace, and D products are taken.
         seed: Seed of the signs; the global random state is not used.
 
     Returns:
-        The estimate; one probe has variance :math:`2 \sum_{i \ne j} A_{ij}^2`. Two standard errors cover the trace in
-        93 to 97 % of seeds from 4 products on; in less with 2 products where few eigenvalues dominate (91 %), in more
-        for a matrix of little else than two opposite eigenvalues (99 %), whose distribution is narrow. An exact trace
-        has the standard error 0.
+        The estimate; one probe has variance :math:`2 \sum_{i \ne j} A_{ij}^2`. With 4 products or more, two standard
+        errors cover the trace in 93 to 97 % of seeds. With 2 products they cover it in 91 % where few eigenvalues
+        dominate. They cover it in 99 % for a matrix with little else than two opposite eigenvalues, because the
+        distribution of its estimates is narrow. An exact trace has the standard error 0.
 
     Raises:
         UserError: Fewer than two probes.
@@ -82,20 +82,20 @@ def hutchinson(operator: Operator, probes: int = 32, seed: int = 0) -> TraceEsti
 def hutch_plus_plus(operator: Operator, products: int = 33, seed: int = 0) -> TraceEstimate:
     r"""Estimate the trace exactly on a random low-rank range and by Hutchinson's estimator on the rest.
 
-    With Q an orthonormal basis of :math:`A S` for random signs S, the estimate is
-    :math:`\operatorname{tr} Q^\top A Q` plus the mean of :math:`g^\top A g` with :math:`g = (I - Q Q^\top) v`. A third
-    of the products goes into each of S, Q and v. Given Q the mean is unbiased, which the standard error rests on.
+    With Q an orthonormal basis of :math:`A S` for random signs S, the estimate is :math:`\operatorname{tr} Q^\top A Q`
+    plus the mean of :math:`g^\top A g` with :math:`g = (I - Q Q^\top) v`. A third of the products goes into each of S,
+    Q and v. Given Q, the mean is unbiased; the standard error relies on this.
 
     Args:
         operator: Symmetric operator with ``matmat``.
         products: Number of products, at least 6; D x products / 3 float64 numbers are stored a few times. With D or
-            more the trace is read off the products with the identity, which takes D.
+            more, the products with the identity give the exact trace, and D products are taken.
         seed: Seed of the signs; the global random state is not used.
 
     Returns:
-        The estimate; exact for matrices of rank up to a third of the products, and with D products, where the standard
-        error is 0. Two standard errors cover the trace in 93 to 97 % of seeds; in 92 % with 6 products at a dimension
-        as small as 12, where two vectors of signs take few values.
+        The estimate; it is exact for matrices of rank up to a third of the products. With D products it is exact and
+        its standard error is 0. Two standard errors cover the trace in 93 to 97 % of seeds. With 6 products at a
+        dimension as small as 12 they cover it in 92 %, because two vectors of signs take few values.
 
     Raises:
         UserError: Fewer than six products.
@@ -127,23 +127,25 @@ def hutch_plus_plus(operator: Operator, products: int = 33, seed: int = 0) -> Tr
 
 
 def xtrace(operator: Operator, products: int = 32, seed: int = 0) -> TraceEstimate:
-    r"""Estimate the trace with every random vector used for the low-rank range of all others and for its own rest.
+    r"""Estimate the trace with every random vector used in the low-rank range of all others and for its own rest.
 
     For k Gaussian vectors :math:`\omega_i` let :math:`P_i` project onto the range of :math:`A \omega_j, j \ne i`. The
     estimate is the mean over i of :math:`\operatorname{tr} P_i A P_i + (D - k + 1)\, e_i^\top A e_i / \|e_i\|^2` with
-    :math:`e_i = (I - P_i) \omega_i`, whose length carries no information and is therefore divided out.
+    :math:`e_i = (I - P_i) \omega_i`. The length of :math:`e_i` carries no information and is divided out.
 
     Args:
         operator: Symmetric operator with ``matmat``.
-        products: Number of products, at least 4, of which an even number is used; D x products / 2 float64 numbers are
-            stored a few times. With D or more the trace is read off the products with the identity, which takes D.
+        products: Number of products, at least 4; an odd number is rounded down. D x products / 2 float64 numbers are
+            stored a few times. With D or more, the products with the identity give the exact trace, and D products are
+            taken.
         seed: Seed of the vectors; the global random state is not used.
 
     Returns:
-        The estimate; exact for matrices of rank below half the products, and with D products, where the standard error
-        is 0. The standard error accounts for the vectors that the k leave-one-out estimates share. Two of it cover the
-        trace in 93 to 97 % of seeds; in less, down to 90 %, where k is close to the number of eigenvalues that stand
-        out, since a vector that adds nothing to a range cannot be told from one that misses much.
+        The estimate; it is exact for matrices of rank below half the products. With D products it is exact and its
+        standard error is 0. The standard error accounts for the vectors that the k leave-one-out estimates share. Two
+        standard errors cover the trace in 93 to 97 % of seeds. They cover it in fewer, down to 90 %, where k is close
+        to the number of dominant eigenvalues: there a vector that adds nothing to the range looks like a vector that
+        misses much.
 
     Raises:
         UserError: Fewer than four products.
@@ -229,14 +231,14 @@ def block_traces(
     Args:
         operator: Symmetric operator with ``matmat``.
         sizes: Sizes of consecutive blocks; they sum to D.
-        probes: Number of Rademacher vectors, at least 2. With D or more the traces are read off the products with the
-            identity.
+        probes: Number of Rademacher vectors, at least 2. With D or more, the products with the identity give the exact
+            traces.
         seed: Seed of the vectors; the global random state is not used.
 
     Returns:
-        Traces ``[blocks]`` and their standard errors ``[blocks]``, widened as those of ``TraceEstimate``; the trace of
-        A is the sum of the traces. Exact traces have errors of 0. Two errors of a block of five rows or fewer that is
-        coupled to no other cover in 87 to 95 % of seeds, since so few signs take few values.
+        Traces ``[blocks]`` and their standard errors ``[blocks]``, widened as in ``TraceEstimate``. The trace of A is
+        the sum of the traces. Exact traces have the error 0. For a block of at most five rows that is coupled to no
+        other block, two standard errors cover the trace in 87 to 95 % of seeds, because so few signs take few values.
 
     Raises:
         UserError: Sizes do not sum to D, or fewer than two probes.

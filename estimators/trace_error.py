@@ -1,8 +1,8 @@
 r"""Errors of stochastic traces, from few products.
 
-A trace is the mean of k quadratic forms. The spread of so few of them says little about their variance, and their
-distribution is skewed where few eigenvalues dominate. Here the variance comes from all entries of the products,
-and the error is widened by Student's t with the degrees of freedom that this variance has.
+A trace is the mean of k quadratic forms. The spread of so few forms says little about their variance, and their
+distribution is skewed where few eigenvalues dominate. Here the variance comes from all entries of the products, and the
+error is widened by Student's t with the degrees of freedom that this variance has.
 
 **Random signs.** Let :math:`g = v \odot A v`. The terms :math:`g_i` and :math:`g_j` have covariance
 :math:`A_{ij}^2` and :math:`\operatorname{var} g_i = \sum_{j \ne i} A_{ij}^2`, so
@@ -13,8 +13,8 @@ the probes estimate it without bias, and it is exactly zero for a diagonal matri
 :math:`\|A_{bb}\|_F^2` and :math:`M_{ac}^2` the mean :math:`\sum_{i \in b} \|A_i\|^2`; r is the ratio of their sums.
 
 **Vectors that share their low-rank range.** XTrace is the mean of estimates :math:`t_i`, each unbiased given all
-vectors but the i-th. Let :math:`t_{i \setminus j}` be that of the i-th vector without the j-th in the range, and
-:math:`\gamma_{ij} = t_i - t_{i \setminus j}`. Given all vectors but i and j, :math:`t_{i \setminus j}` and
+vectors but the i-th. Let :math:`t_{i \setminus j}` be the estimate of the i-th vector without the j-th in the range,
+and :math:`\gamma_{ij} = t_i - t_{i \setminus j}`. Given all vectors but i and j, :math:`t_{i \setminus j}` and
 :math:`t_{j \setminus i}` are independent, and :math:`\gamma_{ij}` has mean zero for every j-th vector; hence
 :math:`\operatorname{cov}(t_i, t_j) = \operatorname{E} \gamma_{ij} \gamma_{ji}` exactly. No further product is needed.
 

@@ -1,4 +1,4 @@
-"""One door for the user's model, loss and loader: the modes they run in, and one line when they raise."""
+"""Call the user's model, loss and loader: in which modes they run, and a one-line error when they raise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How tensors lie in one flat vector, and columns of a matrix as vectors."""
+"""Tensors as one flat vector, and the columns of a matrix as vectors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The weights of a model, chosen and others, and how they stand in for its own while it is evaluated."""
+"""The chosen and the other weights of a model, and the copies that replace them in its forward passes."""
 
 from __future__ import annotations
 

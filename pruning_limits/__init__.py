@@ -1,4 +1,4 @@
-"""How far can a network be pruned? Convex geometry of its loss answers before anyone prunes."""
+"""Predict how far a trained network can be pruned, from measurements and from the curvature of its loss."""
 
 import logging
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""The command ``pruning-limits``, also as ``python -m pruning_limits``."""
+"""Run the command ``pruning-limits`` by ``python -m pruning_limits``."""
 
 from __future__ import annotations
 

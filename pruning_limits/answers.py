@@ -1,4 +1,4 @@
-"""The rungs of an answer: what each says about the reachable sparsity, how it is known, and how well."""
+"""The rungs of an answer: for each a sparsity that can be reached, its interval, and how it is known."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ class Answer:
     Attributes:
         rung: ``"one-shot"``, ``"re-tuned"``, ``"re-trained"``, ``"bound"`` or ``"formula"``.
         sparsity: Removed fraction in [0, 1]; None where the basis is ``"unknown"``.
-        low: Lower end of the interval, whose meaning ``status`` tells; None where nothing is known.
+        low: Lower end of the interval; ``status`` says what the interval means. None where nothing is known.
         high: Upper end, likewise.
         basis: How it is known: ``"measured"``, ``"forecast"``, ``"bound"``, ``"formula"``, or ``"unknown"``.
-        metric: Mean metric of the pruned network there, or None where it was not measured.
+        metric: Mean metric of the network pruned to ``sparsity``; None where it was not measured.
         status: One sentence: what the interval means and what is missing.
     """
 
@@ -55,7 +55,7 @@ class Answer:
     status: str
 
     def settled(self, tolerance: float) -> bool:
-        """Tell whether the interval is no wider than to both sides the tolerance, in sparsity."""
+        """Tell whether the interval, in sparsity, is at most twice the tolerance wide."""
         if self.sparsity is None or self.low is None or self.high is None:
             return False
         return self.high - self.low <= 2 * tolerance + 1e-12
@@ -66,11 +66,11 @@ class Verdict:
     """Answer to the question whether a sparsity can be reached.
 
     Attributes:
-        status: ``"achievable"`` where pruning alone was measured, or said by the quadratic model, to reach it;
-            ``"infeasible"`` above the bound and its numerical error; ``"open"`` in between.
+        status: ``"achievable"`` where pruning alone reaches the sparsity, as measured or, without a measurement, by the
+            quadratic model; ``"infeasible"`` above the bound plus its numerical error; ``"open"`` in between.
         reason: One sentence with the numbers.
         margin: Distance in sparsity to the nearest bound that would change the status.
-        metric: Mean metric of the network pruned in one shot to this sparsity, read off what was measured; or None.
+        metric: Mean metric of the network pruned in one shot to this sparsity, from the measured networks; or None.
     """
 
     status: Literal["achievable", "open", "infeasible"]

@@ -1,4 +1,4 @@
-"""Batch normalisation while a network is re-tuned: by the statistics of the batch, and its own ones measured anew."""
+"""Batch normalisation in re-tuning: batch statistics while training, running statistics measured again afterwards."""
 
 from __future__ import annotations
 

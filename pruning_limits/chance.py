@@ -1,4 +1,4 @@
-"""Whether a network is better than constant outputs; where it is not, pruning loses nothing."""
+"""Test whether a network is better than constant outputs; where it is not, pruning loses nothing."""
 
 from __future__ import annotations
 

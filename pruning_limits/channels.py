@@ -1,4 +1,4 @@
-"""Channels that go together: a filter, its bias and normalisation, and the inputs of all layers that read it."""
+"""Coupled channels: a filter, its bias and normalisation, and the inputs of all layers that read it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command ``pruning-limits``: its group, which starts at once, and the command that needs no data."""
+"""The command group ``pruning-limits``, which starts without torch, and the command ``report``, which needs no data."""
 
 from __future__ import annotations
 

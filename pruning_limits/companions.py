@@ -1,4 +1,4 @@
-"""The packages that are installed beside this one, told apart from files of the user that bear their names."""
+"""Check that ``estimators`` and ``validation`` are this library's packages, not user files of the same name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a function of sparsity first exceeds what is allowed, and the largest sparsity at which it does not."""
+"""Search for the sparsity at which a function first exceeds what is allowed."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ def first_crossing(
 
     The grid keeps :math:`k_0/\sqrt2^j` weights, j = 1, 2, ..., of the :math:`k_0` that are there. From the last of its
     points that passes before the first that fails on, three points in between, even in the logarithm of the kept
-    number, narrow the bracket to a quarter again and again, always to the first that fails. After the first quarter two
-    points around a guess, a width apart, come instead, as long as these narrow it to a quarter again. So every point
-    that was asked for below the answer passes, also where the function passes again further on. Where all data
-    contradict what a draw said of an end, the search goes on from there, first along the grid.
+    number, narrow the bracket to a quarter again and again, always to the first that fails; fewer come where these are
+    enough. After the first quarter all data tell of a guess. Two points around the next guess, a width apart, follow
+    instead of three, as long as these narrow the bracket to a quarter again. So every point that was asked for below
+    the answer passes, also where the function passes again further on. In the end each of them is asked for once more.
+    Where all data contradict what a draw said, the search goes on from there, first along the grid.
 
     Args:
         passes: ``(count, surely) -> bool``: whether the removal of so many weights passes; ``surely`` asks for an
-            answer of all data, which is asked for at the ends of the last bracket only.
+            answer of all data, which is asked for at the first guess and at the ends of the last bracket.
         dimension: Number D of weights.
         start: Number of weights that are removed already, 0 to D - 1; passes without being asked for.
         width: Largest wanted distance between the ends, in weights.
@@ -41,13 +42,15 @@ def first_crossing(
         >>> first_crossing(lambda count, surely: count <= 67, dimension=100)
         (67, 68)
     """
-    passed, failed = {start}, {dimension + 1}
+    passed, failed, sure = {start}, {dimension + 1}, {start}
     grid = _coarse(dimension, start)
 
     def ask(count: int, surely: bool) -> bool:
         result = count == start or (count <= dimension and passes(count, surely))
         (passed if result else failed).add(count)
         (failed if result else passed).discard(count)
+        if surely:
+            sure.add(count)
         return result
 
     before = math.inf
@@ -58,14 +61,21 @@ def first_crossing(
         if not between and high - low > width:
             fine = not {low, high} <= {start, *grid} and high <= dimension
             middle = guess(low, high) if fine and PARTS * (high - low) <= before else None
+            if middle is not None and sure == {start} and low < middle < high:
+                ask(middle, surely=True)
+                continue
             before = high - low if middle is not None else math.inf
             ends = [] if middle is None else [middle - width // 2, middle - width // 2 + max(1, width)]
-            between = [count for count in ends if low < count < high] or _between(low, high, dimension)
+            between = [count for count in ends if low < count < high] or _between(low, high, dimension, width)
         if between:
             for count in between:
                 if not ask(count, surely=False):
                     break
-        elif ask(low, surely=True) and not ask(high, surely=True):
+        elif (
+            ask(low, surely=True)
+            and not ask(high, surely=True)
+            and all(ask(count, surely=False) for count in sorted(passed - sure) if count < low)
+        ):
             return (low, high) if high <= dimension else (dimension, dimension)
 
 
@@ -76,10 +86,13 @@ def _coarse(dimension: int, start: int) -> list[int]:
     return [*sorted(counts - {start, dimension}), dimension]
 
 
-def _between(low: int, high: int, dimension: int) -> list[int]:
-    """Return three counts between two, or as many as there are, even in the logarithm of what is kept."""
-    ends = [math.log(max(dimension - count, 0.5)) for count in (low, high)]
-    places = (ends[0] + (ends[1] - ends[0]) * part / PARTS for part in range(1, PARTS))
+def _between(low: int, high: int, dimension: int, width: int) -> list[int]:
+    """Return three counts between two, even in the logarithm of what is kept; fewer where these are a width apart."""
+    ends, parts = (
+        [math.log(max(dimension - count, 0.5)) for count in (low, high)],
+        min(PARTS, -(-(high - low) // width)),
+    )
+    places = (ends[0] + (ends[1] - ends[0]) * part / parts for part in range(1, parts))
     return (
         sorted({count for place in places if low < (count := dimension - round(math.exp(place))) < high})
         or [*range(low + 1, high)][:1]

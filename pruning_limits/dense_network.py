@@ -30,6 +30,10 @@ from pruning_limits.settings import Settings
 CHANCE_SAMPLES = 512  # that tell whether a network is better than constant outputs
 # Cosine of the gradients of two halves of a draw below which there is no gradient: less than the noise of four halves.
 STATIONARY = 0.2
+GRADIENT_SAMPLES = 2048  # of the draw whose halves are compared
+# Share of the squared norm of a drawn gradient that may be noise. Noise spreads the gradient over flat directions, so
+# that the bound allows more.
+NOISE = 1 / 3
 
 
 @dataclass(frozen=True)
@@ -102,11 +106,13 @@ class DenseNetwork:
         self.gradient = self._gradient()
 
     def _gradient(self) -> Tensor:
-        """Return the gradient of the criterion: of all data where it counts, else as at a stationary point.
+        """Return the gradient of the criterion where it counts, else the one of a stationary point.
 
         Half a draw against the other half tells whether there is a gradient beyond that which balances the penalty.
         """
-        objective, part = self.losses.objective, self.draws[0]
+        objective = self.losses.objective
+        few = len(self.draws) > 1 and self.draws[0].samples < GRADIENT_SAMPLES
+        part = objective.subset(GRADIENT_SAMPLES, self.settings.seed) if few else self.draws[0]
         again, gradient = part.losses_and_gradient()
         self.samples = objective.samples + part.samples
         if part is objective and len(again) != len(self.losses.values):  # memory ran out and batches were split
@@ -122,7 +128,7 @@ class DenseNetwork:
         return gradient * (self.profile.vector != 0) if self.profile.zeros else gradient
 
     def _beyond_draws(self, part: Objective, gradient: Tensor) -> Tensor:
-        """Return the gradient of all data, or the one of a stationary point where a draw shows no other."""
+        """Return the gradient of the smallest draw that has little noise, or as at a stationary point if none shows."""
         balance = torch.zeros_like(gradient)
         if self.penalty is not None and self.counted is None:
             balance = -self.penalty.gradient(self.losses.objective.vector())
@@ -131,10 +137,17 @@ class DenseNetwork:
         share = half.samples / part.samples
         first = half.gradient() - balance
         second = (gradient - balance - share * first) / (1 - share)
-        if float(first @ second) < STATIONARY * float(first.norm() * second.norm()):
+        cosine = float(first @ second) / max(float(first.norm() * second.norm()), 1e-300)
+        if cosine < STATIONARY:
             return balance
-        self.samples += self.losses.objective.samples
-        return self.losses.objective.gradient()
+        # The noise of n of N samples is (1/n - 1/N) times that of one sample; that of a half is (1 - c)/c times |g|^2.
+        noise = half.samples * (1 - cosine) / cosine * (1 / NOISE - 1)
+        enough = 1 / (1 / max(noise, 1.0) + 1 / self.losses.total)
+        if enough <= part.samples:
+            return gradient
+        wider = next((draw for draw in self.draws if draw.samples >= enough), self.draws[-1])
+        self.samples += wider.samples
+        return wider.gradient()
 
     def pull(self) -> Tensor | None:
         """Return the gradient of a penalty that the criterion leaves out, ``[D]``, or None where there is none.

@@ -1,4 +1,4 @@
-"""The steps of brief fine-tuning: gradient descent with momentum whose steps are a share of the weights' norm."""
+"""The steps of brief fine-tuning: gradient descent with momentum, each step a fraction of the norm of the weights."""
 
 from __future__ import annotations
 

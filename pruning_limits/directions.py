@@ -1,4 +1,4 @@
-"""Where the removed weights point: measured at a few sparsities, interpolated between them."""
+"""Directions of the removed weights, measured at a few sparsities and interpolated between them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The allowed rise of the criterion: the fluctuation of a batch, a number, or from an allowed fall of the metric."""
+"""The allowed rise of the criterion: the fluctuation of a batch, a number, or derived from an allowed metric drop."""
 
 from __future__ import annotations
 

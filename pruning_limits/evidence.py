@@ -1,4 +1,4 @@
-"""What was computed about a network, whatever it may lose, and the one solver that turns it into an answer."""
+"""Computed quantities of a network, which do not depend on what may be lost, and the solver that answers from them."""
 
 from __future__ import annotations
 

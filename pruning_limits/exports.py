@@ -1,4 +1,4 @@
-"""Shares per layer in the forms that other pruning tools read."""
+"""Removed shares per layer, in the formats of other pruning tools."""
 
 from __future__ import annotations
 

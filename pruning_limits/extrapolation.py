@@ -1,4 +1,4 @@
-"""From the kept fractions of sub-samples to that of all data."""
+"""Extrapolate the kept fraction from sub-samples to all data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One stage of re-tuning: a mask from the present weights, and brief fine-tuning of the kept ones on a small sample."""
+"""One stage of re-tuning: a mask from the present weights, then brief fine-tuning of the kept ones on few samples."""
 
 from __future__ import annotations
 

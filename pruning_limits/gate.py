@@ -1,4 +1,4 @@
-"""A pruned network next to its dense parent and its limit: the gate before deployment."""
+"""The gate before deployment: compare a pruned network with its dense parent and with its limit."""
 
 from __future__ import annotations
 

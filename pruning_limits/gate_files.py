@@ -1,4 +1,4 @@
-"""What the gate writes for others to read: JUnit for pipelines, Markdown for pull requests."""
+"""Output files of the gate: JUnit for pipelines, Markdown for pull requests."""
 
 from __future__ import annotations
 

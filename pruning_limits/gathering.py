@@ -1,4 +1,4 @@
-"""Everything that a prediction computes: the dense network, one-shot pruning, spectra, layers."""
+"""Everything that a prediction computes: dense network, one-shot pruning, spectra and layers."""
 
 from __future__ import annotations
 

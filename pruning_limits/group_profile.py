@@ -1,4 +1,4 @@
-"""What a pattern removes: whole groups of weights, by rising root mean square, and the norm of what goes."""
+"""The order in which a pattern removes groups of weights, and the norm of the removed weights."""
 
 from __future__ import annotations
 

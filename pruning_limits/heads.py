@@ -1,4 +1,4 @@
-"""Attention heads: the rows of the maps to queries, keys and values, and the columns that read them."""
+"""Attention heads: their rows in the query, key and value maps, and the columns that read their outputs."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-r"""The limit asked backwards: what would have to change for a wanted sparsity to be the limit.
+r"""Inverse questions: which epsilon or which scale makes a wanted sparsity the limit.
 
-At a wanted sparsity s the isotropic equation :math:`s = \frac1D \operatorname{tr} c\,(c + |H|)^{-1}` fixes the scale c,
-and the definition :math:`c = 2\varepsilon/R(s)^2` then answers every question in closed form.
+At the wanted sparsity s the isotropic equation :math:`s = \frac1D \operatorname{tr} c\,(c + |H|)^{-1}` gives the scale
+c. The definition :math:`c = 2\varepsilon/R(s)^2` then answers every question in closed form.
 """
 
 from __future__ import annotations

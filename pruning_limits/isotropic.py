@@ -1,4 +1,4 @@
-"""The isotropic limit: spectrum and norm of the removed weights, whatever direction these point in."""
+"""The isotropic limit: it uses the spectrum and the norm of the removed weights, not their direction."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The kinematic formula: when a randomly rotated cone or subspace meets a cone."""
+"""The kinematic formula: the probability that a randomly rotated cone or subspace meets a cone."""
 
 from __future__ import annotations
 

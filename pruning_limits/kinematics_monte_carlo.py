@@ -1,4 +1,4 @@
-"""The kinematic formula by experiment: random subspaces through the pruned point against the sublevel set."""
+"""Monte Carlo check of the kinematic formula: do random subspaces through the pruned point meet the sublevel set?"""
 
 from __future__ import annotations
 

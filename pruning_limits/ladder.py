@@ -1,4 +1,4 @@
-"""The answer in words: the ladder from the dense network to the bound, a verdict on a target, and what is behind."""
+"""The answer as text: the ladder from the dense network to the bound, a verdict on a target, and the details."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measured sensitivities of layers: taken for a limit, and as a section of its page."""
+"""Measured sensitivities of the layers of a limit, and their section in its report page."""
 
 from __future__ import annotations
 

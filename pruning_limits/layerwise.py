@@ -1,7 +1,7 @@
 r"""Limits of single layers while the others stay dense.
 
 Only the diagonal blocks :math:`H_{ll}` of the curvature enter. The block of a layer is the curvature of the objective
-as a function of that layer's weights alone, so it is multiplied without touching the other layers.
+as a function of that layer's weights alone. A product with it leaves the other layers out.
 """
 
 from __future__ import annotations

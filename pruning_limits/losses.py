@@ -1,4 +1,4 @@
-"""What the losses of trained weights tell: the default epsilon, where curvature is, and how few of them will do."""
+"""The losses at the trained weights: default epsilon, scores for sampling, and the number of samples that suffice."""
 
 from __future__ import annotations
 

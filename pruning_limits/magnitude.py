@@ -1,4 +1,4 @@
-"""What magnitude pruning removes: thresholds, masks by exact count, and the norm R(s) of the removed part."""
+"""Magnitude pruning: thresholds, masks with exact counts, and the norm R(s) of the removed weights."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class MagnitudeProfile:
 
     Attributes:
         dimension: Number D of weights.
-        structure: What is known of the network that they belong to.
+        structure: Known properties of the network that the weights belong to.
 
     Example:
         >>> profile = MagnitudeProfile({"w": torch.tensor([3.0, -1.0, 2.0, 0.5])})
@@ -66,7 +66,7 @@ class MagnitudeProfile:
 
     @cached_property
     def zeros(self) -> int:
-        """Number of weights that are zero, and so removed already."""
+        """Number of weights that are zero and therefore count as removed."""
         return self.dimension - int(self.vector.count_nonzero())
 
     @cached_property
@@ -78,7 +78,7 @@ class MagnitudeProfile:
 
     @cached_property
     def rank(self) -> Tensor:
-        """Place of every weight in ``order``, ``[D]``; the first ones are removed first."""
+        """Place of every weight in ``order``, ``[D]``; pruning removes weights in this order."""
         small = torch.int32 if self.dimension < 2**31 else torch.int64
         places = torch.arange(self.dimension, dtype=small, device=self.vector.device)
         return torch.empty_like(places).index_copy_(0, self.order, places)
@@ -94,16 +94,16 @@ class MagnitudeProfile:
         return removed_count(sparsity, self.dimension)
 
     def threshold(self, sparsity: float) -> float:
-        """Largest magnitude that is removed; 0 when nothing is."""
+        """Largest removed magnitude; 0 when nothing is removed."""
         count = self.count(sparsity)
         return float(self.vector[self.order[count - 1]].abs()) if count else 0.0
 
     def removed_norm(self, sparsity: float) -> float:
-        """Norm R of the removed weights at a sparsity, exact count."""
+        """Norm R of the exact number of weights that are removed at a sparsity."""
         return float(self.squares[self.count(sparsity)] ** 0.5)
 
     def curve(self, knots: int = 4096) -> MagnitudeCurve:
-        """Return R(s)^2 on knots: all counts for a small model, else half of them even in s, half in log(1 - s).
+        """Return R(s)^2 at knots: every count for a small model, else half evenly spaced in s, half in log(1 - s).
 
         Args:
             knots: Largest number of knots.
@@ -125,7 +125,7 @@ class MagnitudeProfile:
         return torch.where(self.rank < self.count(sparsity), self.vector, 0)
 
     def companions(self, sparsity: float) -> dict[str, Tensor]:
-        """Return masks of what goes with weights beside them, by parameter name: nothing goes with single weights."""
+        """Return masks of parameters that are removed with the weights, by name; with single weights there are none."""
         return {}
 
     def masks(self, sparsity: float) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""R(s)^2, the squared norm of what magnitude pruning removes: numbers alone, read and asked without torch."""
+"""R(s)^2, the squared norm of the weights that magnitude pruning removes, as numbers that need no torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Masks on their way out of this package: to ``torch.nn.utils.prune`` and to safetensors files."""
+"""Export of masks to ``torch.nn.utils.prune`` and to safetensors files."""
 
 from __future__ import annotations
 

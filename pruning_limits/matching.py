@@ -1,4 +1,4 @@
-"""The loss of re-tuning where the network tells classes apart: its scores shall be those of the dense network."""
+"""The loss of re-tuning for classifiers: the divergence from the class probabilities of the dense network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measured one-shot pruning as numbers: points, what is allowed, and where it is crossed; read without torch."""
+"""Points of measured one-shot pruning and the sparsity where they cross what is allowed; needs no torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What became of the metric when a network was pruned; a record that needs no torch."""
+"""The measured change of the metric when a network is pruned; a record that needs no torch."""
 
 from __future__ import annotations
 

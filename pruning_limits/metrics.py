@@ -1,4 +1,4 @@
-"""Metrics of a model's answers, one value per sample and larger is better: accuracy, or a function of the user."""
+"""Metrics of a model's outputs, one value per sample, larger is better: accuracy, or a function of the user."""
 
 from __future__ import annotations
 

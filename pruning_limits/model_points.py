@@ -1,4 +1,4 @@
-"""The quadratic model along the removed weights as numbers, read and interpolated without torch."""
+"""The quadratic model along the removed weights, as numbers that can be read and interpolated without torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a limit says beside its numbers: where they contradict each other, and what they do not count."""
+"""The notes of a limit: numbers that contradict each other, and weights that are not counted."""
 
 from __future__ import annotations
 

@@ -1,12 +1,13 @@
-"""What one-shot magnitude pruning does to a network, measured sample by sample against the dense one."""
+"""Measures what one-shot magnitude pruning does to a network, sample by sample against the dense network."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from estimators import Objective
@@ -18,8 +19,11 @@ from pruning_limits.measured import DEVIATIONS, Bar, Point, crossing
 from pruning_limits.progress import Progress, told
 
 Evaluated = Callable[[Objective], tuple[Objective, Tensor]]
-DRAWS = (2048, 8192)  # samples of the draws that decide before all data do
+DRAWS = (2048, 8192)  # largest samples of the draws that decide before all data do
+PARTS = (8, 3)  # of all data, how many times fewer a draw has at least
+FEWEST, DRAWN_FROM = 1024, 4096  # samples of a draw at least, and of all data from which on there are draws
 DRAWN_BYTES = 2 << 30
+LIKELY = 2.0  # standard errors at which a draw decides before a network was passed through all data
 # Of values 0 and 1 it must also be away by so many samples: a change that as many samples of a draw show on average is
 # shown by none of them in 8e-7 of draws.
 RARE = 14.0
@@ -38,15 +42,17 @@ def draws_of(objective: Objective, seed: int = 0, scores: Tensor | None = None) 
         scores: Scores of the samples ``[N]``, with which the larger draw is drawn; None draws all alike.
 
     Returns:
-        Objectives of a rising number of samples, namely 2,048 and 8,192 where these are at most half of all data and
-        the larger fits into 2 GiB, and all.
+        Objectives of a rising number of samples: from 4,096 samples on a draw of an eighth, at least 1,024 and at most
+        2,048 samples; one of a third, at most 8,192, where it has twice as many and fits into 2 GiB; all.
     """
     total, size = objective.samples, max(1, *gathered(objective.data.sample_bytes))
-    first, larger = (samples if 2 * samples <= total else total for samples in DRAWS)
-    sizes = [first] if larger * size > DRAWN_BYTES else [first, larger]
-    chances = (None, scores)  # the smaller draw serves other purposes, too
-    parts = zip(sizes, chances, strict=False)
-    return [*(objective.subset(samples, seed, chance) for samples, chance in parts if samples < total), objective]
+    if total < DRAWN_FROM:
+        return [objective]
+    first, larger = (max(FEWEST, min(most, total // part)) for most, part in zip(DRAWS, PARTS, strict=True))
+    draws = [objective.subset(first, seed)]  # it serves other purposes, too
+    if larger >= 2 * first and larger * size <= DRAWN_BYTES:
+        draws.append(objective.subset(larger, seed, scores))
+    return [*draws, objective]
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,7 @@ class Difference:
         samples: Number of samples that were passed.
         complete: Whether these were all data.
         rare: What a draw of values 0 and 1 may miss because it happens to few samples only.
-        beside: Whether the draw was compared with a network that all data were passed through.
+        beside: Whether all data were passed through a network that the draw can be compared with.
     """
 
     mean: float
@@ -77,7 +83,8 @@ class PairedDifferences:
 
     Once all data were passed through one pruned network, with the mean difference :math:`m_0`, draws tell by how much
     the others differ from it: their mean is :math:`m_0 + \bar x - \bar x_0` with the means of the draw, whose error is
-    small as long as the networks are alike.
+    small as long as the networks are alike. Draws that were passed before are read once more in that way. Of several
+    such means the one with the smallest error counts.
 
     Args:
         draws: The objective on draws of rising size, the last of them all data, see ``draws_of``. Its per-sample values
@@ -105,32 +112,63 @@ class PairedDifferences:
         self._parts = draws if len(self.values) == self.objective.samples else draws[-1:]
         self._step = float(bool(((self.values == 0) | (self.values == 1)).all()))
         self._known: dict[int, Difference] = {}
-        self._reference: tuple[float, Tensor] | None = None
+        self._passed: dict[int, tuple[Objective, Tensor, float]] = {}  # by count, the largest draw and what it gave
+        self._references: list[
+            tuple[float, Tensor]
+        ] = []  # mean and values of networks that all data were passed through
 
     def at(self, count: int, allowed: float | None = None, surely: bool = False) -> Difference:
         """Compare at a number of removed weights.
 
+        Before all data were passed through a pruned network, a draw decides at ``LIKELY`` standard errors, and what the
+        largest one says counts. From then on draws decide at ``DEVIATIONS``, and all data where these do not.
+
         Args:
             count: Number of removed weights, 0 to D.
-            allowed: Draws grow until the mean is on one side of this number with certainty; None is content with the
-                first.
+            allowed: Draws grow until the mean is on one side of this number; None is content with the first.
             surely: Pass all data, or a draw that decides beside a network that all data were passed through.
 
         Returns:
             The difference on the largest draw so far.
         """
-        difference = self._known.get(count)
-        for part in self._parts if self._reference is not None or not surely else self._parts[-1:]:
+        difference, sure = self._known.get(count), bool(self._references)
+        deviations = DEVIATIONS if sure or surely else LIKELY
+        parts = self._parts if sure else self._parts[-1:] if surely else self._parts[:-1] or self._parts
+        for part in parts:
             if difference is not None:
-                if difference.complete or (_decided(difference, allowed) and (difference.beside or not surely)):
+                enough = difference.complete or _decided(difference, allowed, deviations)
+                if enough and (difference.complete or difference.beside or not surely):
                     break
-                if part.samples <= difference.samples and (difference.beside or self._reference is None):
+                if part.samples <= difference.samples:
                     continue
             weights = self.profile.vector - self.profile.removed(count / self.profile.dimension)
-            difference = self._difference(part, part, weights, near=True)
+            difference = self._at(count, part, weights)
         assert difference is not None
-        self._known[count] = difference
         return difference
+
+    def _at(self, count: int, part: Objective, weights: Tensor) -> Difference:
+        """Compare on a draw and remember its values; those of all data are what draws are read beside from now on."""
+        differences, sizes = self._differences(part, part, weights)
+        penalty = self.sign * self._penalty(part, weights)
+        self._passed[count] = part, differences, penalty
+        self._known[count] = self._difference(part, differences, sizes, penalty)
+        if part is self.objective and len(self._parts) > 1 and bool(differences.isfinite().all()):
+            self._references.append((self._known[count].mean - penalty, differences))
+            for other, (draw, values, rise) in self._passed.items():
+                if draw is not self.objective:
+                    self._known[other] = self._difference(draw, values, None, rise)
+        return self._known[count]
+
+    def settled(self, count: int, allowed: float) -> bool:
+        """Tell whether the mean is on one side of a number also where all data are themselves drawn.
+
+        All of them are passed where a draw of them leaves a doubt.
+        """
+        difference = self.at(count)
+        if not difference.complete and abs(difference.mean - allowed) <= DEVIATIONS * self.error(difference):
+            weights = self.profile.vector - self.profile.removed(count / self.profile.dimension)
+            difference = self._at(count, self.objective, weights)
+        return abs(difference.mean - allowed) > DEVIATIONS * self.error(difference)
 
     def of(
         self, network: Evaluated, allowed: float | None = None, surely: bool = False, most: int | None = None
@@ -145,7 +183,9 @@ class PairedDifferences:
         """
         parts = [part for part in self._parts if most is None or part.samples <= most] or self._parts[:1]
         for part in parts[-1:] if surely else parts:
-            difference = self._difference(part, *network(part), near=False)
+            at, weights = network(part)
+            differences, sizes = self._differences(part, at, weights)
+            difference = self._difference(part, differences, sizes, self.sign * self._penalty(at, weights), near=False)
             if _decided(difference, allowed):
                 break
         return difference
@@ -174,30 +214,36 @@ class PairedDifferences:
         places = [math.log(max(dimension - count, 0.5)) for count in (low, high)]
         return dimension - round(math.exp(places[0] + share * (places[1] - places[0])))
 
-    def _difference(self, part: Objective, at: Objective, weights: Tensor, near: bool) -> Difference:
-        """Compare weights on a draw, beside the network that all data were passed through where that is near."""
+    def _differences(self, part: Objective, at: Objective, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the differences of weights from the dense network on a draw, and the sizes behind them."""
         values, sizes = at.sample_losses(weights)
         self.samples += part.samples
         complete = part is self.objective
         if complete and len(values) != len(self.values):  # memory ran out and batches were split
             self.values, self.sizes = part.sample_losses()
             self.samples += part.samples
-        differences = self.sign * (values - (self.values if complete else _picked(self.values, part)))
+        return self.sign * (values - (self.values if complete else _picked(self.values, part))), sizes
+
+    def _difference(
+        self, part: Objective, differences: Tensor, sizes: Tensor | None, penalty: float, near: bool = True
+    ) -> Difference:
+        """Read the mean and its error off differences, beside the network that all data were passed through if near."""
+        complete = part is self.objective
         if not bool(differences.isfinite().all()):
             return Difference(math.inf, 0.0, 0.0, part.samples, complete)
-        penalty = self.sign * self._penalty(at, weights)
         if complete:
-            mean, spread = mean_and_error(differences, sizes)
-            self._reference = (mean, differences) if near else self._reference
+            mean, spread = mean_and_error(differences, torch.ones(len(differences)) if sizes is None else sizes)
             return Difference(mean + penalty, 0.0, spread, part.samples, complete)
         spread = float(differences.std()) / math.sqrt(len(differences)) if len(differences) > 1 else math.inf
-        start, beside = 0.0, near and self._reference is not None
-        if beside and self._reference is not None:
-            start, known = self._reference
-            differences = differences - _picked(known, part)
-        mean, error = float(differences.mean()), drawn_error(differences, part.factors, self.objective.samples)
-        rare = RARE * self._step / part.samples
-        return Difference(start + mean + penalty, error, spread, part.samples, complete, rare, beside)
+        total, rare = self.objective.samples, RARE * self._step / part.samples
+        error = drawn_error(differences, part.factors, total)
+        best = Difference(float(differences.mean()) + penalty, error, spread, part.samples, False, rare)
+        for start, known in self._references if near else ():
+            beside = differences - _picked(known, part)
+            error, best = drawn_error(beside, part.factors, total), replace(best, beside=True)
+            if error < best.error:
+                best = replace(best, mean=start + float(beside.mean()) + penalty, error=error)
+        return best
 
     def _penalty(self, at: Objective, weights: Tensor) -> float:
         """Return by how much the penalty rises."""
@@ -255,10 +301,10 @@ def drawn_error(values: Tensor, factors: Tensor | None, total: int) -> float:
     return math.sqrt(float((left * (values - middle).square()).sum()) / (n * (n - 1)))
 
 
-def _decided(difference: Difference, allowed: float | None) -> bool:
+def _decided(difference: Difference, allowed: float | None, deviations: float = DEVIATIONS) -> bool:
     if allowed is None or difference.mean == math.inf:
         return True
-    return abs(difference.mean - allowed) > DEVIATIONS * difference.error + difference.rare
+    return abs(difference.mean - allowed) > deviations * difference.error + difference.rare
 
 
 def measured_points(
@@ -266,8 +312,9 @@ def measured_points(
 ) -> tuple[Point, ...]:
     """Measure how far one-shot magnitude pruning gets.
 
-    See ``first_crossing`` for the grid. A draw of the data decides a point where it can with certainty, and both ends
-    of the last bracket are measured on all data. Some points that keep less, down to a quarter, show what comes after.
+    See ``first_crossing`` for the grid. A draw of the data decides a point where it can with certainty, also at both
+    ends of the last bracket once all data were passed near them. Some points that keep less, down to a quarter, show
+    what comes after.
 
     Args:
         criterion: Rise of the criterion on the training data.
@@ -292,8 +339,12 @@ def measured_points(
 
         low, high = first_crossing(passes, dimension, profile.zeros, least, partial(deciding.guess, bar.allowed))
     beyond = {dimension - math.ceil(kept * (dimension - low)) for kept in BEYOND}
+    counts = sorted(deciding.counts | {count for count in beyond if count > high})
+    if deciding.total > deciding.objective.samples:  # the interval ends at the first points that leave no doubt
+        for side in ([count for count in reversed(counts) if count <= low], [count for count in counts if count > low]):
+            any(deciding.settled(count, bar.allowed) for count in side)
     rows = []
-    for count in sorted(deciding.counts | {count for count in beyond if count > high}):
+    for count in counts:
         rows.append(measured_point(criterion, metric, count, surely=count in (low, high)))
     return tuple(rows)
 

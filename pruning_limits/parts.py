@@ -1,4 +1,4 @@
-"""What a prediction is made of: the dense network, layers, sharpness, cost, spectral estimates."""
+"""The parts of a prediction: the dense network, layers, sharpness, cost and spectral estimates."""
 
 from __future__ import annotations
 

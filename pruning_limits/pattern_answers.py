@@ -1,4 +1,4 @@
-"""The rungs of one pattern: what pruning in it does alone, and how its R compares with what the formulas allow."""
+"""The rungs of one pattern: what pruning alone reaches, and its R next to the R that the formulas allow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was computed about one pattern of pruning: its R(s), and what one-shot pruning in it does."""
+"""Evidence about one pattern of pruning: its R(s), and the measured effect of one-shot pruning."""
 
 from __future__ import annotations
 

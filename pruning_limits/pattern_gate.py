@@ -1,4 +1,4 @@
-"""The pattern in the zeros of a pruned network, and its question in the gate."""
+"""Recognise the pattern of a pruned network by its zeros, and judge it in the gate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a prediction computes about patterns of pruning: groups, R(s), and one-shot pruning in each."""
+"""Compute the evidence about the patterns of a prediction: groups, R(s), and one-shot pruning in each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one-shot pruning in a pattern does to a network, measured sample by sample against the dense one."""
+"""The effect of one-shot pruning in a pattern, measured sample by sample against the dense network."""
 
 from __future__ import annotations
 

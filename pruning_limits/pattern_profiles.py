@@ -1,4 +1,4 @@
-"""The weights of a network in the order in which one of its patterns removes them."""
+"""The weights of a network in the order in which a pattern removes them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which weights of which layers a pattern removes together: N:M, blocks, channels and heads."""
+"""Find the weights that a pattern removes together: N:M, blocks, channels and heads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a trained model and its data to the pruning limit."""
+"""Predict the pruning limit of a trained model from the model and its data."""
 
 from __future__ import annotations
 
@@ -66,87 +66,92 @@ def predict_limit(
     s of :math:`s = \frac1D \operatorname{tr} f_s(H)` with :math:`f_s(x) = c/(c+|x|)` and
     :math:`c = 2\varepsilon/R(s)^2`, where R(s) is the norm of the weights that magnitude pruning removes.
 
-    A chosen parameter that moves the loss otherwise than its gradient says, as behind ``torch.no_grad`` or a
-    straight-through estimator, is left out and named in ``notes``.
+    Some parameters change the loss differently than their gradient says, as behind ``torch.no_grad`` or a
+    straight-through estimator. Such parameters are left out and named in ``notes``.
 
-    Weights that are zero, or masked by ``torch.nn.utils.prune``, count as removed: the limit is a share of all D, at
-    least ``already_removed``, and the curvature is that of the other weights.
+    Weights that are zero, or masked by ``torch.nn.utils.prune``, count as removed. The limit is a share of all D
+    weights and at least ``evidence.already_removed``. The curvature is that of the other weights.
 
-    Where ``torch.distributed`` is initialised, all ranks call it with the same arguments, share the data and get the
-    same limit.
+    Where ``torch.distributed`` is initialised, all ranks must call this function with the same arguments. They share
+    the data and get the same limit.
 
     Args:
-        model: Trained network; of ``DistributedDataParallel`` the module inside is taken. It is left bit for bit as it
-            was, and so is the global random state.
+        model: Trained network; if it is wrapped in ``DistributedDataParallel``, the module inside is used. The network
+            and the global random state are left bit for bit as they were.
         loader: Batches of training data, the same samples on every pass and without random augmentation.
         loss_fn: ``(model, batch) -> losses``, per sample ``[n]`` or the scalar mean over the batch's samples; default
             cross-entropy on ``(x, y)``.
-        metric: What the user cares for: ``"accuracy"`` of class, pixel or multi-label outputs, or a function
-            ``(model, batch) -> values`` ``[n]`` per sample, larger is better. It is measured wherever pruned networks
-            are.
+        metric: The quantity that the user wants to keep: ``"accuracy"`` of class, pixel or multi-label outputs, or a
+            function ``(model, batch) -> values`` ``[n]`` per sample, larger is better. It is measured on every pruned
+            network.
         max_drop: Allowed fall of the mean metric, > 0, such as 0.005. The metric then decides how far pruning alone
             gets, and epsilon is the rise of the criterion at which one-shot pruned networks have lost that much.
         held_out: Batches that the metric is measured on, and nothing else; None takes the training data.
         criterion: What must not rise by more than epsilon: ``"loss"``, the mean loss of the data, or ``"objective"``,
-            the mean loss plus the penalty. Removing weights lowers a penalty, and that saving hides a loss of fit.
+            the mean loss plus the penalty. Removing weights lowers the penalty, which can hide a loss of fit.
             Curvature, gradient, directions and measured rises are those of the criterion.
         epsilon: Allowed rise of the criterion, > 0, where no ``max_drop`` is given; ``"batch-std"`` takes the standard
             deviation of the mean loss of 128 random samples.
         penalty: ``L1(...)``, ``L2(...)`` or None: the penalty that the network was trained with. With the criterion
-            ``"loss"`` it tells only whether the weights are stationary.
-        retune: Also measure how far pruning gets when the kept weights are re-tuned: masks raised in stages, brief
-            fine-tuning on 2,048 samples a stage, for at most half of the ``budget``, or for one stage. The model itself
-            is not trained. ``Retuning(...)`` takes other numbers of samples, passes, runs and epochs.
+            ``"loss"`` the penalty serves only to tell whether the weights are stationary.
+        retune: Also measure how far pruning gets when the kept weights are re-tuned. A copy of the model is pruned in
+            stages, with brief fine-tuning on 2,048 samples a stage. This costs at most half of the ``budget``, or one
+            stage. The model itself is not trained. ``Retuning(...)`` sets other numbers of samples, passes, runs and
+            epochs.
         curvature: ``"hessian"`` or ``"ggn"``: which matrix ``sparsity`` is computed with.
-        negative: What a negative eigenvalue counts as, ``"abs"`` or ``"clip"`` (to zero).
-        parameters: Name patterns of the prunable weights; default the weights of convolution and linear layers, the
-            input projections of attention among them.
-        samples: Size of the random data sub-sample for curvature products; None takes what ``budget`` allows, at least
-            64 and at most 16,384 samples, or all where these are at most 1.5 times as many. With the default loss
-            badly fitted samples, which have most of the curvature, are drawn more often and weighted less.
-        probes: Random vectors; None takes 1, and more where their error is beyond ``tolerance`` and that of the steps,
-            as in small models, up to 8 and to 256 products.
-        steps: Lanczos steps; None takes 24 of the GGN and 48 of the Hessian, and more while their error counts beside
-            ``tolerance`` and twice the steps narrow it by more than a third, at most 96, and on a sub-sample 40 and 48;
-            for small models, whose steps are cheap, for as long as it takes up to 256. With D steps or more, and for
-            models of at most 512 weights, the whole matrix is built and its eigenvalues are exact.
+        negative: How a negative eigenvalue counts: by its absolute value (``"abs"``) or as zero (``"clip"``).
+        parameters: Name patterns of the prunable weights; default the weights of convolution and linear layers,
+            including the input projections of attention.
+        samples: Size of the random data sub-sample for curvature products. None takes as many as ``budget`` allows, at
+            least 64 and at most 16,384 samples, or all data if they are at most 1.5 times as many. With the default
+            loss, badly fitted samples are drawn more often and weighted less, because they have most of the curvature.
+        probes: Number of random vectors. None takes 1, and more while their error exceeds both ``tolerance`` and the
+            error of the steps, as in small models: at most 8 vectors and 256 products.
+        steps: Lanczos steps. None takes 24 for the GGN and 48 for the Hessian. It takes more while their error counts
+            next to ``tolerance`` and doubling the steps narrows the error by more than a third: at most 96, and on a
+            sub-sample at most 40 and 48. Small models, whose steps are cheap, take as many as they need, at most 256.
+            With D steps or more, and for models of at most 512 weights, the whole matrix is built and its eigenvalues
+            are exact.
         tolerance: Wanted numerical half-width of the limit, in sparsity.
-        max_batches: Batches of the loader that are read, the first ones, and of a ``held_out`` that tells no length;
-            None reads all. Loaders without end need it.
-        measure: Measure what one-shot magnitude pruning reaches, with forward passes over the data: on a grid of
-            sparsities, whose first that fails is narrowed down; a draw of the data decides a point where it can with
-            certainty, all data decide at the end. False passes a random draw of 16,384 samples and no more, or
-            ``samples`` if these are more, or as many as 2 GiB hold; the interval contains what that may err by. Where
-            it errs by more than 3 % in epsilon over curvature, as with losses that few samples dominate, all data are
-            passed once.
-        pattern: Which weights go together: ``"unstructured"`` single ones, ``"2:4"`` or another N:M along the inputs,
-            ``"blocks:16x1"`` outputs by inputs, ``"channels"``, ``"heads"``; or several of them. One-shot pruning is
-            measured in each, and re-tuning where it is asked for; the formulas take its R and no further product. The
-            limit of the first is returned, ``for_pattern`` gives the others. What is allowed comes from single weights.
+        max_batches: Number of batches that are read from the beginning of the loader, and of a ``held_out`` that tells
+            no length; None reads all. A loader without end needs this argument.
+        measure: Measure what one-shot magnitude pruning reaches, by forward passes over the data. The search narrows
+            down the first sparsity of a grid that fails. A random draw of the data decides a sparsity where it can do
+            so with certainty; all data decide at the end. False measures no pruned network and passes only a draw:
+            16,384 samples, or as many as 2 GiB hold, but at least ``samples``. The interval then includes the error of
+            the draw. Where that error exceeds 3 % in epsilon over curvature, as with losses that few samples dominate,
+            all data are passed once.
+        pattern: Which weights are removed together: ``"unstructured"`` (single weights), ``"2:4"`` or another N:M along
+            the inputs, ``"blocks:16x1"`` (outputs by inputs), ``"channels"``, ``"heads"``; or several of these.
+            One-shot pruning is measured in each pattern, and re-tuning if ``retune`` asks for it. The formulas use the
+            R of the pattern and need no further product. The function returns the limit of the first pattern;
+            ``for_pattern`` gives the others. The allowed rise comes from pruning single weights.
         seed: Seed of probes and sub-sample.
-        progress: None shows progress bars on a terminal, False none, True always; or a callback
-            ``(stage, done, total)``, called on every rank; what it raises stops the prediction.
-        checkpoint: File that keeps the state of the recurrences; a run that was stopped continues from it. Of several
-            ranks the first one writes it and all read it.
-        precision: Of the curvature products: ``"full"`` is that of the model, ``"bfloat16"`` the mixed precision of
-            ``torch.autocast`` for a float32 model; the recurrences and all losses keep the model's own. The interval
-            does not contain its rounding error, which can exceed it by far, most of all for ``retrained``.
-        budget: What the prediction may cost, in epochs of training; one epoch counts as three forward passes over the
-            loader. None means one epoch, or some ten seconds of one core where an epoch is less. Parts come in the
-            order one-shot, re-trained, bound, formula; re-tuning comes on top. Below one epoch the losses, too, are
-            those of a draw. Small budgets are exceeded, and so is one epoch of some ten thousand samples, because every
-            part takes a least number of them; ``limit.cost.epochs`` tells.
-        forecast: Calibration of the rung ``"re-trained"``, a file that ``pruning-limits validate --table forecast``
-            wrote on networks of the user's own; None takes the one of this package.
+        progress: None shows progress bars on a terminal, False shows none, True always shows them. Or a callback
+            ``(stage, done, total)``, called on every rank; an exception that it raises stops the prediction.
+        checkpoint: File that keeps the state of the recurrences; a run that was stopped continues from it. With several
+            ranks, the first rank writes the file and all ranks read it.
+        precision: Precision of the curvature products: ``"full"`` is the precision of the model, ``"bfloat16"`` the
+            mixed precision of ``torch.autocast`` for a float32 model. The recurrences and all losses keep the model's
+            precision. The interval does not include the rounding error of bfloat16, which can be far wider, most of all
+            for ``retrained``.
+        budget: Cost that the prediction may have, in epochs of training; one epoch counts as three forward passes over
+            the loader. None means one epoch, or some ten seconds of one core if an epoch is shorter. The budget is
+            spent in the order one-shot, re-trained, bound, formula; re-tuning comes on top. With a budget below one
+            epoch the losses are also those of a draw. Every part takes a least number of samples, so small budgets are
+            exceeded, and so is one epoch of some ten thousand samples. ``limit.cost.epochs`` is the actual cost.
+        forecast: Calibration of the rung ``"re-trained"``: a file that ``pruning-limits validate --table forecast``
+            wrote for the user's own networks. None takes the calibration of this package.
 
     Returns:
-        One answer per rung, and everything needed for further questions. Where the GGN says nothing of the loss, what
-        rests on it is None, and the answers tell why.
+        One answer per rung, and everything needed for further questions. If the GGN gives no information about the
+        loss, the numbers that need it are None, and the answers say why.
 
     Raises:
         UserError: Bad input, told in one line; nothing is changed.
-        KeyboardInterrupt: Ctrl-C; the model is left as it was, and ``checkpoint`` serves to continue. While networks
-            are re-tuned it ends that instead: the limit comes back with what was measured before, and a note.
+        KeyboardInterrupt: Ctrl-C; the model is left as it was, and a new call can continue from ``checkpoint``. During
+            re-tuning, Ctrl-C ends only the re-tuning: the function returns the limit with the results so far and a
+            note.
 
     Source: Zhang, Zhang, Sun and Liu, How sparse can we prune a deep network: a fundamental limit perspective,
     NeurIPS 2024.

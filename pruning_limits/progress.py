@@ -1,4 +1,4 @@
-"""Progress of long work: bars with the time that is left, on a terminal and in a notebook, or a callback."""
+"""Progress of long computations: bars with the remaining time, on a terminal and in a notebook, or a callback."""
 
 from __future__ import annotations
 

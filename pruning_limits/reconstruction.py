@@ -1,4 +1,4 @@
-"""Pruning layer by layer with the optimal brain surgeon: kept weights make up for removed ones in a layer's outputs."""
+"""Layer-wise pruning by the optimal brain surgeon: kept weights are adjusted to restore the outputs of their layer."""
 
 from __future__ import annotations
 

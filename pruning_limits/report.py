@@ -1,4 +1,4 @@
-"""A limit as one web page that needs nothing else: numbers, figures, and sliders that answer what-if questions."""
+"""Write a limit as one self-contained web page: numbers, figures, and sliders that answer what-if questions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Budgets in parameters, multiply-accumulates, bytes or time: the sparsity that meets one, and its verdict."""
+"""Budgets in parameters, multiply-accumulates, bytes or time: the least sparsity that meets one, and its verdict."""
 
 from __future__ import annotations
 

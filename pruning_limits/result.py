@@ -1,4 +1,4 @@
-"""The predicted limit of a network and what can be asked of it."""
+"""The predicted limit of a network, and methods that answer further questions."""
 
 from __future__ import annotations
 
@@ -51,30 +51,29 @@ BELOW_ONE = "a number in [0, 1) (the removed fraction)"
 class PruningLimit:
     """How far a network can be pruned: one answer per rung, and the evidence for further questions.
 
-    All values named sparsity or bound are removed fractions in [0, 1].
+    Every sparsity and every bound is a removed fraction in [0, 1].
 
     Attributes:
         sparsity: The isotropic limit with the chosen curvature, the paper's formula (rung ``"formula"``).
-        interval: Its numerical error from probes, steps and data sub-sample.
-        lower: What one-shot pruning reaches: the first sustained crossing of what was measured, or of the quadratic
-            model where nothing was.
-        achieved: The same where it was measured, or None.
-        retrained: Centre of the forecast of what re-training reaches; of what the formula with the GGN says where
-            there is no forecast, as in patterns of groups and by the criterion ``"objective"``; or None.
-        directional: The directional limit with the GGN, beyond which re-tuning kept weights in the basin fails, or
-            None.
-        upper: ``directional`` plus the kinematic window, at most 1 and at least ``lower``; 1 where none is known. The
-            answer of rung ``"bound"`` tells whether it is established.
+        interval: Interval of ``sparsity`` for the numerical error from probes, Lanczos steps and the data sub-sample.
+        lower: Sparsity that one-shot pruning reaches: the first sustained crossing of the measured rises, or of those
+            of the quadratic model where nothing was measured.
+        achieved: ``lower`` where it was measured, else None.
+        retrained: Centre of the forecast of what re-training reaches, or None. Where there is no forecast, as in
+            patterns of groups and with the criterion ``"objective"``, it is the limit by the formula with the GGN.
+        directional: The directional limit with the GGN, or None; beyond it, re-tuning of the kept weights in the basin
+            fails.
+        upper: ``directional`` plus the kinematic window, at most 1 and at least ``lower``; 1 where no bound is known.
+            The answer of the rung ``"bound"`` says whether the bound is established.
         answers: The rungs in order, see ``Answer``.
         status: One sentence: which rungs are settled within the tolerance.
-        notes: Where numbers contradict each other or themselves, and which weights are not counted; empty where there
-            is nothing to say.
+        notes: Contradictions between numbers, and names of weights that are not counted; empty where there are none.
         sharpness: Summary of the spectrum.
         allowed: The allowed rise of the criterion, its interval and its origin.
         settings: The arguments behind the prediction.
-        evidence: What was computed, whatever is allowed.
-        layer_table: The per-layer table; empty where the weights are not at hand.
-        profile: The weights by magnitude; None in a limit from a file and in one of scaled weights.
+        evidence: Computed quantities, which do not depend on what is allowed.
+        layer_table: The per-layer table; empty in a limit without weights.
+        profile: The weights by magnitude; None in a limit from a file and in a limit of scaled weights.
     """
 
     sparsity: float
@@ -107,7 +106,7 @@ class PruningLimit:
 
     @property
     def criterion(self) -> str:
-        """What must not rise by more: ``"loss"`` or ``"objective"``."""
+        """The quantity that may rise by at most epsilon: ``"loss"`` or ``"objective"``."""
         return self.settings.criterion
 
     @property
@@ -137,12 +136,12 @@ class PruningLimit:
 
     @property
     def cost(self) -> Cost:
-        """What the prediction took."""
+        """Cost of the prediction."""
         return self.evidence.cost
 
     @property
     def headroom(self) -> float | None:
-        """Bound minus what was measured, what further effort can still win; None without the one or the other."""
+        """Bound minus ``achieved``, the most that further effort can gain; None where either is unknown."""
         bound = self.answer("bound").sparsity
         return None if self.achieved is None or bound is None else bound - self.achieved
 
@@ -174,17 +173,18 @@ class PruningLimit:
         sparsities: Sequence[float] = LAYER_SPARSITIES,
         samples: int | None = LAYER_SAMPLES,
     ) -> list[Layer] | list[LayerSensitivity]:
-        """Return the per-layer table in the model's order, or what every layer loses alone, the most sensitive first.
+        """Return the per-layer table in the model's order, or measured sensitivities, the most sensitive layer first.
 
         Args:
-            measured: Prune every layer alone, in the pattern of the limit, and measure what criterion and metric lose,
-                see ``sensitivity.layer_sensitivities``. The page that is written afterwards shows it.
+            measured: Prune every layer alone, in the pattern of the limit, and measure the change of criterion and
+                metric, see ``sensitivity.layer_sensitivities``. A page that ``report`` writes afterwards shows the
+                result.
             sparsities: Removed shares of a layer in (0, 1].
-            samples: Size of the random draw that is measured on; None takes all data.
+            samples: Size of the random draw of data for the measurement; None takes all data.
 
         Raises:
-            UserError: The network and its data are not at hand, as in a limit from a file, or a pattern of channels or
-                heads is measured.
+            UserError: The network and its data are not at hand, as for a limit from a file, or a pattern of channels or
+                heads is to be measured.
         """
         if not measured:
             return list(self.layer_table)
@@ -195,13 +195,14 @@ class PruningLimit:
     def mask(self, sparsity: float | None = None) -> dict[str, Tensor]:
         """Return global magnitude masks by parameter name, True where kept, with the exact count.
 
-        In a pattern of groups the count is the least that the pattern allows and that removes as much or more.
+        In a pattern of groups the masks remove at least the given fraction: the smallest such count that the pattern
+        allows.
 
         Args:
-            sparsity: Removed fraction in [0, 1]. None takes that of the pattern, where it has one only, as N:M.
+            sparsity: Removed fraction in [0, 1]. None takes the only sparsity of a pattern such as N:M.
 
         Raises:
-            UserError: The limit was loaded from a file or its weights were scaled, so that it holds none.
+            UserError: The limit holds no weights, because it was loaded from a file or its weights were scaled.
         """
         if self.profile is None:
             raise UserError(
@@ -210,11 +211,11 @@ class PruningLimit:
         return self.profile.masks(self._only(sparsity))
 
     def prune(self, model: nn.Module, sparsity: float | None = None) -> nn.Module:
-        """Return a copy of a model with the smallest of the prunable weights set to zero, the exact count of them.
+        """Return a copy of a model with the exact number of smallest prunable weights set to zero.
 
         Args:
-            model: The network that the limit was predicted for, or one of the same layers.
-            sparsity: Removed fraction in [0, 1]. None takes that of the pattern, where it has one only, as N:M.
+            model: The network that the limit was predicted for, or a network with the same layers.
+            sparsity: Removed fraction in [0, 1]. None takes the only sparsity of a pattern such as N:M.
 
         Raises:
             UserError: The model lacks a prunable parameter, or has another number of prunable weights.
@@ -232,7 +233,7 @@ class PruningLimit:
 
     @property
     def pattern(self) -> str:
-        """The pattern of pruning that the limit is of; ``"unstructured"`` are single weights."""
+        """The pattern of pruning that the limit holds for; ``"unstructured"`` means single weights."""
         return self.evidence.pattern
 
     def for_pattern(self, pattern: str) -> PruningLimit:
@@ -243,12 +244,12 @@ class PruningLimit:
                 ``"heads"``.
 
         Returns:
-            The limit. Of a pattern that ``predict_limit`` was not asked for, nothing is measured: what pruning reaches
-            alone is unknown. That of a limit from a file holds no per-layer table.
+            The limit. If ``predict_limit`` was not asked for the pattern, nothing was measured in it, and what pruning
+            alone reaches is unknown. If this limit comes from a file, the result has no per-layer table.
 
         Raises:
-            UserError: The pattern is unknown or fits no layer; or it was not asked for, and it is one of channels or
-                heads, or the limit holds no weights.
+            UserError: The pattern is unknown or fits no layer; or ``predict_limit`` was not asked for it, and the
+                pattern is one of channels or heads, or the limit holds no weights.
         """
         name = parsed(pattern).name
         if name == self.pattern:
@@ -275,26 +276,25 @@ class PruningLimit:
     ) -> tuple[nn.Module, Answer]:
         """Return a copy of a model that is pruned to a sparsity in stages and re-tuned on few samples, and its answer.
 
-        It is pruned in the pattern of the limit, see ``for_pattern``. All parameters that are not frozen are re-tuned;
-        frozen ones are pruned and else left as they are. The way to a sparsity that was measured with
-        ``predict_limit(retune=True)`` is the same, and so are the weights at its end. Ctrl-C returns the best network
-        so far.
+        The copy is pruned in the pattern of the limit, see ``for_pattern``. All parameters that are not frozen are
+        re-tuned. Frozen parameters are pruned but not trained. For a sparsity that ``predict_limit(retune=True)``
+        measured, the stages and the final weights are the same as there. Ctrl-C returns the best network so far.
 
         Args:
             model: The network that the limit was predicted for; it is left as it is.
             loader: Batches of its training data, as for ``predict_limit``.
-            sparsity: Removed fraction in [0, 1), at least what is removed already. None takes that of the pattern,
-                where it has one only, as N:M; another one is refused there.
+            sparsity: Removed fraction in [0, 1), at least the fraction that is already removed. None takes the only
+                sparsity of a pattern such as N:M, which refuses any other.
             loss_fn: The loss that the limit was predicted with; default cross-entropy on ``(x, y)``.
-            metric: The metric; default accuracy where it is that of the limit, and else none.
-            held_out: Batches that the metric is measured on, and nothing else; None takes the training data.
-            penalty: The penalty, needed by the criterion ``"objective"``.
-            retuning: How much it may take; default what the limit was predicted with, or ``Retuning()``.
+            metric: The metric; default the accuracy if the limit was predicted with it, else none.
+            held_out: Batches on which only the metric is measured; None takes the training data.
+            penalty: The penalty, which the criterion ``"objective"`` needs.
+            retuning: Samples, passes and epochs of the re-tuning; default those of the limit, or ``Retuning()``.
             progress: See ``predict_limit``.
             checkpoint: File that keeps the state after every stage; a run that was killed continues from it.
 
         Returns:
-            The copy, exactly zero where removed, and the answer of rung ``"re-tuned"`` with its metric.
+            The copy, with removed weights exactly zero, and the answer of the rung ``"re-tuned"`` with its metric.
 
         Raises:
             UserError: Bad input, told in one line.
@@ -351,22 +351,21 @@ class PruningLimit:
         """Answer for another allowed loss, scaled weights or scaled curvature without another product.
 
         Args:
-            epsilon: Allowed rise of the criterion, which then decides in the place of the metric; default the present
-                one.
+            epsilon: Allowed rise of the criterion, which then decides in place of the metric; default the present rise.
             weight_scale: Factor on all weights, 1e-50 to 1e50, the curvature held fixed.
             curvature_scale: Factor on the curvature, 1e-50 to 1e50, the weights held fixed.
-            max_drop: Allowed fall of the mean metric, > 0, which then decides in the place of epsilon; epsilon follows
-                from it, see ``epsilon.from_max_drop``. Needs a limit whose metric was measured.
+            max_drop: Allowed fall of the mean metric, > 0. The metric then decides, and epsilon follows from its fall,
+                see ``epsilon.from_max_drop``. The metric of the limit must have been measured.
 
         Returns:
-            The limit under the changed conditions, numbers and texts. What pruning reaches alone is read off the
-            networks that were measured, so that its interval is wider where something else is allowed. Under scaled
-            weights or curvature nothing is measured; the rises then scale as those of the quadratic model, and the
-            forecast takes them and leaves out what was re-tuned.
+            The limit under the changed conditions, with new numbers and texts. What pruning alone reaches is
+            interpolated between the measured networks, so its interval is wider than before if the allowed loss
+            changes. Under scaled weights or curvature nothing is measured; the rises then scale as in the quadratic
+            model, and the forecast uses them and leaves out what was re-tuned.
 
         Raises:
-            UserError: A value is out of range, both epsilon and max_drop are given, or no measured network has lost
-                so much of the metric.
+            UserError: A value is out of range, both epsilon and max_drop are given, or the metric fell by less than
+                max_drop in every measured network.
         """
         scales = f"a number from {LEAST_SCALE:g} to {LARGEST_SCALE:g}"
         weight_scale, curvature_scale = (
@@ -437,16 +436,16 @@ class PruningLimit:
         return self.epsilon / self.epsilon_for(sparsity)
 
     def saving(self, sparsity: float) -> Saving:
-        """Return what is left of the network at a sparsity of the pattern: parameters, multiply-accumulates, bytes.
+        """Return the remaining parameters, multiply-accumulates and bytes of the network at a sparsity of the pattern.
 
         Args:
             sparsity: Removed fraction of the prunable weights.
 
         Returns:
-            Linear between stored sparsities.
+            The saving, interpolated linearly between stored sparsities.
 
         Raises:
-            UserError: The sparsity is beyond what the pattern removes.
+            UserError: The pattern cannot remove so much.
         """
         return saving_at(self.evidence.savings, sparsity)
 
@@ -458,17 +457,18 @@ class PruningLimit:
         latency: float | None = None,
         timings: Sequence[Timing] = (),
     ) -> BudgetAnswer:
-        """Return the least sparsity of the pattern that meets a budget, what is left there, and whether it is reached.
+        """Return the least sparsity of the pattern that meets a budget, what then remains, and the verdict on it.
 
         Args:
             macs: Share of the dense network's multiply-accumulates that may remain, in (0, 1).
-            bytes: Share of its size, in the format of the pattern.
-            parameters: Share of its parameters.
-            latency: Share of its measured time, see ``timings``.
-            timings: What ``latency`` returned.
+            bytes: Share of the dense network's size, in the format of the pattern.
+            parameters: Share of the dense network's parameters.
+            latency: Share of the dense network's measured time; needs ``timings``.
+            timings: The result of the method ``latency``.
 
         Raises:
-            UserError: Not exactly one budget is given, or the pattern cannot meet it; the nearest that it can is named.
+            UserError: Not exactly one budget is given, or the pattern cannot meet it; the message names the nearest
+                budget that it can meet.
         """
         from pruning_limits.resource_budget import budget_of
 
@@ -478,7 +478,7 @@ class PruningLimit:
     def shrink(
         self, model: nn.Module, loader: Iterable[Any], sparsity: float, loss_fn: LossFunction | None = None
     ) -> nn.Module:
-        """Return a copy of a network that is physically smaller by the channels that go; see ``shrinking.shrunk``."""
+        """Return a copy of a network without the removed channels, physically smaller; see ``shrinking.shrunk``."""
         from pruning_limits.shrinking import shrunk
 
         return shrunk(self, model, loader, sparsity, loss_fn)
@@ -496,7 +496,7 @@ class PruningLimit:
         return timings(self, model, loader, sparsities, loss_fn)
 
     def ratios(self, sparsity: float) -> LayerRatios:
-        """Return what goes of every layer at a sparsity, in the forms of other tools; see ``exports.LayerRatios``."""
+        """Return the removed share of every layer, in formats of other tools; see ``exports.LayerRatios``."""
         from pruning_limits.exports import ratios_of
 
         return ratios_of(self, sparsity)
@@ -505,10 +505,10 @@ class PruningLimit:
         """Judge whether a sparsity can be reached.
 
         Args:
-            sparsity: Wanted removed fraction in [0, 1). None takes that of the pattern, where it has one only, as N:M.
+            sparsity: Wanted removed fraction in [0, 1). None takes the only sparsity of a pattern such as N:M.
 
         Raises:
-            UserError: The sparsity is out of range, or none is given and the pattern has many.
+            UserError: The sparsity is out of range, or it is None and the pattern allows more than one.
         """
         sparsity = number("sparsity", self._only(sparsity), BELOW_ONE, lambda own: 0 <= own < 1)
         return judged(self, sparsity)
@@ -533,12 +533,12 @@ class PruningLimit:
         """Return the answer as a short table, rung by rung.
 
         Args:
-            target: A sparsity to be judged in the last line, in [0, 1); None judges none.
+            target: Sparsity in [0, 1) that the last line judges; None omits that line.
         """
         return ladder(self, target)
 
     def details(self) -> str:
-        """Return what is behind the answer: statuses of all rungs, the spectrum, settings, data and cost."""
+        """Return the details as text: statuses of all rungs, the spectrum, settings, data and cost."""
         return details(self)
 
     def _repr_html_(self) -> str:
@@ -559,12 +559,12 @@ class PruningLimit:
         return pandas.DataFrame([dataclasses.asdict(layer) for layer in self.layer_table], columns=columns)
 
     def plot(self, path: str | Path | None = None) -> Figure:
-        """Draw what pruning loses and the rungs, and beneath where the formula comes from.
+        """Draw the measured loss with the rungs, and below the two curves whose crossing is the limit by the formula.
 
-        The panels alone, on axes of your own, are ``plotting.plot_rungs`` and ``plotting.plot_crossing``.
+        ``plotting.plot_rungs`` and ``plotting.plot_crossing`` draw the single panels on your own axes.
 
         Args:
-            path: File to write, with the suffix of any format Matplotlib knows; None only returns the figure.
+            path: File to write, with a suffix that Matplotlib knows; None writes no file.
 
         Raises:
             UserError: The file cannot be written, or Matplotlib is not installed.
@@ -592,7 +592,7 @@ class PruningLimit:
         write_report(self, path)
 
     def to_json(self, path: str | Path | None = None) -> str:
-        """Return the limit as JSON, without weights, and write it to a file if one is named."""
+        """Return the limit as JSON, without weights, and write it to a file if a path is given."""
         text = json.dumps(self._plain, indent=1) + "\n"
         if path is not None:
             write_bytes(path_of("path", path), text.encode())

@@ -1,12 +1,12 @@
 r"""Re-tuning of the kept weights inside the quadratic model: the optimum by conjugate gradients.
 
 Near the weights the objective rises by :math:`Q(x) = g^\top x + \frac12 x^\top H x`. A mask removes d, and the kept
-weights may move by any b. The best they can do,
+weights may move by any b. The lowest value that they reach,
 
 .. math:: \min_b Q(b - d), \qquad H_{kk} b = (H d - g)_k ,
 
-is :math:`\frac12 d^\top (H_{rr} - H_{rk} H_{kk}^{-1} H_{kr}) d` for g = 0, the Schur complement. It needs products with
-H only, and any mask will do.
+is :math:`\frac12 d^\top (H_{rr} - H_{rk} H_{kk}^{-1} H_{kr}) d` for g = 0, the Schur complement. Its computation needs
+only products with H, and any mask is allowed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How far magnitude pruning gets with brief fine-tuning in stages: a search whose states are kept."""
+"""How far magnitude pruning gets with brief fine-tuning in stages: a search that keeps its states."""
 
 from __future__ import annotations
 

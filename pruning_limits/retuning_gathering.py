@@ -1,4 +1,4 @@
-"""What a prediction measures of re-tuning: in single weights, or in every pattern that is asked for."""
+"""Measure re-tuning for a prediction, in single weights or in every requested pattern."""
 
 from __future__ import annotations
 

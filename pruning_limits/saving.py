@@ -1,4 +1,4 @@
-"""What pruning saves, as numbers: parameters, multiply-accumulates and bytes at some sparsities; read without torch."""
+"""Savings of pruning as numbers that need no torch: parameters, multiply-accumulates and bytes at some sparsities."""
 
 from __future__ import annotations
 

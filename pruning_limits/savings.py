@@ -1,4 +1,4 @@
-"""What pruning saves, counted from the weights that go: parameters, multiply-accumulates and bytes."""
+"""Count what pruning saves from the removed weights: parameters, multiply-accumulates and bytes."""
 
 from __future__ import annotations
 

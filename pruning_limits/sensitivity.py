@@ -1,4 +1,4 @@
-"""What every layer loses when it alone is pruned, measured sample by sample against the dense network."""
+"""The loss of every layer when it alone is pruned, measured sample by sample against the dense network."""
 
 from __future__ import annotations
 

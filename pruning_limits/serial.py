@@ -1,4 +1,4 @@
-"""Plain values for the JSON form of a limit, and back."""
+"""Convert a limit to plain values for JSON, and back."""
 
 from __future__ import annotations
 

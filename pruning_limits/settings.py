@@ -1,4 +1,4 @@
-"""What a prediction was asked for: a frozen record that checks itself, its constraints declared once as data."""
+"""The arguments of a prediction: a frozen record that checks itself against constraints declared once as data."""
 
 from __future__ import annotations
 
@@ -179,18 +179,18 @@ def checked(name: str, value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Retuning:
-    """How much staged re-tuning may take; the rule of its steps is one for every network, see ``descent``.
+    """How much staged re-tuning may cost; its step rule is the same for every network, see ``descent``.
 
     Attributes:
-        samples: Training samples of a stage, drawn afresh for each; all but a fifth where there are fewer. A quarter
-            as many tell when to stop.
-        passes: Passes over them; as many more where there are fewer samples.
-        seeds: Runs with samples of their own; two or more give an interval of their spread.
-        epochs: What all stages may cost together, in epochs of training; None means half of the prediction's budget.
-            Each run does one stage in any case, and goes on while what is left of its share pays for one more.
+        samples: Training samples of a stage, drawn afresh for each stage. Where the data have fewer, a stage takes all
+            but a fifth of them. A quarter as many further samples decide when to stop.
+        passes: Passes over the samples of a stage; proportionally more where the data have fewer samples.
+        seeds: Number of runs, each with its own samples; two or more runs give an interval from their spread.
+        epochs: Cost that all stages together may have, in epochs of training; None means half of the prediction's
+            budget. Each run does at least one stage, and goes on while the rest of its share pays for another stage.
 
     Raises:
-        UserError: A value is not what it may be.
+        UserError: A value is of the wrong type or out of range.
 
     Example:
         >>> Retuning(samples=512).passes

@@ -1,4 +1,4 @@
-"""A network that is physically smaller by the channels that a limit removes, and how long it takes."""
+"""Make a network physically smaller by the channels that a limit removes, and time it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where curvature says nothing: it is zero for weights on which the loss depends, as where the loss is linear."""
+"""Find weights with zero curvature on which the loss depends, as when the loss is linear."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints of physically smaller networks: the network that they fit, and their weights in the dense shapes."""
+"""Checkpoints of physically smaller networks: the network that fits, and its weights in the dense shapes."""
 
 from __future__ import annotations
 

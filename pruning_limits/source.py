@@ -1,4 +1,4 @@
-"""The network and data that a limit was predicted from, for further measurements in the same process."""
+"""The network and the data behind a limit, for further measurements in the same process."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 r"""The best split of a pruning budget over the layers, in the block-diagonal quadratic model.
 
-Layer l, whose smallest weights :math:`d_l` go, costs :math:`\frac12 d_l^\top H_{ll} d_l`; what two layers cost each
-other is left out of the choice and kept in the comparison.
+Removing the smallest weights :math:`d_l` of layer l costs :math:`\frac12 d_l^\top H_{ll} d_l`. The choice neglects the
+terms between two layers; the comparison includes them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The training samples of one stage of re-tuning, and others that tell when to stop; the same ones on every rank."""
+"""The training samples of one stage of re-tuning and the samples that decide when to stop, equal on every rank."""
 
 from __future__ import annotations
 

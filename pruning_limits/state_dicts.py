@@ -1,4 +1,4 @@
-"""The weights of a model in a checkpoint: found under any key, with any prefix, and loaded whole or not at all."""
+"""Find the weights of a model in a checkpoint, under any key and prefix, and load all of them or none."""
 
 from __future__ import annotations
 

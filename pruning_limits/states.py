@@ -1,4 +1,4 @@
-"""States of the recurrences of one prediction, kept in a file from which it continues."""
+"""The states of the recurrences of one prediction, kept in a file from which the prediction continues."""
 
 from __future__ import annotations
 

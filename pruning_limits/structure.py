@@ -1,4 +1,4 @@
-"""What is known of the network that weights belong to: layers, groups, uses, and parameters beside them."""
+"""Properties of the network that weights belong to: layers, groups, uses per sample, and other parameters."""
 
 from __future__ import annotations
 

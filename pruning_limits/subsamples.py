@@ -1,4 +1,4 @@
-"""Frozen sub-samples of the data of one prediction and curvatures on them, shared by all who ask."""
+"""Frozen sub-samples of the data and the curvatures on them, which the parts of one prediction share."""
 
 from __future__ import annotations
 

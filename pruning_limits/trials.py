@@ -1,4 +1,4 @@
-"""A few samples of the data on which groups of weights are tried: copies of the network and what they put out."""
+"""Try groups of weights on a few samples: copies of the network and their outputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Networks that were pruned in stages and re-tuned, as numbers: read without torch."""
+"""Networks that were pruned in stages and re-tuned, as numbers that need no torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How often every weight of a network is used for one sample: multiply-accumulates per weight."""
+"""How often a forward pass of one sample uses each weight: multiply-accumulates per weight."""
 
 from __future__ import annotations
 

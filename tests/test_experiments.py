@@ -15,7 +15,7 @@ from estimators.trace import row_norms
 from pruning_limits import PruningLimit, predict_limit
 from validation.data import load_data
 from validation.models import build_model
-from validation.studies.limits import algorithms, crossing, early, predicted
+from validation.studies.limits import algorithms, bounds, crossing, early, predicted
 from validation.studies.limits.weights import total_variation
 from validation.tables.discovery import tables
 from validation.tables.reading import load_suite
@@ -82,7 +82,7 @@ def suite_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_table_is_found() -> None:
-    assert set(tables()) >= {*NAMES, "meaning", "theory-vs-actual"}  # which have test modules of their own
+    assert set(tables()) >= {*NAMES, "meaning", "one-shot", "theory-vs-actual"}  # which have test modules of their own
 
 
 @pytest.mark.parametrize("name", sorted(NAMES))
@@ -165,6 +165,22 @@ def test_flat_directions_alone_allow_any_norm() -> None:
     limit: Any = SimpleNamespace(epsilon=0.1, evidence=SimpleNamespace(hessian=hessian, curve=curve))
     assert crossing.allowed(limit, 0.7) is None
     assert crossing.allowed(limit, 0.8) is not None
+
+
+@pytest.mark.parametrize(("upper", "gap", "inside"), [(0.9, 40.0, "yes"), (0.55, 5.0, "no"), (None, None, None)])
+def test_a_bound_that_is_not_known_is_no_number(
+    upper: float | None, gap: float | None, inside: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = {"bound": SimpleNamespace(sparsity=upper), "formula": SimpleNamespace(status="settled: by steps")}
+    limit: Any = SimpleNamespace(lower=0.5, sparsity=0.6, interval=(0.55, 0.65), retrained=0.8, epsilon=0.1)
+    limit.parameters, limit.upper, limit.answer = 100, 0.5, answers.__getitem__
+    monkeypatch.setattr(bounds, "predicted_limit", lambda network, bench: limit)
+    network = Network("fc5-mini", "digits", Recipe(1, 0.1), 0)
+    cell: Any = SimpleNamespace(network=network)
+    said = bounds.run(cell, cell)
+    assert (said["upper"], said["inside"]) == (upper, inside)
+    assert said["gap"] == (None if gap is None else pytest.approx(gap))
+    assert said["kept_ratio"] == (None if upper is None else pytest.approx(0.5 / (1 - upper)))
 
 
 def test_total_variation_of_known_histograms() -> None:

@@ -2,7 +2,7 @@
 
 from validation.studies.koopman import cost, epochs, limit
 from validation.studies.koopman import spectrum as eigenvalues
-from validation.studies.limits import early, forecast_fresh, row_norms, splits, weights
+from validation.studies.limits import bounds, early, forecast_fresh, row_norms, splits, weights
 from validation.studies.lottery import accuracy as lottery_accuracy
 from validation.studies.lottery import compute as lottery_compute
 from validation.studies.lottery import neurons, sizes, tickets
@@ -68,6 +68,14 @@ def test_early_limits_are_those_of_the_first_checkpoint() -> None:
     ]
     said = "At epoch 1 the mean predicted one-shot limit is 1.0 to 3.0 points from that of the end"
     assert early.finding(table) == f"{said}, with the final epsilon 9.0"
+
+
+def test_bounds_that_are_not_known_are_counted() -> None:
+    rows = [{"gap": 12.0}, {"gap": 40.96}, {"gap": None}]
+    said = "Lower and upper bound lie 12.0 to 41.0 points apart"
+    assert bounds.finding(rows[:2]) == said
+    assert bounds.finding(rows) == f"{said}; no upper bound is known of 1 of 3 networks"
+    assert bounds.finding(rows[2:]) == "No upper bound is known of 1 of 1 networks"
 
 
 def test_fresh_networks_are_counted_within_the_forecast() -> None:

@@ -11,10 +11,9 @@ from torch import nn
 from estimators import L1, L2, Objective, UserError
 from estimators.penalty import Penalty
 from pruning_limits import Retuning, predict_limit
-from pruning_limits.dense_network import CHANCE_SAMPLES, Subject
+from pruning_limits.dense_network import CHANCE_SAMPLES, GRADIENT_SAMPLES, Subject
 from pruning_limits.gathering import gather
 from pruning_limits.metrics import metric_loss
-from pruning_limits.one_shot import DRAWS
 from pruning_limits.settings import Settings
 
 QUICK = {"steps": 6, "probes": 1, "samples": 64, "tolerance": 0.05}
@@ -137,8 +136,8 @@ def test_a_metric_that_never_falls_gives_no_epsilon():
 
 def test_few_samples_tell_whether_a_network_is_better_than_constant_outputs():
     limit = predict_limit(*_parts(subject(9000)), epsilon=0.1, measure=False, progress=False, **QUICK)
-    # Losses and gradient, a draw and half of it that show that there is one; more networks would hold all data.
-    assert limit.cost.forward_samples == 2 * 9000 + 3 * DRAWS[0] // 2 + 4 * CHANCE_SAMPLES
+    # Losses, a draw for the gradient and half of it; more networks would hold all data.
+    assert limit.cost.forward_samples == 9000 + 3 * GRADIENT_SAMPLES // 2 + 4 * CHANCE_SAMPLES
 
 
 def test_the_ggn_comes_before_directions_and_these_before_the_hessian():

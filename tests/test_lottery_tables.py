@@ -368,6 +368,14 @@ def test_words_on_magnitude_and_chance_follow_the_rows(magnitude: float, random:
     assert f"and so up to {kept}" in line
 
 
+def test_words_on_one_seed_assume_the_tolerance_as_its_error() -> None:
+    rows = [row for row in accuracy_rows(0.3, -0.4) if row["seed"] == 0]
+    (line,) = lottery_accuracy.words(lottery_accuracy.averaged(rows), tolerance=0.5)
+    assert "best +0.30 points (one seed, an error of 0.5 assumed) at 20% (fails)" in line
+    assert "at every ratio: 20% -0.40, 50% -0.40, 80% -0.40, 90% -0.40, 95% -0.40 (fails)" in line
+    assert "**partly reproduced**" in line
+
+
 # ------------------------------------------------------------------------------------------------ tickets
 
 

@@ -19,7 +19,7 @@ from pruning_limits.measured import Bar, Point, crossing
 from pruning_limits.metrics import accuracy
 from pruning_limits.one_shot import PairedDifferences, draws_of, mean_and_error, measured_points, one_shot_limit
 
-SAMPLES, DRAWN = 5000, 2048
+SAMPLES, DRAWN = 5000, 1024
 
 
 @dataclass(frozen=True)
@@ -96,12 +96,15 @@ def compared(objective: Objective, draws: Sequence[Objective] | None = None, sig
     [
         (100, [100]),
         (4095, [4095]),
-        (4096, [2048, 4096]),
-        (16383, [2048, 16383]),
-        (16384, [2048, 8192, 16384]),
+        (4096, [1024, 4096]),
+        (6143, [1024, 6143]),
+        (6144, [1024, 2048, 6144]),
+        (10_000, [1250, 3333, 10_000]),
+        (24_576, [2048, 8192, 24_576]),
+        (30_000, [2048, 8192, 30_000]),
     ],
 )
-def test_draws_are_at_most_half_of_all_data(samples: int, expected: list[int]) -> None:
+def test_draws_are_an_eighth_and_a_third_of_all_data_within_bounds(samples: int, expected: list[int]) -> None:
     objective = Objective(nn.Linear(1, 2), [(torch.zeros(samples, 1), torch.zeros(samples, dtype=torch.long))])
     draws = draws_of(objective)
     assert [part.samples for part in draws] == expected
@@ -182,19 +185,61 @@ def test_the_error_of_a_draw_is_the_scatter_of_draws(network: Network, rises: li
     assert scatter == pytest.approx(differences[0].error, rel=0.25)  # of 100 draws: 7 % standard error
 
 
-def test_draws_grow_until_they_decide(network: Network, rises: list[float]) -> None:
+def test_before_all_data_were_passed_draws_decide_at_two_errors_and_the_largest_one_counts() -> None:
+    x, y = random(40_000, 2).float(), torch.arange(40_000) % 2
+    comparison = compared(Objective(nn.Linear(2, 2), [(x, y)]))
+    first = comparison.at(2)
+    assert comparison.at(2, allowed=first.mean + 2.1 * first.error) is first
+    assert comparison.at(2, allowed=first.mean - 2.1 * first.error) is first
+    assert comparison.samples == first.samples == 2048
+    second = comparison.at(2, allowed=first.mean + 1.9 * first.error)
+    assert second.samples == 8192
+    assert comparison.at(2, allowed=second.mean) is second
+    assert comparison.samples == 2048 + 8192
+
+
+def test_after_all_data_were_passed_they_are_once_more_where_four_errors_decide_nothing(
+    network: Network, rises: list[float]
+) -> None:
     comparison = compared(network.objective())
+    comparison.at(60, surely=True)
     first = comparison.at(90)
     assert comparison.at(90, allowed=first.mean + 4.1 * first.error) is first
-    assert comparison.at(90, allowed=first.mean - 4.1 * first.error) is first
-    assert comparison.samples == DRAWN
+    assert comparison.samples == SAMPLES + DRAWN
     second = comparison.at(90, allowed=first.mean + 3.9 * first.error)
     assert second.complete
     assert second.mean == pytest.approx(rises[90], abs=1e-7)
-    assert comparison.samples == DRAWN + SAMPLES
+    assert comparison.samples == SAMPLES + DRAWN + SAMPLES
     assert comparison.at(90) is comparison.at(90, surely=True) is second
-    assert comparison.samples == DRAWN + SAMPLES
-    assert comparison.counts == {90}
+    assert comparison.samples == SAMPLES + DRAWN + SAMPLES
+    assert comparison.counts == {60, 90}
+
+
+def test_a_draw_that_was_passed_before_all_data_is_read_beside_them(network: Network, rises: list[float]) -> None:
+    comparison = compared(network.objective())
+    alone, far = comparison.at(95), comparison.at(30)
+    comparison.at(96, surely=True)
+    picked, passed = comparison.draws[0].picked, comparison.samples
+    assert picked is not None
+    beside = (network.losses(95) - network.losses(96))[picked]
+    difference = comparison.at(95)
+    assert difference.mean == pytest.approx(rises[96] + float(beside.mean()), abs=1e-7)
+    assert difference.error == pytest.approx(
+        float(beside.std()) / math.sqrt(DRAWN) * math.sqrt((SAMPLES - DRAWN) / SAMPLES), abs=1e-8
+    )
+    assert difference.error < alone.error
+    assert difference.beside
+    assert comparison.at(30).mean == far.mean  # alone it has the smaller error
+    assert comparison.at(30).beside
+    assert comparison.samples == passed
+
+
+def test_of_several_networks_of_all_data_the_one_with_the_smallest_error_counts(network: Network) -> None:
+    both, near = compared(network.objective()), compared(network.objective())
+    for count in (96, 60):
+        both.at(count, surely=True)
+    near.at(96, surely=True)
+    assert both.at(95) == near.at(95)
 
 
 def test_asked_for_surely_no_draw_is_passed(network: Network) -> None:
@@ -517,3 +562,19 @@ def test_mean_and_error_by_hand() -> None:
     assert mean == pytest.approx((2 * 1 + 2 + 6) / 4)
     assert error == pytest.approx(math.sqrt(((1 - 3) ** 2 + (2 - 3) ** 2 + (6 - 3) ** 2) / 2 / 3))
     assert mean_and_error(torch.tensor([0.5]), torch.tensor([7])) == (0.5, math.inf)
+
+
+def test_where_all_data_are_drawn_they_are_passed_up_to_the_first_points_without_doubt(network: Network) -> None:
+    objective, allowed = network.objective(), 0.03
+    comparison = PairedDifferences(
+        draws_of(objective), MagnitudeProfile(objective.chosen), objective.sample_losses(), total=40_000
+    )
+    where = crossing(measured_points(comparison, None, Bar(allowed), 1 / 120), Bar(allowed))
+    counts, passed = sorted(comparison.counts), 0
+    for side in ([c for c in reversed(counts) if c <= 120 * where.low], [c for c in counts if c > 120 * where.low]):
+        for difference in map(comparison.at, side):
+            if abs(difference.mean - allowed) > 4 * comparison.error(difference):
+                break
+            assert difference.complete
+            passed += 1
+    assert passed > 2

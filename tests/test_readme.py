@@ -30,10 +30,10 @@ def test_the_table_of_truth_is_that_of_the_results():
 def test_counts_and_factors_are_those_of_the_results():
     ladder = json.loads((FORECAST / "forecast-ladder.json").read_text())["rows"]
     within = sum(row["within"] == "yes" for row in ladder)
-    assert f"{within} of the {len(ladder)} ends lie within the interval" in README
+    assert f"{within} of the {len(ladder)} true sparsities lie within the interval" in README
     fresh = json.loads((FORECAST / "fresh.json").read_text())["rows"]
     inside = sum(row["within"] == "yes" for row in fresh)
-    assert f"{inside} of {len(fresh)} of [nine fresh networks]" in README
+    assert f"{inside} of {len(fresh)} true sparsities of [nine fresh networks]" in README
     assert len({row["network"] for row in fresh}) == 9
     skill = json.loads((FORECAST / "forecast-skill.json").read_text())["rows"]
     (shipped,) = [row for row in skill if row["predictor"] == "re-tuned, one-shot"]

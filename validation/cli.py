@@ -1,4 +1,4 @@
-"""The command ``pruning-limits`` with all its commands; each is imported when it is asked for."""
+"""The command ``pruning-limits`` with all its commands; each command is imported at its first use."""
 
 from __future__ import annotations
 

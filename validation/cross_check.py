@@ -1,4 +1,4 @@
-"""Products, top eigenvalues and traces next to those of PyHessian and curvlinops, on the same model and data."""
+"""Compare products, top eigenvalues and traces with PyHessian and curvlinops, on the same model and data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands as one process of several that ``torchrun`` started."""
+"""Run a command as one of several processes that ``torchrun`` started."""
 
 from __future__ import annotations
 

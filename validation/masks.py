@@ -1,4 +1,4 @@
-"""Masks by exact count, their overlap, and their way out of this package."""
+"""Masks with exact counts, their overlap, and their export."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From images of 0..255 to the inputs that a network was trained on."""
+"""Normalise images of 0..255 to the inputs that a network was trained on."""
 
 from __future__ import annotations
 

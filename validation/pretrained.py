@@ -1,4 +1,4 @@
-"""The weights and transforms of torchvision's classification networks, from files that are already here."""
+"""The weights and transforms of torchvision's classification networks, from local files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training whose every step is fixed by (recipe, seed, step number), so it can stop and start anywhere."""
+"""Training in which recipe, seed and step number determine every step, so that it can stop and go on anywhere."""
 
 from __future__ import annotations
 
@@ -265,7 +265,7 @@ def accuracy(model: nn.Module, data: ImageData, split: str = "test") -> float:
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
-    correct = sum(int((model(x.to(device)).argmax(1) == y.to(device)).sum()) for x, y in data.batches(split, 1000))
+    correct = sum(int((model(x.to(device)).argmax(1) == y.to(device)).sum()) for x, y in data.batches(split, 100))
     model.train(was_training)
     return correct / (data.test_y if split == "test" else data.train_y).numel()
 

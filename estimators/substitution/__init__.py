@@ -1,4 +1,4 @@
-"""Torch's functions in other forms, and other tensors in the place of a model's own, for one thread and for a while."""
+"""Substitute other forms of torch's functions and other tensors of a model, in one thread and for a limited time."""
 
 from estimators.substitution.checkpoints import no_reentrant_checkpoints
 from estimators.substitution.intact import intact

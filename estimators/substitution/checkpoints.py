@@ -1,4 +1,4 @@
-"""The kind of activation checkpointing that ``torch.autograd.grad`` cannot go through."""
+"""Refuse reentrant activation checkpointing, which ``torch.autograd.grad`` cannot differentiate."""
 
 from __future__ import annotations
 

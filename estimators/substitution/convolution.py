@@ -1,4 +1,4 @@
-"""Convolutions whose second derivative computes what is asked for only, each part with the kernel made for it."""
+"""Convolutions whose second derivative computes only the requested parts, each with its own kernel."""
 
 from __future__ import annotations
 

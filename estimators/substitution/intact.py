@@ -1,4 +1,4 @@
-"""A model that Ctrl-C leaves as it was, wherever it arrives."""
+"""Leave a model as it was, at whatever moment Ctrl-C arrives."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Torch's functions in those of their forms that can be differentiated twice, and the table of all forms."""
+"""Forms of torch's functions that can be differentiated twice, and the table of all substituted forms."""
 
 from __future__ import annotations
 

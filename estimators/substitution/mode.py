@@ -1,4 +1,4 @@
-"""The mode through which torch's functions run in other forms, in the thread that entered it and in no other."""
+"""The mode that runs torch's functions in other forms, only in the thread that entered it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Random numbers of a thread's own, in the place of those that torch draws from the generators of the process."""
+"""Random numbers from generators of one thread, in place of the global generators of torch."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""Settings of the whole process that no mode reaches, set by the first thread that needs them and put back by the last.
+"""Settings of the whole process: the first thread that needs them sets them, the last one restores them.
 
-Other threads run correctly while they are set, but without cuDNN's recurrent layers or uncompiled.
+No function mode reaches these settings, so they change for all threads. While they are set, other threads still compute
+correctly, but without cuDNN in recurrent layers, or uncompiled.
 """
 
 from __future__ import annotations

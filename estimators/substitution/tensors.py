@@ -1,4 +1,4 @@
-"""Other tensors and training modes in the place of a model's own, for a while."""
+"""Replace the tensors and the training modes of a model for a limited time."""
 
 from __future__ import annotations
 

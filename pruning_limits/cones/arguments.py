@@ -1,4 +1,4 @@
-"""Checks of what the constructors and projections of cones are given."""
+"""Checks of the arguments of cone constructors and projections."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every closed convex cone answers, and what is enough to project onto one."""
+"""The interface of closed convex cones, and the part of it that Monte Carlo estimates need."""
 
 from __future__ import annotations
 

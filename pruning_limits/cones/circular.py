@@ -1,4 +1,4 @@
-"""Circular cones, the second-order cone among them."""
+"""Circular cones, including the second-order cone."""
 
 from __future__ import annotations
 

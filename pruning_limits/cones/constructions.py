@@ -1,4 +1,4 @@
-"""Cones made of cones: polar, product and rotated image."""
+"""Cones built from other cones: polar, product and rotated image."""
 
 from __future__ import annotations
 

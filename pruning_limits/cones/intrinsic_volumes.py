@@ -1,4 +1,4 @@
-"""Pieces that the intrinsic volumes of several cones share."""
+"""Functions that the intrinsic volumes of several cones share."""
 
 from __future__ import annotations
 

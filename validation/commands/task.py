@@ -1,4 +1,4 @@
-"""What a command works on: a network with its weights, its data, its loss and its penalty."""
+"""The task of a command: a network with its weights, its data, its loss and its penalty."""
 
 from __future__ import annotations
 

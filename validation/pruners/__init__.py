@@ -1,6 +1,6 @@
 """Pruning algorithms: one file each, found by name.
 
-A file that defines a ``Pruner`` and registers it is all a new algorithm needs.
+To add an algorithm, add a file that defines a ``Pruner`` and registers it.
 """
 
 from __future__ import annotations

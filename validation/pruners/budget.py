@@ -1,4 +1,4 @@
-"""How pruners share the training budget, and the counts of weights that rounds of pruning leave."""
+"""Split the training budget of a pruner over its trainings, and count the weights that each round keeps."""
 
 from __future__ import annotations
 

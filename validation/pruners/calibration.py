@@ -1,4 +1,4 @@
-"""The few images that pruners without training are calibrated with, and batch normalisation on them."""
+"""Calibration images for pruners without training, and batch normalisation on them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Koopman pruning: rank weights by modes of the training dynamics, the one that stays (KMP) or that decays (KGP)."""
+"""Koopman pruning: rank weights by a mode of the training dynamics, one that stays (KMP) or that decays (KGP)."""
 
 from __future__ import annotations
 

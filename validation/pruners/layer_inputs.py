@@ -1,4 +1,4 @@
-"""What reaches the layers of a network: the second moments of their inputs, which layer-wise pruning goes by."""
+"""Second moments of the inputs of every layer, which layer-wise pruning uses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Optimal brain surgeon layer by layer: what is kept makes up for what is removed in each layer's outputs."""
+"""Optimal brain surgeon, layer by layer: kept weights are adjusted to restore the outputs of their layer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rare Gems: a sparse sub-network of random weights is found by training scores (GEM-MINER), then its weights train."""
+"""Rare Gems: trained scores select a sub-network of random weights (GEM-MINER); then its weights are trained."""
 
 from __future__ import annotations
 

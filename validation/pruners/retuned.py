@@ -1,4 +1,4 @@
-"""Re-tuned: magnitude masks raised in stages with brief fine-tuning on few samples, as the rung of that name."""
+"""Re-tuned: magnitude pruning in stages with brief fine-tuning on few samples, as in the rung of that name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LSP: the layer sizes of global magnitude pruning, with the places within each layer drawn at random."""
+"""LSP: as many weights per layer as global magnitude pruning keeps, at random places within each layer."""
 
 from __future__ import annotations
 

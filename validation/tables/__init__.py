@@ -1,1 +1,1 @@
-"""What every table of the validation shares: suites, cells, the runner, files; no study is known here."""
+"""The shared parts of all tables: suites, cells, the runner and files; they import no study."""

@@ -1,4 +1,4 @@
-"""Claims and their verdicts, by the conditions that they consist of."""
+"""Claims and their verdicts: each claim is a list of conditions."""
 
 from __future__ import annotations
 
@@ -29,5 +29,14 @@ def judged(claim: str, conditions: Sequence[tuple[str, bool]]) -> str:
         claim: The claim in words.
         conditions: Texts that state a condition and what was measured, and whether each holds.
     """
-    parts = [f"{text} ({'holds' if holds else 'fails'})" for text, holds in conditions]
-    return f"{claim}: **{verdict([holds for _, holds in conditions])}**. {'; '.join(parts)}."
+    return f"{claim}: **{verdict([holds for _, holds in conditions])}**. {stated(conditions)}."
+
+
+def stated(conditions: Sequence[tuple[str, bool]]) -> str:
+    """Return conditions in words, each with whether it holds.
+
+    Example:
+        >>> stated([("a below 1: 0.5", True), ("b below 1: 2.0", False)])
+        'a below 1: 0.5 (holds); b below 1: 2.0 (fails)'
+    """
+    return "; ".join(f"{text} ({'holds' if holds else 'fails'})" for text, holds in conditions)

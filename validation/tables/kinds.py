@@ -1,4 +1,4 @@
-"""Rows of the seeds of one kind of network, together."""
+"""Group the rows of all seeds of one kind of network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Suites of TOML files: networks, and the sections that the tables declare."""
+"""Read suites from TOML files: networks, and the sections that the tables declare."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a table of the validation is made of: cells, a bench they run on, and a way to write the rows."""
+"""The parts of a table: its cells, the bench that they run on, and the writing of its rows."""
 
 from __future__ import annotations
 

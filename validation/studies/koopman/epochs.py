@@ -239,9 +239,9 @@ def _figure(table: Sequence[Row], barriers: Sequence[Row], path: Path) -> None:
             left.axhline(rows[0]["floor"], color=colour, linestyle=":", linewidth=0.8)
             left.plot([], [], "o-", color=colour, markersize=3, label=f"{compression:g}")
         left.set_xticks(range(len(labels)), labels)
-        left.set(xlabel="epoch", ylabel=f"overlap with the KMP mask of epoch {start}", ylim=(0, 1.03))
+        left.set(xlabel="epoch", ylabel=f"overlap with the KMP mask of epoch {start}", ylim=(0, 1.3))
         left.set_title(f"{which[0]}, KMP masks across epochs (dotted: random masks)", loc="left", fontsize=9)
-        left.legend(fontsize=7, title="compression", title_fontsize=7, ncols=2)
+        left.legend(fontsize=8, title="compression", title_fontsize=8, ncols=6, loc="upper center")
         left.grid(alpha=0.25)
         if not heights:
             continue

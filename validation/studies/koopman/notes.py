@@ -1,4 +1,4 @@
-"""What the tables of recorded runs share in words, numbers and figures."""
+"""Texts, numbers and figures that the tables of recorded runs share."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from dataclasses import asdict
 from typing import Any
 
 from validation.studies.koopman.recording import KoopmanSettings
-from validation.tables.claims import RULE
+from validation.tables.claims import RULE, judged, stated
 from validation.tables.suite import Suite
 from validation.tables.writing import Row, recipes
 
 GAP = 2.0
 ALIKE = 0.95
+CLAIMED = "20"  # the epoch that K3, K4 and K5 speak of
 
 
 def settings(suite: Suite) -> dict[str, Any]:
@@ -39,6 +40,30 @@ def recording_notes(suite: Suite) -> list[str]:
 def labels_of(rows: Sequence[Row]) -> list[str]:
     """Labels of the recorded epochs in order, ``"converged"`` last."""
     return list(dict.fromkeys(row["label"] for row in rows))
+
+
+def claimed(labels: Sequence[str]) -> str:
+    """Return epoch 20 where it was recorded, else the last epoch before convergence, or ``"converged"`` alone.
+
+    Example:
+        >>> claimed(["1", "20", "24", "converged"]), claimed(["1", "10", "converged"]), claimed(["converged"])
+        ('20', '10', 'converged')
+    """
+    early = [label for label in labels if label != "converged"]
+    return CLAIMED if CLAIMED in early else (early or list(labels))[-1]
+
+
+def judged_at(label: str, claim: str, conditions: Sequence[tuple[str, bool]]) -> str:
+    """Judge a claim that speaks of epoch 20 by what was measured there; another epoch leaves it open.
+
+    Args:
+        label: The recorded epoch that the conditions are about.
+        claim: The claim in words.
+        conditions: Texts that state a condition and what was measured, and whether each holds.
+    """
+    if label == CLAIMED:
+        return judged(claim, conditions)
+    return f"{claim}: **open**. Epoch {CLAIMED}, of which it speaks, was not recorded; instead: {stated(conditions)}."
 
 
 def largest(rows: Sequence[Row], value: Callable[[Row], float]) -> float:

@@ -36,7 +36,9 @@ class KoopmanSettings:
         compressions: Compressions c, each at least 1; the sparsity is 1 - 1/c.
         batch_size: Samples per training step of these tables, the learning rate scaled in proportion; a small data set
             needs small batches for many snapshots. None keeps the recipe's.
-        refined: Recorded epochs whose pruned networks are refined, as texts, ``"converged"`` among them; None for all.
+        measured: Recorded epochs at which the accuracy of pruned networks is measured, as texts, ``"converged"`` among
+            them; None for all. Masks are compared at every epoch.
+        refined: Recorded epochs whose pruned networks are refined and measured, as ``measured``; None for all.
         branches: Seeds of the networks whose training branches off at every recorded epoch to measure linear mode
             connectivity; None for all.
         share: Fraction in (0, 1] of the paper's numbers of parameters that ``koopman-cost`` decomposes.
@@ -48,10 +50,15 @@ class KoopmanSettings:
     epochs: tuple[int, ...] = (1, 5, 10, 20)
     compressions: tuple[float, ...] = (1, 2, 4, 8, 16, 32, 64)
     batch_size: int | None = None
+    measured: tuple[str, ...] | None = None
     refined: tuple[str, ...] | None = None
     branches: tuple[int, ...] | None = None
     share: float = 1.0
     svd_share: float = 0.125
+
+    def measures(self, label: str) -> bool:
+        """Whether the accuracy of pruned networks of a recorded epoch is measured."""
+        return self.measured is None or label in self.measured
 
     def refines(self, label: str) -> bool:
         """Whether pruned networks of a recorded epoch are refined."""

@@ -13,7 +13,17 @@ from pruning_limits.plotting import GREY, headline, new_figure, save
 from validation.masks import overlap, select
 from validation.pruners.gradient import gradients
 from validation.pruners.koopman import sizes
-from validation.studies.koopman.notes import GAP, compression_axis, labels_of, largest, recording_notes, settings, when
+from validation.studies.koopman.notes import (
+    GAP,
+    claimed,
+    compression_axis,
+    judged_at,
+    labels_of,
+    largest,
+    recording_notes,
+    settings,
+    when,
+)
 from validation.studies.koopman.recording import (
     KoopmanSettings,
     Recorded,
@@ -131,37 +141,37 @@ def words(table: Sequence[Row], pruned: Sequence[Row]) -> list[str]:
     lines = []
     compared = kinds_of(pruned)
     for which, own in kinds_of(table).items():
-        said = ", ".join(which)
-        early = [row for row in own if row["label"] != "converged"]
-        lines += [_spectrum(said, own, early), _gradient(said, compared[which], early), _fixed_point(said, own)]
+        said, label = ", ".join(which), claimed(labels_of(own))
+        lines += [_spectrum(said, own, label), _gradient(said, compared[which], label), _fixed_point(said, own)]
     return lines
 
 
-def _spectrum(said: str, rows: Sequence[Row], early: Sequence[Row]) -> str:
-    conditions = []
-    for row in (*early[-1:], rows[-1]):
-        text = f"{when(row['label'])}, abs(lambda 1 - 1) below {STILL:g}: {row['nearest']:.1e}"
-        conditions.append((text, row["nearest"] < STILL))
-    for row in early[-1:]:
-        rate = row["rate"]
-        text = f"{when(row['label'])}, the largest other real positive mode has lambda below {GONE:g}"
-        conditions.append((f"{text}: {'none' if rate is None else format(rate, '.3f')}", (rate or 1.0) < GONE))
+def _spectrum(said: str, rows: Sequence[Row], label: str) -> str:
+    row = next(row for row in rows if row["label"] == label)
+    rate = "none" if row["rate"] is None else format(row["rate"], ".3f")
+    conditions = [
+        (f"{when(label)}, abs(lambda 1 - 1) below {STILL:g}: {row['nearest']:.1e}", row["nearest"] < STILL),
+        (
+            f"{when(label)}, the largest other real positive mode has lambda below {GONE:g}: {rate}",
+            (row["rate"] or 1.0) < GONE,
+        ),
+    ]
     modulus = largest(rows, lambda row: float(row["modulus"]))
     claim = f"K4, {said}, one eigenvalue at 1 and a second mode that dies at once (1.000 and 0.075 in the paper)"
-    return judged(claim, conditions) + f" Largest modulus at any epoch: {modulus:.3f}."
+    text = f" Converged, abs(lambda 1 - 1): {rows[-1]['nearest']:.1e}. Largest modulus at any epoch: {modulus:.3f}."
+    return judged_at(label, claim, conditions) + text
 
 
-def _gradient(said: str, pruned: Sequence[Row], early: Sequence[Row]) -> str:
+def _gradient(said: str, pruned: Sequence[Row], label: str) -> str:
     claim = f"K5, {said}, KGP and JGP prune nearly alike"
-    labels = [row["label"] for row in early[-1:]] or ["converged"]
-    rows = [row for row in pruned if row["label"] == labels[0] and row["overlap"] is not None]
+    rows = [row for row in pruned if row["label"] == label and row["overlap"] is not None]
     if not rows:
-        return judged(claim, [(f"{when(labels[0])} has a second real positive eigenvalue: none", False)])
+        return judged_at(label, claim, [(f"{when(label)} has a second real positive eigenvalue: none", False)])
     far = [row for row in rows if row["compression"] >= 4]
     least = min((row["overlap"] / row["floor"] for row in far), default=1.0)
     conditions = [
         (
-            f"{when(labels[0])}, overlap at least {ABOVE_CHANCE:g} times that of random masks at every compression "
+            f"{when(label)}, overlap at least {ABOVE_CHANCE:g} times that of random masks at every compression "
             f"from 4 on: least {least:.2f} times",
             least >= ABOVE_CHANCE,
         )
@@ -172,7 +182,7 @@ def _gradient(said: str, pruned: Sequence[Row], early: Sequence[Row]) -> str:
         conditions.append(
             (f"accuracies within {GAP:g} points after refining: at most {gap:.1f} apart", bool(gap <= GAP))
         )
-    return judged(claim, conditions)
+    return judged_at(label, claim, conditions)
 
 
 def _fixed_point(said: str, rows: Sequence[Row]) -> str:

@@ -1,4 +1,4 @@
-"""What a short re-training of the kept weights makes of the objective, and how far it reaches."""
+"""The effect of a short re-training of the kept weights on the objective, and the sparsity that it reaches."""
 
 from __future__ import annotations
 

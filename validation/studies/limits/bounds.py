@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pruning_limits.plotting import BLUE, GREEN, GREY, ORANGE, new_figure, save, sparsity_axis
+from pruning_limits import PruningLimit
+from pruning_limits.plotting import BLUE, GREEN, GREY, ORANGE, headline, new_figure, save, sparsity_axis
 from validation.studies.limits.predicted import LimitSettings, limit_notes, predicted_limit
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
-from validation.tables.writing import Column, Page, Row, network_row, with_means, write_table
+from validation.tables.writing import Column, Page, Row, between, network_row, with_means, write_table
 
 NAME = "bounds"
 COLUMNS = (
@@ -40,12 +41,22 @@ def run(cell: Cell, bench: Bench) -> Row:
         "low": limit.interval[0],
         "high": limit.interval[1],
         "retrained": limit.retrained,
-        "upper": limit.upper,
-        "gap": 100 * (limit.upper - limit.lower),
-        "kept_ratio": (1 - limit.lower) / max(1 - limit.upper, 1 / limit.parameters),
-        "inside": "yes" if limit.lower <= limit.sparsity <= limit.upper else "no",
+        **_above(limit),
         "status": limit.answer("formula").status.partition(":")[0],
         "status_reason": limit.answer("formula").status,
+    }
+
+
+def _above(limit: PruningLimit) -> Row:
+    """Return the upper bound and how far it lies above the lower one; None throughout where none is known."""
+    upper = limit.answer("bound").sparsity
+    if upper is None:
+        return dict.fromkeys(("upper", "gap", "kept_ratio", "inside"))
+    return {
+        "upper": upper,
+        "gap": 100 * (upper - limit.lower),
+        "kept_ratio": (1 - limit.lower) / max(1 - upper, 1 / limit.parameters),
+        "inside": "yes" if limit.lower <= limit.sparsity <= upper else "no",
     }
 
 
@@ -54,16 +65,18 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
     notes = [
         f"Made by `{command}`.",
         *limit_notes(suite),
-        "Lower: one-shot global magnitude pruning, measured on all training samples. Upper: the directional limit with "
-        "the GGN plus the window of the kinematic formula at 5 %, never below what was measured.",
+        "Lower: measured one-shot global magnitude pruning. Upper: the directional limit with the GGN plus the window "
+        "of the kinematic formula at 5 %, never below what was measured; a dash where its numerical error reaches "
+        "100 %, or where pruning alone passes it, so that no bound is known.",
+        f"{finding(rows)}.",
     ]
     table = with_means(rows, COLUMNS)
     write_table(folder, Page(NAME, f"Bounds on the pruning limit, suite {suite.name}", notes, COLUMNS), table)
     figure, axes = new_figure(1, size=(8.0, 1.8 + 0.32 * len(rows)))
-    gaps = [100 * (row["upper"] - row["lower"]) for row in rows]
-    figure.suptitle(f"Lower and upper bound lie {min(gaps):.1f} to {max(gaps):.1f} points apart", fontsize=11)
+    headline(figure, finding(rows))
     for height, row in enumerate(reversed(rows)):
-        axes.plot([1 - row["lower"], max(1 - row["upper"], 1e-4)], [height, height], color=GREY, linewidth=1)
+        if row["upper"] is not None:
+            axes.plot([1 - row["lower"], max(1 - row["upper"], 1e-4)], [height, height], color=GREY, linewidth=1)
         axes.plot([max(1 - row["high"], 1e-4), 1 - row["low"]], [height, height], color=ORANGE, linewidth=5, alpha=0.3)
         for key, colour, marker, label in (
             ("lower", BLUE, "|", "measured one-shot (lower)"),
@@ -71,14 +84,29 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
             ("retrained", GREEN, "s", "isotropic, GGN (re-trained)"),
             ("upper", GREY, "|", "upper"),
         ):
-            axes.plot([max(1 - row[key], 1e-4)], [height], marker, color=colour, label=None if height else label)
+            kept = [] if row[key] is None else [max(1 - row[key], 1e-4)]
+            axes.plot(kept, [height] * len(kept), marker, color=colour, label=label if kept else None)
     axes.set_yticks(range(len(rows)), [f"{r['model']}, {r['dataset']}, seed {r['seed']}" for r in reversed(rows)])
-    sparsity_axis(axes.xaxis, 0.5 * min(max(1 - row["upper"], 2e-4) for row in rows))
+    sparsity_axis(
+        axes.xaxis, 0.5 * min(max(1 - row[key], 2e-4) for row in rows for key in ("upper", "retrained") if row[key])
+    )
     axes.tick_params(axis="x", labelrotation=45, labelsize=8)
     axes.set_xlabel("sparsity (removed fraction)")
     axes.grid(alpha=0.25)
-    figure.legend(fontsize=7, loc="outside lower center", ncols=4)
+    handles, labels = axes.get_legend_handles_labels()
+    unique = dict(zip(labels, handles, strict=True))
+    figure.legend(unique.values(), unique.keys(), fontsize=7, loc="outside lower center", ncols=4)
     save(figure, folder / f"{NAME}.png")
+
+
+def finding(rows: Sequence[Row]) -> str:
+    """Say how far the bounds lie apart, and of how many networks no upper one is known."""
+    gaps = [row["gap"] for row in rows if row["gap"] is not None]
+    unknown = f"no upper bound is known of {len(rows) - len(gaps)} of {len(rows)} networks"
+    if not gaps:
+        return unknown.capitalize()
+    apart = f"Lower and upper bound lie {between(gaps, '.1f')} points apart"
+    return apart if len(gaps) == len(rows) else f"{apart}; {unknown}"
 
 
 TABLE = Table(

@@ -1,4 +1,4 @@
-"""Table ``crossing``: the norm of the removed weights against sparsity, as it is and as the curvature allows."""
+"""Table ``crossing``: the norm of the removed weights and the norm that curvature allows, against sparsity."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from estimators import SpectralMeasure
 from pruning_limits import PruningLimit
 from pruning_limits.isotropic import removable_fraction
-from pruning_limits.plotting import BLUE, ORANGE, new_figure, save, sparsity_axis
+from pruning_limits.plotting import BLUE, ORANGE, headline, new_figure, save, sparsity_axis
 from validation.studies.limits.predicted import LimitSettings, limit_notes, predicted_limit
 from validation.tables.kinds import kinds_of
 from validation.tables.suite import Suite
@@ -101,7 +101,7 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
     write_table(folder, Page(NAME, f"Both sides of the formula, suite {suite.name}", notes, COLUMNS), table)
     groups = kinds_of(rows)
     figure, axes = new_figure(1, len(groups), size=(4.6 * len(groups), 4.2), squeeze=False)
-    figure.suptitle(finding, fontsize=10)
+    headline(figure, finding)
     for panel, (which, own) in zip(axes[0], groups.items(), strict=True):
         for place, row in enumerate(own):
             for key, colour, label in (("norms", BLUE, "removed"), ("allowed", ORANGE, "allowed by the curvature")):

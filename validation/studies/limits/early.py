@@ -1,4 +1,4 @@
-"""Table ``early``: the limit predicted from checkpoints on the way through training, against that of the end."""
+"""Table ``early``: limits predicted from checkpoints during training, against the limit at the end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Table ``forecast``: where re-training ends on many networks, and everything that might have told so before."""
+"""Table ``forecast``: the sparsity that re-training reaches on many networks, and candidate predictors of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What networks lose along the kept fraction, however they were pruned, and where they lose more than is allowed."""
+"""The loss of pruned networks along the kept fraction, and where it exceeds what is allowed."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pruning_limits.forecast import Rule
-from pruning_limits.plotting import new_figure, save, sparsity_axis
+from pruning_limits.plotting import headline, new_figure, save, sparsity_axis
 from validation.studies.limits.calibration import Case, fitted, left_out, usable, within
 from validation.studies.limits.forecast_skill import (
     ASIDE,
@@ -187,5 +187,5 @@ def _figure(cases: Sequence[Case], path: Path) -> None:
     for panel in panels[:, 0]:
         panel.set_ylabel("told, family left out")
     panels[0, 0].legend(fontsize=7)
-    figure.suptitle("Where re-training ends: what was told, its family left out, and what is true", fontsize=11)
+    headline(figure, "Where re-training ends: what was told, its family left out, and what is true")
     save(figure, path)

@@ -1,4 +1,4 @@
-"""Everything that might tell where re-training ends, computed without training."""
+"""Candidate predictors of the sparsity that re-training reaches, computed without training."""
 
 from __future__ import annotations
 

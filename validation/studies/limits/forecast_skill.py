@@ -1,4 +1,4 @@
-"""How well numbers that are known before training tell where re-training ends, on families that were left out."""
+"""How well predictors forecast the sparsity that re-training reaches, on families left out of the fit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What pruned networks reach: alone, after their whole recipe, iteratively, re-tuned, and optimised on the mask."""
+"""The sparsity that networks reach: pruned alone, re-trained, iteratively, re-tuned, and optimised on the mask."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Table ``kinematics``: random subspaces through the pruned point against the predicted probability to meet the set."""
+"""Table ``kinematics``: how often random subspaces through the pruned point meet the set, and the prediction."""
 
 from __future__ import annotations
 

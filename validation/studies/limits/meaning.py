@@ -1,4 +1,4 @@
-"""Table ``meaning``: which prediction speaks of which truth, with L1 and without, beside a constant."""
+"""Table ``meaning``: how close each prediction comes to each truth, with and without L1, next to a constant."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pruning_limits.plotting import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, new_figure, save, sparsity_axis
+from pruning_limits.plotting import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, headline, new_figure, save, sparsity_axis
 from validation.studies.limits import theory_vs_actual
 from validation.studies.limits.predicted import limit_notes, predicted_limit
 from validation.studies.limits.protocols import (
@@ -208,7 +208,7 @@ def _figure(pairs: Sequence[Row], table: Sequence[Row], path: Path) -> None:
         panel.set_ylabel("predicted (sparsity)", fontsize=9)
     handles, labels = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, fontsize=8, loc="outside lower center", ncols=3)
-    figure.suptitle(finding(table).replace("; ", ";\n"), fontsize=10)
+    headline(figure, finding(table))
     save(figure, path)
 
 

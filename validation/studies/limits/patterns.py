@@ -1,4 +1,4 @@
-"""Table ``patterns``: 2:4, blocks, channels and heads, what they bear and what the one spectrum says of them."""
+"""Table ``patterns``: the sparsity that 2:4, blocks, channels and heads allow, and its prediction by one spectrum."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pruning_limits.answers import ggn_formula
 from pruning_limits.group_profile import GroupProfile
 from pruning_limits.pattern_names import UNSTRUCTURED, parsed
 from pruning_limits.patterns import groups_of
-from pruning_limits.plotting import new_figure, save, sparsity_axis
+from pruning_limits.plotting import headline, new_figure, save, sparsity_axis
 from validation.studies.limits.actual import Trial, retrained_limit
 from validation.studies.limits.predicted import LimitSettings
 from validation.tables.storage import run_folder
@@ -291,7 +291,7 @@ def _figure(rows: Sequence[Row], path: Path) -> None:
     kinds = [kind for kind in KINDS if any(None not in (row.get(kind[0]), row.get(kind[1])) for row in measured)]
     kinds = kinds or list(KINDS[:1])  # empty axes where all patterns have one sparsity
     figure, axes = new_figure(1, len(kinds), size=(0.4 + 4.6 * len(kinds), 4.6), sharex=True, sharey=True)
-    figure.suptitle(_finding(measured), fontsize=11)
+    headline(figure, _finding(measured))
     panels = np.atleast_1d(axes)
     kept = [1 - row[key] for row in measured for pair in kinds for key in pair[:2] if row.get(key)]
     least = 0.7 * min([value for value in kept if value > 0], default=1.0)

@@ -1,11 +1,11 @@
-"""What one network is predicted to bear and what it bears, by the paper's protocol and by the user's."""
+"""Predicted and measured sparsities of one network, by the paper's protocol and by the user's."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any, ClassVar
 
 from estimators import Objective, UserError
@@ -20,10 +20,11 @@ from validation.studies.limits.truths import refined_crossing
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell
 from validation.tables.writing import Row, network_row, recipe_text
+from validation.training import Network
 
 OBJECTIVE, LOSS, ACCURACY = "objective", "loss", "accuracy"
 ALONE, SHORT, WHOLE = "one-shot", "short re-training", "whole recipe"
-HALVINGS = 10  # of the bracket between neighbours of the grid, in which one-shot pruning crosses a level
+HALVINGS = 10  # at most, of the bracket between neighbours of the grid, in which one-shot pruning crosses a level
 RESOLUTION = 1e-4  # in sparsity, of a truth; a weight where that is more
 
 
@@ -99,6 +100,54 @@ def settings(suite: Suite) -> dict[str, Any]:
     return plain
 
 
+@dataclass(frozen=True)
+class Alone:
+    """A network, what is predicted of it, and what pruning without any training reaches.
+
+    Attributes:
+        limits: Predicted limits by what must not be lost: objective, loss or accuracy.
+        levels: How much of each may be lost.
+        truths: The trained network.
+        ends: Sparsities by truth and level, see ``one_shot``.
+        curve: Points by falling kept fraction.
+    """
+
+    limits: dict[str, PruningLimit]
+    levels: Sequence[Level]
+    truths: Truths
+    ends: dict[tuple[str, str], float | None]
+    curve: list[Row]
+
+    @classmethod
+    def of(cls, network: Network, bench: Bench) -> Alone:
+        """Predict a network's limits by both protocols, and prune it by magnitude.
+
+        Args:
+            network: A network, trained where it is not yet.
+            bench: Its data and the suite's settings.
+        """
+        model, drop = bench.model(network), bench.suite.settings(TruthSettings).drop
+        limits = {OBJECTIVE: predicted_limit(network, bench), LOSS: user_limit(network, bench)}
+        limits[ACCURACY] = user_limit(network, bench, drop)
+        levels = [
+            Level(OBJECTIVE, OBJECTIVE, limits[OBJECTIVE].epsilon),
+            Level(LOSS, "rise", limits[LOSS].epsilon),
+            Level(ACCURACY, "held_out_drop", drop),
+        ]
+        truths = Truths(network, model, bench.data, levels[1:], Measured.of(model, bench.data), bench.folder)
+        return cls(limits, levels, truths, *one_shot(truths, levels))
+
+    def row(self) -> Row:
+        """Return what is said of the network."""
+        network = self.truths.network
+        return network_row(network) | {
+            "recipe": recipe_text(network.recipe),
+            "parameters": self.truths.dimension,
+            "dense": asdict(self.truths.dense),
+            "epsilon": {name: limit.epsilon for name, limit in self.limits.items()},
+        }
+
+
 def run(cell: Cell, bench: Bench) -> Row:
     """Predict one network's limits by both protocols, and measure what it bears.
 
@@ -109,34 +158,23 @@ def run(cell: Cell, bench: Bench) -> Row:
     Returns:
         What is said of the network, ``cases`` with a prediction and a truth each, and the curves behind them.
     """
-    network, model, asked = cell.network, bench.model(cell.network), bench.suite.settings(TruthSettings)
-    limits = {OBJECTIVE: predicted_limit(network, bench), LOSS: user_limit(network, bench)}
-    limits[ACCURACY] = user_limit(network, bench, asked.drop)
-    levels = [
-        Level(OBJECTIVE, OBJECTIVE, limits[OBJECTIVE].epsilon),
-        Level(LOSS, "rise", limits[LOSS].epsilon),
-        Level(ACCURACY, "held_out_drop", asked.drop),
-    ]
-    dense = Measured.of(model, bench.data)
-    truths = Truths(network, model, bench.data, levels[1:], dense, bench.folder)
-    ends, curve = one_shot(truths, levels)
-    again = {f"again-{number}": truths.again(number) for number in range(asked.runs)}
-    ends |= {
+    network, alone = cell.network, Alone.of(cell.network, bench)
+    limits, levels, truths = alone.limits, alone.levels, alone.truths
+    runs = bench.suite.settings(TruthSettings).runs
+    again = {f"again-{number}": truths.again(number) for number in range(runs)}
+    ends = alone.ends | {
         (WHOLE, level.name): _middle([crossing(points, level) for points in again.values()]) for level in levels[1:]
     }
-    objective = Objective(model, bench.data.batches("train", 1000), penalty=network.recipe.penalty).value()
+    objective = Objective(truths.model, bench.data.batches("train", 1000), penalty=network.recipe.penalty).value()
     start = min(ends[ALONE, OBJECTIVE] or 0.0, 1 - 1 / truths.dimension)
     evaluations = bench.suite.settings(RetrainSettings).evaluations
     retrain, most = partial(stored_trial, network, bench), objective + levels[0].allowed
     ends[SHORT, OBJECTIVE], trials = retrained_limit(retrain, most, start, evaluations)
-    return network_row(network) | {
-        "recipe": recipe_text(network.recipe),
-        "parameters": truths.dimension,
-        "dense": asdict(dense) | {"objective": objective},
-        "epsilon": {name: limit.epsilon for name, limit in limits.items()},
-        "cases": [_case(question, limits[question.by], ends) for question in QUESTIONS],
+    return alone.row() | {
+        "dense": asdict(truths.dense) | {"objective": objective},
+        "cases": [case(question, limits[question.by], ends) for question in QUESTIONS],
         "predictions": {name: _predictions(limits[name], limits[LOSS]) for name in (OBJECTIVE, LOSS)},
-        "curves": {"alone": curve, **again},
+        "curves": {"alone": alone.curve, **again},
         "trials": trials,
     }
 
@@ -153,6 +191,7 @@ def one_shot(truths: Truths, levels: Sequence[Level]) -> tuple[dict[tuple[str, s
     """
     penalty, profile = truths.network.recipe.penalty, MagnitudeProfile(prunable(truths.model))
 
+    @cache  # without a penalty the objective is the loss, and both levels ask for the same networks
     def measure(sparsity: float) -> Row:
         point = truths.at(sparsity)
         saved = 0.0 if penalty is None else float(penalty.value([profile.removed(sparsity)]))
@@ -166,8 +205,9 @@ def one_shot(truths: Truths, levels: Sequence[Level]) -> tuple[dict[tuple[str, s
         ends[ALONE, level.name] = None
         if near is not None:
             known = {1 - point["kept"]: float(point[level.key]) for point in near}
-            rise = partial(_value, measure, level.key)
-            ends[ALONE, level.name] = refined_crossing(rise, known, level.allowed, truths.dimension, HALVINGS)
+            rise, width = partial(_value, measure, level.key), max(known) - min(known)
+            halvings = min(HALVINGS, math.ceil(math.log2(max(1.0, width / RESOLUTION))))
+            ends[ALONE, level.name] = refined_crossing(rise, known, level.allowed, truths.dimension, halvings)
     return ends, points
 
 
@@ -181,7 +221,14 @@ def _middle(kept: Sequence[float | None]) -> float | None:
     return 1 - math.prod(known) ** (1 / len(known)) if len(known) == len(kept) else None
 
 
-def _case(question: Question, limit: PruningLimit, ends: dict[tuple[str, str], float | None]) -> Row:
+def case(question: Question, limit: PruningLimit, ends: dict[tuple[str, str], float | None]) -> Row:
+    """Hold what answers a question against what is true.
+
+    Args:
+        question: What is asked.
+        limit: The limit that predicts.
+        ends: True sparsities by truth and level.
+    """
     answer, actual = limit.answer(question.rung), ends[question.truth, question.level]
     return asdict(question) | {
         "basis": answer.basis,

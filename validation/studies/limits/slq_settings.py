@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from pruning_limits import predict_limit
-from pruning_limits.plotting import new_figure, plain_ticks, save
+from pruning_limits.plotting import headline, new_figure, plain_ticks, save
 from pruning_limits.result import established
 from validation.studies.limits.predicted import LimitSettings
 from validation.tables.reading import known_suites, load_suite
@@ -125,7 +125,7 @@ def _figure(rows: Sequence[Row], varied: Sequence[str], path: Path) -> None:
     figure, panels = new_figure(
         len(networks), len(QUANTITIES), size=(8.4, 3.2 * len(networks) + 0.4), sharey=True, squeeze=False
     )
-    figure.suptitle(_finding(networks, varied), fontsize=11)
+    headline(figure, _finding(networks, varied))
     for line, network in zip(panels, networks, strict=True):
         for panel, (name, label) in zip(line, QUANTITIES, strict=True):
             for key, colour in zip(keys, COLOURS, strict=False):

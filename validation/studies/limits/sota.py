@@ -1,11 +1,11 @@
-"""Table ``sota``: what every pruner reaches against what was predicted, as one scatter."""
+"""Table ``sota``: the sparsity that every pruner reaches against the predicted one, as a scatter plot."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from pruning_limits.plotting import BLACK, BLUE, GREEN, GREY, new_figure, save, sparsity_axis
+from pruning_limits.plotting import BLACK, BLUE, GREEN, GREY, headline, new_figure, save, sparsity_axis
 from validation.studies.limits.algorithms import SECTIONS, CompareSettings, cells, reached, run, settings
 from validation.studies.limits.predicted import limit_notes, predicted_limit
 from validation.tables.kinds import kind, kinds_of
@@ -64,7 +64,7 @@ def _figure(table: Sequence[Row], title: str, path: Path) -> None:
     names = named(table)
     places = {name: place for place, name in enumerate([*names, REST][::-1])}
     figure, axes = new_figure(1, len(groups), size=(9.0, 0.42 * len(places) + 2.2), squeeze=False)
-    figure.suptitle(title, fontsize=11)
+    headline(figure, title)
     for panel, (which, own) in zip(axes[0], groups.items(), strict=True):
         for key, colour, label in PREDICTED:
             limits = [1 - row[key] for row in own]

@@ -1,4 +1,4 @@
-"""Table ``splits``: a budget over the layers by measured curves, by the model, by magnitude and evenly."""
+"""Table ``splits``: a budget divided over the layers by measured curves, by the model, by magnitude, and evenly."""
 
 from __future__ import annotations
 

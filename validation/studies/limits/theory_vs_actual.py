@@ -1,4 +1,4 @@
-"""Table ``theory-vs-actual``: what is predicted beside what pruning reaches, by the paper's protocol and the user's."""
+"""Table ``theory-vs-actual``: predictions and what pruning reaches, by the paper's protocol and by the user's."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pruning_limits.plotting import BLUE, GREY, ORANGE, new_figure, save, sparsity_axis
+from pruning_limits.plotting import BLUE, GREY, ORANGE, headline, new_figure, save, sparsity_axis
 from validation.studies.limits.actual import RetrainSettings
 from validation.studies.limits.forecast_curves import Level, crossing
 from validation.studies.limits.forecast_skill import AGAIN, spread_of_runs
@@ -42,6 +42,12 @@ USERS = {
     "formula": "the formula",
 }
 NOWHERE = "no known case"
+HOLDS = (
+    "A prediction holds where its interval contains the truth, to 0.01 points; a bound where the truth stays below "
+    "its upper end. The interval of a formula or a bound is numerical error only; that of the forecast is meant to "
+    "contain nine of ten networks; that of measured one-shot pruning ends at the networks that pass and fail, by "
+    "accuracy two standard errors wider. Ends and sparsities are means over seeds, factors geometric means."
+)
 COLUMNS = (
     Column("model", "model"),
     Column("dataset", "data"),
@@ -130,8 +136,8 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
         folder: Where to.
         command: The command that made the table.
     """
-    notes = [f"Made by `{command}`.", *limit_notes(shortened(suite)), *protocol_notes(suite), *_words(rows)]
-    notes.append(noise(rows, suite.settings(TruthSettings).drop))
+    notes = [f"Made by `{command}`.", *limit_notes(shortened(suite)), *protocol_notes(suite), networks_note(rows)]
+    notes += [f"{verdict(rows)}.", noise(rows, suite.settings(TruthSettings).drop)]
     title = f"Predicted and actual pruning limits, suite {suite.name}"
     write_table(folder, Page(NAME, title, notes, COLUMNS), lines(rows), networks=list(rows))
     _figure(rows, folder / f"{NAME}.png")
@@ -152,10 +158,7 @@ def protocol_notes(suite: Suite) -> list[str]:
         "one-shot pruning measured on all data; and the magnitude mask with the whole recipe once more from its full "
         f"learning rate, the geometric mean of what {truths.runs} orders of the data keep, on a grid of factors of "
         f"sqrt(2) whose brackets are halved once.{cut}",
-        "A prediction holds where its interval contains the truth, to 0.01 points; a bound where the truth stays below "
-        "its upper end. The interval of a formula or a bound is numerical error only; that of the forecast is meant to "
-        "contain nine of ten networks; that of measured one-shot pruning ends at the networks that pass and fail, by "
-        "accuracy two standard errors wider. Ends and sparsities are means over seeds, factors geometric means.",
+        HOLDS,
     ]
 
 
@@ -169,8 +172,8 @@ def points(share: float) -> str:
     return "1 point" if share == 0.01 else f"{100 * share:g} points"
 
 
-def _words(rows: Sequence[Row]) -> list[str]:
-    """Return the paragraphs that say what came out."""
+def networks_note(rows: Sequence[Row]) -> str:
+    """Return the paragraph that describes the networks: size, accuracy and epsilon."""
     networks = []
     for kind, group in kinds_of(rows).items():
         accuracy = sum(row["dense"]["held_out"] for row in group) / len(group)
@@ -179,7 +182,7 @@ def _words(rows: Sequence[Row]) -> list[str]:
             f"{kind[0]} on {kind[1]} (penalty {kind[2]}): {group[0]['parameters']:,} weights, held-out accuracy "
             f"{accuracy:.2%}, epsilon {epsilon:.2g}"
         )
-    return [f"Networks: {'; '.join(networks)}.", f"{verdict(rows)}."]
+    return f"Networks: {'; '.join(networks)}."
 
 
 def noise(rows: Sequence[Row], drop: float) -> str:
@@ -225,7 +228,7 @@ def _figure(rows: Sequence[Row], path: Path) -> None:
     handles, labels = panels[0, 0].get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
     figure.legend(unique.values(), unique.keys(), fontsize=8, loc="outside lower center", ncols=3)
-    figure.suptitle(verdict(rows).replace(", by the", ",\nby the"), fontsize=10)
+    headline(figure, verdict(rows))
     save(figure, path)
 
 

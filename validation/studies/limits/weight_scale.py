@@ -1,4 +1,4 @@
-"""Table ``weight-scale``: the limit against scaled weights and curvature, predicted, and of larger trained weights."""
+"""Table ``weight-scale``: the limit under scaled weights and curvature, and after training from larger weights."""
 
 from __future__ import annotations
 

@@ -91,6 +91,7 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
         "from -q to q with q the 99.99 % quantile of the magnitude; the few weights beyond count in the outer bins. "
         "Total variation is half the sum of the absolute differences of the shares. The last column is what two "
         "independent samples of the pooled distribution would give, the floor of the comparison.",
+        "Independent runs: " + "; ".join(f"{row['model']} on {row['dataset']}, {row['seeds']}" for row in rows) + ".",
     ]
     write_table(folder, Page(NAME, f"Weight distributions across seeds, suite {suite.name}", notes, COLUMNS), rows)
     figure, axes = new_figure(len(rows), 1, size=(7.0, 2.6 * len(rows)), squeeze=False)

@@ -62,8 +62,8 @@ def _judged(said: str, rows: Sequence[Row], tolerance: float) -> str:
     conditions = [
         (
             f"pruned by magnitude it beats the dense network by more than a standard error at some ratio: best "
-            f"{best['gain']:+.2f} points (standard error {best['gain_error'] or 0:.2f}) at {best['sparsity']:.0%}",
-            best["gain"] > (best["gain_error"] or 0.0),
+            f"{best['gain']:+.2f} points ({_said(best, tolerance)}) at {best['sparsity']:.0%}",
+            best["gain"] > _error(best, tolerance),
         ),
         (
             f"at {USUAL:.0%} it loses at most {tolerance:g} points: {by_size[USUAL]['gain']:+.2f}, and so up to "
@@ -72,13 +72,21 @@ def _judged(said: str, rows: Sequence[Row], tolerance: float) -> str:
         ),
         (
             f"pruned at random it loses more than by magnitude and than its standard error at every ratio: {losses}",
-            all(
-                row["gain"] < min(by_size[ratio]["gain"], -(row["gain_error"] or 0.0))
-                for ratio, row in by_chance.items()
-            ),
+            all(row["gain"] < min(by_size[ratio]["gain"], -_error(row, tolerance)) for ratio, row in by_chance.items()),
         ),
     ]
     return judged(f"S13, {said}, magnitude keeps or improves the accuracy and chance lowers it", conditions)
+
+
+def _error(row: Row, tolerance: float) -> float:
+    """Standard error of a gain in points; the tolerance stands for that of a single seed."""
+    return tolerance if row["gain_error"] is None else float(row["gain_error"])
+
+
+def _said(row: Row, tolerance: float) -> str:
+    if row["gain_error"] is None:
+        return f"one seed, an error of {tolerance:g} assumed"
+    return f"standard error {row['gain_error']:.2f}"
 
 
 def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None:

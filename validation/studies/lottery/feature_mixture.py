@@ -3,7 +3,8 @@ r"""Neurons that learn from a mixture of class-relevant and class-irrelevant fea
 A sample is a set of patches: the relevant feature of its class, :math:`p_+` or :math:`p_-`, and every irrelevant
 feature, each with Gaussian noise; all features are orthonormal. The network is
 :math:`f(x) = \frac1K \sum_k b_k \max_m \max(w_k \cdot x_m, 0)` with fixed signs b, trained on the hinge loss. A neuron
-is good while, of all features, its weights make the smallest angle with the relevant one of its own sign.
+is good while the smallest angle between its weights and any feature is the angle with the relevant feature of its own
+sign.
 
 Source: after Zhang et al., Joint edge-model sparse learning is provably efficient for graph neural networks, ICLR 2023.
 """

@@ -1,4 +1,4 @@
-"""A pruned network as a function of its kept weights, so that its spectrum and its limit are those of what is left."""
+"""A pruned network as a function of its kept weights, for the spectrum and the limit of these weights."""
 
 from __future__ import annotations
 

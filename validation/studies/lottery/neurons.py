@@ -1,4 +1,4 @@
-"""Table ``lottery-neurons``: do magnitudes tell neurons that learn the class from those that learn the background?"""
+"""Table ``lottery-neurons``: do magnitudes separate neurons of the class from neurons of the background?"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the theory of sparse teachers speaks of, measured: descent to the truth and the region where it is convex."""
+"""Measure the quantities of the theory of sparse teachers: descent to the truth, and its convex region."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 r"""A one-hidden-layer ReLU network that learns a sparse teacher of its own kind from Gaussian inputs.
 
-Teacher and student are :math:`g(W; x) = \frac1K \sum_j \max(w_j \cdot x, 0)`; every teacher neuron has r weights that
-are not zero, and the student knows where. The objective is :math:`\frac1{2N} \sum_n (g(W; x_n) - y_n)^2`, its
-expectation over :math:`x \sim N(0, I)` has a closed form through the arc-cosine kernel. All arrays lead with a trial.
+Teacher and student are :math:`g(W; x) = \frac1K \sum_j \max(w_j \cdot x, 0)`; every teacher neuron has r non-zero
+weights, and the student knows their positions. The objective is :math:`\frac1{2N} \sum_n (g(W; x_n) - y_n)^2`. Its
+expectation over :math:`x \sim N(0, I)` has a closed form through the arc-cosine kernel. The first dimension of every
+array counts trials.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pruning_limits.plotting import BLUE, GREY, ORANGE, new_figure, plain_ticks, save
+from pruning_limits.plotting import BLUE, GREY, ORANGE, headline, new_figure, plain_ticks, save
 from validation.studies.lottery import measures
 from validation.studies.lottery.exponents import PowerLaw, fit_decline, fit_power
 from validation.tables.suite import Suite
@@ -218,7 +218,7 @@ def verdicts(rows: Sequence[Row]) -> list[Row]:
 def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None:
     """Write the verdicts and draw every claim's measurements with the fitted and the claimed power."""
     table = verdicts(rows)
-    counts = {word: sum(row["verdict"] == word for row in table) for word in ("reproduced", "partly", "not")}
+    counts = _counts(table)
     notes = [
         f"Made by `{command}`.",
         f"No data set: teacher and student are (1/K) sum_j max(w_j x, 0) with K = {measures.NEURONS} neurons and "
@@ -243,6 +243,19 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
         folder, Page(NAME, "Why pruned networks train better: exponents", notes, COLUMNS), table, cells=list(rows)
     )
     _draw(rows, table, folder / f"{NAME}.png")
+
+
+def _counts(table: Sequence[Row]) -> dict[str, int]:
+    return {word: sum(row["verdict"] == word for row in table) for word in ("reproduced", "partly", "not")}
+
+
+def finding(table: Sequence[Row]) -> str:
+    """Say how many of the claims are reproduced."""
+    counts = _counts(table)
+    return (
+        f"Of {len(table)} claims on a student that knows the r weights kept by its teacher and has N Gaussian samples, "
+        f"{counts['reproduced']} are reproduced, {counts['partly']} partly, {counts['not']} not"
+    )
 
 
 def _sentence(row: Row) -> str:
@@ -273,11 +286,7 @@ def _draw(rows: Sequence[Row], table: Sequence[Row], path: Path) -> None:
     _draw_pruned([row for row in rows if row["measure"] == "pruned"], grid.flat[len(CLAIMS)], word)
     for axes in grid.flat[len(CLAIMS) + 1 :]:
         axes.set_visible(False)
-    figure.suptitle(
-        "A student that knows the r weights kept by the teacher, trained on N Gaussian samples: fitted, claimed powers",
-        x=0.01,
-        ha="left",
-    )
+    headline(figure, finding(table))
     save(figure, path)
 
 
