@@ -14,54 +14,57 @@ Kind = Literal["hessian", "ggn"]
 class Stopping:
     r"""All numbers that decide when a prediction has taken enough, and the rules that use them.
 
-    A number is a choice where no page of ``docs/`` is named beside it: nobody has measured that another value is worse.
-    A change of a value changes limits and their errors.
+    Nobody has measured that another value than a choice is worse. The other numbers name their page of ``docs/``. A
+    change of a value changes limits and their errors.
 
     Attributes:
-        answer: Wanted error from the steps of the spectrum that ``sparsity`` is read off, in units of the tolerance.
-        other: The same of the other spectrum, whose limits have no tolerance of their own.
-        directions: Wanted width of the bracket of the directional limit, in units of the tolerance.
-        direction_share: The same as a share of what the limit keeps, where that is less.
-        ggn_steps: Steps of the GGN that a budget is planned for.
-        ggn_most: Largest number of steps of the GGN on a sub-sample of a large model, where samples are worth more.
+        answer: Wanted error from the steps of the spectrum that ``sparsity`` is read off, in units of the tolerance. A
+            choice.
+        other: The same of the other spectrum, whose limits have no tolerance of their own. A choice.
+        directions: Wanted width of the bracket of the directional limit, in units of the tolerance. A choice.
+        direction_share: The same as a share of what the limit keeps, where that is less. A choice.
+        ggn_steps: Steps of the GGN that a budget is planned for. A choice.
+        ggn_most: Largest number of steps of the GGN on a sub-sample of a large model, where samples are worth more. A
+            choice.
         hessian_steps: Steps of the Hessian that a budget is planned for, and their largest number on a sub-sample of a
             large model. The Hessian's limit moves with the steps more than with the samples, and from so many steps on
-            its error is a smaller multiple of the changes (``settled``).
-        steps_at_once: Steps between two readings.
-        share_at_once: Steps between two readings as a share of those taken, once that is more than ``steps_at_once``.
+            its error is a smaller multiple of the changes (``settled``). A choice.
+        steps_at_once: Steps between two readings. A choice.
+        share_at_once: Steps between two readings as a share of those taken, once that is more than ``steps_at_once``. A
+            choice.
         change_since: An error without certificate is the change of the limit since one in so many of the steps, here a
             third (``theory/limit.md``, section 7).
         changes_from: Number of steps from which on this change counts as the error of the Hessian's limit, too, where
             it is less than the share of the bracket. With 16 steps it held in 74 % of runs on half of twelve known
             spectra; with 24 to 128 steps it held in 98 to 100 % on either half (``results/benchmarks/changes.md``).
-        changed: How many times that change is the error.
+        changed: How many times that change is the error. A choice.
         settled_from: Number of steps from which on the error is ``settled`` times the change
             (``results/benchmarks/changes.md``).
         settled: The factor from there on. Of 1, 1.25 and 1.5 it is the smallest that held in 95 % of runs on one half
             of the known spectra; on the other half it held in 95 to 100 % (``results/benchmarks/changes.md``).
-        changes_read: Number of earlier limits that the change is read off.
-        fewest_at_most: Largest number of steps of a large model.
+        changes_read: Number of earlier limits that the change is read off. A choice.
+        fewest_at_most: Largest number of steps of a large model. A choice.
         most_at_most: Largest number of steps of a small model. More of them would cost seconds of processor time and
-            narrow the limit of a few thousand weights by a few weights.
-        most_numbers: Product of D and steps up to which a model counts as small.
+            narrow the limit of a few thousand weights by a few weights. A choice.
+        most_numbers: Product of D and steps up to which a model counts as small. A choice.
         slow: Steps are slow where twice as many leave more than this share of the error. FC5 on all of CIFAR-10 stops
             for this reason (``numbers.md``).
-        dense: Number of weights up to which the whole matrix is built.
-        most_probes: Largest number of probes.
-        most_products: Largest product of probes and steps on a sub-sample.
-        basis_memory: Bytes that a basis for reorthogonalisation may take, 4 GiB.
-        most_samples: Largest sub-sample, whatever the budget allows.
+        dense: Number of weights up to which the whole matrix is built. A choice.
+        most_probes: Largest number of probes. A choice.
+        most_products: Largest product of probes and steps on a sub-sample. A choice.
+        basis_memory: Bytes that a basis for reorthogonalisation may take, 4 GiB. A choice.
+        most_samples: Largest sub-sample, whatever the budget allows. A choice.
         nearly: All data are taken where they are at most so many times more than the budget allows. Comparisons of
-            sub-samples would cost the rest.
-        pool_samples: Samples of the draw that smaller sub-samples come from.
-        diagnostic_samples: Largest sub-sample of traces of layers and notes.
+            sub-samples would cost the rest. A choice.
+        pool_samples: Samples of the draw that smaller sub-samples come from. A choice.
+        diagnostic_samples: Largest sub-sample of traces of layers and notes. A choice.
         hessian_part: How many times fewer samples the sub-sample has that the Hessian is compared with
             (``theory/limit.md``, section 7, says what this leads to).
         ggn_part: How many times fewer samples the sub-sample has that the GGN is compared with
             (``results/benchmarks/carried.md`` says what this leads to).
         most_knots: Largest number of sparsities with measured directions (``theory/directional.md``, section 9).
-        knot_distance: Distance in :math:`-\log(1 - s)` below which a knot is at the limit.
-        flatter: The second knot keeps so many times fewer weights than the first.
+        knot_distance: Distance in :math:`-\log(1 - s)` below which a knot is at the limit. A choice.
+        flatter: The second knot keeps so many times fewer weights than the first. A choice.
 
     Example:
         >>> STOPPING.most_steps(dimension=10_000), STOPPING.most_steps(dimension=10_000_000)

@@ -46,7 +46,7 @@ def test_random_forward_is_not_symmetric(operator, memory):
 
 def test_random_forward_stops_the_prediction_too():
     model, batches = seeded(Forgetful), classification(4, sizes=(20, 10))()
-    with pytest.raises(UserError, match="augmentation and dropout"):
+    with pytest.raises(UserError, match="turn off dropout and other random numbers"):
         predict_limit(model, batches)
 
 

@@ -1,5 +1,6 @@
 """Private copies of a model's weights: forward passes that write, and hooks of others."""
 
+import copy
 from contextlib import nullcontext
 
 import pytest
@@ -182,6 +183,20 @@ def test_a_model_whose_forward_writes_is_left_bit_for_bit(name, parameters, trai
             operator @ random(objective.dimension)
     assert same(before, snapshot(model))
     assert same(buffers, dict(model.named_buffers()))
+
+
+def test_a_bias_that_the_forward_pass_halves_is_the_same_for_every_batch():
+    model = large(BiasWritten)
+    body, head = (copy.deepcopy(layer).requires_grad_(False) for layer in (model.body, model.head))
+    expected = []
+    for x, y in ROWS:
+        hidden = torch.tanh(x @ body.weight.T + 0.5 * body.bias)
+        expected.append(functional.cross_entropy(head(hidden), y, reduction="none"))
+    objective = Objective(model, ROWS, parameters="*")
+    for weights in (None, objective.vector()):
+        losses, _ = objective.sample_losses(weights)
+        torch.testing.assert_close(losses, torch.cat(expected).double())
+        assert objective.value(weights) == pytest.approx(float(torch.cat(expected).mean()))
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, StopError], ids=lambda kind: kind.__name__)
