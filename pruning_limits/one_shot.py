@@ -42,8 +42,9 @@ def draws_of(objective: Objective, seed: int = 0, scores: Tensor | None = None) 
         scores: Scores of the samples ``[N]``, with which the larger draw is drawn; None draws all alike.
 
     Returns:
-        Objectives of a rising number of samples: from 4,096 samples on a draw of an eighth, at least 1,024 and at most
-        2,048 samples; one of a third, at most 8,192, where it has twice as many and fits into 2 GiB; all.
+        Objectives of a rising number of samples, the last of them on all data. Where there are 4,096 samples, a draw of
+        an eighth comes first, of at least 1,024 and at most 2,048. A draw of a third follows, of at most 8,192, if it
+        has twice as many and fits into 2 GiB.
     """
     total, size = objective.samples, max(1, *gathered(objective.data.sample_bytes))
     if total < DRAWN_FROM:
