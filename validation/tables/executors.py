@@ -88,6 +88,7 @@ def _in_processes(
                         waiting += more
                         futures |= {pool.submit(call, follower): follower for follower in more}
             except BrokenProcessPool:
+                _kill(pool)
                 deaths += 1
                 if deaths == ATTEMPTS:
                     raise UserError(
@@ -97,6 +98,12 @@ def _in_processes(
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
+
+
+def _kill(pool: ProcessPoolExecutor) -> None:
+    """End the workers of a broken pool: it waits for ever for one that was started while another one died."""
+    for process in list((getattr(pool, "_processes", None) or {}).values()):
+        process.kill()
 
 
 def _on_ray(
