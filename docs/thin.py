@@ -1,7 +1,7 @@
 """Make committed results small: ``python docs/thin.py docs/results``.
 
-Figures keep 32 colours, which the eye does not tell from all. Of JSON files above 85 kB the long arrays are dropped
-that no page shows; the key ``thinned`` names them and the command that makes the whole file again.
+Figures keep 32 colours, in which lines keep theirs and faint grids may vanish. JSON files above 85 kB lose the long
+arrays that no page shows; the key ``thinned`` names them and the command that makes the whole file again.
 """
 
 import json
