@@ -237,13 +237,13 @@ class Objective:
     @torch.no_grad()
     def value(self, weights: Tensor | None = None) -> float:
         """Return F at the model's weights, or at given weights ``[D]``."""
-        at, versions = self._unwritten({}, [], weights)
+        at = self._unwritten(weights)
         total = torch.zeros((), dtype=torch.float64, device="cpu")
         with self.one_pass(*at.values()), without_zero_units(at.values()):
             for batch, size in self.batches():
-                at, versions = self._unwritten(at, versions, weights)
+                at = self._unwritten(weights, at)
                 total += _sum(self.losses(at, batch), size).cpu()
-        return sum(distributed.gathered(float(total))) / self.samples + self.penalty_value(at)
+        return sum(distributed.gathered(float(total))) / self.samples + self.penalty_value(self._unwritten(weights, at))
 
     @shrinking
     @plain_modes()
@@ -264,12 +264,12 @@ class Objective:
             UserError: At the model's weights a loss is NaN or infinite, or the losses of a batch change when the batch
                 is split.
         """
-        at, versions = self._unwritten({}, [], weights)
+        at = self._unwritten(weights)
         given = [] if weights is None else list(at.values())
         losses, sizes = [], []
         with self.one_pass(*given), without_zero_units(given):
             for number, (batch, size) in enumerate(self.batches()):
-                at, versions = self._unwritten(at, versions, weights)
+                at = self._unwritten(weights, at)
                 loss = self.losses(at, batch).double().cpu()
                 if weights is None and number < CUT_BATCHES and loss.isfinite().all():
                     self._check_mean(batch, size, loss)
@@ -282,13 +282,11 @@ class Objective:
             raise UserError(f"loss_fn: {bad} of {len(result)} losses are NaN or infinite; check the model and the data")
         return result, self.data.in_loader_order(sizes)
 
-    def _unwritten(
-        self, at: dict[str, Tensor], versions: list[int], weights: Tensor | None
-    ) -> tuple[dict[str, Tensor], list[int]]:
-        """Return weights by name and how often they were written to, anew where a forward pass wrote to them."""
-        if not at or _versions(at) != versions:
-            at = self.chosen if weights is None else named(weights.clone(), self.chosen)
-        return at, _versions(at)
+    def _unwritten(self, weights: Tensor | None, at: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Return the weights of a pass by name, anew where a forward pass wrote to them."""
+        if at is None or any(weight._version for weight in at.values()):
+            return self.chosen if weights is None else named(weights.clone(), self.chosen)
+        return at
 
     def penalty_value(self, weights: Mapping[str, Tensor]) -> float:
         """Return the penalty over all parameters, with the chosen weights replaced."""
@@ -483,7 +481,3 @@ class Objective:
 
 def _sum(losses: Tensor, size: int) -> Tensor:
     return losses.sum(dtype=torch.float64) if losses.dim() else losses.double() * size
-
-
-def _versions(weights: Mapping[str, Tensor]) -> list[int]:
-    return [weight._version for weight in weights.values()]

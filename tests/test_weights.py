@@ -9,7 +9,7 @@ from helpers import assert_close, random, same, seeded, snapshot
 from torch import nn
 from torch.nn import functional
 
-from estimators import GGN, Hessian, Objective, UserError
+from estimators import GGN, L2, Hessian, Objective, UserError
 from estimators.weights import Weights
 from pruning_limits import predict_limit
 
@@ -197,6 +197,10 @@ def test_a_bias_that_the_forward_pass_halves_is_the_same_for_every_batch():
         losses, _ = objective.sample_losses(weights)
         torch.testing.assert_close(losses, torch.cat(expected).double())
         assert objective.value(weights) == pytest.approx(float(torch.cat(expected).mean()))
+    squares = sum(float(parameter.detach().square().sum()) for parameter in model.parameters())
+    penalised = Objective(model, ROWS, penalty=L2(0.2), parameters="*")
+    for weights in (None, penalised.vector()):
+        assert penalised.value(weights) == pytest.approx(float(torch.cat(expected).mean()) + 0.1 * squares)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, StopError], ids=lambda kind: kind.__name__)
