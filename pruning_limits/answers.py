@@ -338,7 +338,7 @@ def bound(evidence: Evidence, allowed: Allowed, at: float | None, lower: float, 
         reason = f"{REFUTED}: it is {upper:.2%}, and {how} reaches {lower:.2%}"
         return Answer("bound", None, None, None, "unknown", None, reason)
     if high >= 1:
-        reason = f"the quadratic model's bound, {upper:.2%}, has a numerical error of {100 * fewer:.2f} points"
+        reason = f"the numerical error of the quadratic model's bound, {upper:.2%}, reaches 100 %"
         return Answer("bound", None, None, None, "unknown", None, reason)
     status = "the directional limit of the quadratic model and the kinematic window; the interval is numerical error"
     return Answer("bound", max(lower, upper), max(lower, low), high, "bound", None, status)
@@ -349,13 +349,13 @@ def _bound_errors(
 ) -> tuple[float, float]:
     r"""Return by how much less and more than :math:`k` may be kept at the directional limit, in sparsity.
 
-    Steps err as the measures of the GGN that enclose the limit differ, and as the recurrences along the directions do.
-    Samples err by a factor :math:`1 + \rho`, the spread of the directions: from :math:`k/(1+\rho)` to
-    :math:`k(1+\rho)`.
+    Steps err by :math:`\delta`, as the measures of the GGN that enclose the limit differ, and as the recurrences along
+    the directions do. What the sub-sample keeps is known to that. Samples err by a factor :math:`1 + \rho` on top, the
+    spread of the directions: from :math:`(k-\delta)/(1+\rho)` to :math:`(k+\delta)(1+\rho)`.
     """
     kept, times = 1 - at, 1 + directions.spread
     steps = directions.carried(ggn).certified(solve).step_error + directions.growth * directions.step_error
-    return kept * (1 - 1 / times) + steps, kept * (times - 1) + steps
+    return kept - max(0.0, kept - steps) / times, (kept + steps) * times - kept
 
 
 def with_window(at: float, dimension: int) -> float:

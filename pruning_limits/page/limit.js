@@ -352,7 +352,7 @@ function boundErrors(evidence, at, epsilon) {
   const factor = 1 + directions.spread;
   const solved = (measure) => directionalLimit(measure, directions, curve, epsilon);
   const steps = certified(alongDirections(evidence), solved).step_error + directions.growth * directions.step_error;
-  return [kept * (1 - 1 / factor) + steps, kept * (factor - 1) + steps];
+  return [kept - Math.max(0, kept - steps) / factor, (kept + steps) * factor - kept];
 }
 
 function boundOf(evidence, at, epsilon, lower, by) {
@@ -365,8 +365,8 @@ function boundOf(evidence, at, epsilon, lower, by) {
     return unknownAnswer("bound", `the quadratic model's bound is refuted: ${reached}`);
   }
   if (high >= 1) {
-    const wide = `has a numerical error of ${fixed(100 * fewer, 2)} points`;
-    return unknownAnswer("bound", `the quadratic model's bound, ${hundredths(upper)}, ${wide}`);
+    const reason = `the numerical error of the quadratic model's bound, ${hundredths(upper)}, reaches 100 %`;
+    return unknownAnswer("bound", reason);
   }
   const low = Math.max(lower, early);
   return { rung: "bound", sparsity: Math.max(lower, upper), low, high, basis: "bound", metric: null };
