@@ -2,7 +2,7 @@
 
 from validation.studies.koopman import cost, epochs, limit
 from validation.studies.koopman import spectrum as eigenvalues
-from validation.studies.limits import bounds, early, forecast_fresh, row_norms, splits, weights
+from validation.studies.limits import bounds, early, forecast_fresh, kinematics, oracle, row_norms, splits, weights
 from validation.studies.lottery import accuracy as lottery_accuracy
 from validation.studies.lottery import compute as lottery_compute
 from validation.studies.lottery import neurons, sizes, tickets
@@ -74,8 +74,8 @@ def test_bounds_that_are_not_known_are_counted() -> None:
     rows = [{"gap": 12.0}, {"gap": 40.96}, {"gap": None}]
     said = "Lower and upper bound lie 12.0 to 41.0 points apart"
     assert bounds.finding(rows[:2]) == said
-    assert bounds.finding(rows) == f"{said}; no upper bound is known of 1 of 3 networks"
-    assert bounds.finding(rows[2:]) == "No upper bound is known of 1 of 1 networks"
+    assert bounds.finding(rows) == f"{said}; no upper bound is known for 1 of 3 networks"
+    assert bounds.finding(rows[2:]) == "No upper bound is known for 1 of 1 networks"
 
 
 def test_fresh_networks_are_counted_within_the_forecast() -> None:
@@ -83,6 +83,19 @@ def test_fresh_networks_are_counted_within_the_forecast() -> None:
     said = "Fresh networks: 1 of 2 ends lie within the forecast's interval; what is kept is 0.50 to 2.00 times"
     assert forecast_fresh.finding(lines) == f"{said} the forecast"
     assert "0 of 0" in forecast_fresh.finding([])
+
+
+def test_subspaces_are_counted_for_either_prediction() -> None:
+    rows = [{"directional_excess": off, "isotropic_excess": 30 * off} for off in (0.5, -1.9, 2.1, 0.0)]
+    said = "Half of the random subspaces meet the set within 2% of D of the directional k* in 3 of 4 rows"
+    assert kinematics.finding(rows) == f"{said}, of the isotropic k* in 1"
+
+
+def test_re_trained_optima_name_the_prediction_that_is_nearest() -> None:
+    limits = {"isotropic_hessian": 0.6, "isotropic_ggn": 0.7, "directional": 0.88}
+    rows = [limits | {"retrained": retrained, "parameters": 1000} for retrained in (0.9, 0.8)]
+    said = 'Optima after re-training lie nearest to the prediction "directional, GGN": what it keeps is off by a factor'
+    assert oracle.finding(rows) == f"{said} of 1.20 to 1.67"
 
 
 def test_row_norms_name_the_share_of_small_rows() -> None:

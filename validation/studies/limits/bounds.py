@@ -100,9 +100,9 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
 
 
 def finding(rows: Sequence[Row]) -> str:
-    """Say how far the bounds lie apart, and of how many networks no upper one is known."""
+    """Say how far the bounds lie apart, and for how many networks no upper one is known."""
     gaps = [row["gap"] for row in rows if row["gap"] is not None]
-    unknown = f"no upper bound is known of {len(rows) - len(gaps)} of {len(rows)} networks"
+    unknown = f"no upper bound is known for {len(rows) - len(gaps)} of {len(rows)} networks"
     if not gaps:
         return unknown.capitalize()
     apart = f"Lower and upper bound lie {between(gaps, '.1f')} points apart"

@@ -16,7 +16,7 @@ from pruning_limits.directional import Direction, DirectionalDimension, directio
 from pruning_limits.isotropic import removable_fraction
 from pruning_limits.kinematics import subspace_crossing
 from pruning_limits.kinematics_monte_carlo import half_point, sublevel_crossings
-from pruning_limits.plotting import BLUE, GREEN, GREY, ORANGE, new_figure, save
+from pruning_limits.plotting import BLUE, GREEN, GREY, ORANGE, headline, new_figure, save
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
 from validation.tables.writing import Column, Page, Row, write_table
@@ -135,9 +135,22 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
     _draw(rows, folder / f"{NAME}.png")
 
 
+def finding(rows: Sequence[Row]) -> str:
+    """Say how often either prediction tells where half of the random subspaces meet the set."""
+    good = {key: sum(_near(row, key) for row in rows) for key in ("directional", "isotropic")}
+    return (
+        f"Half of the random subspaces meet the set within {TOLERANCE:.0%} of D of the directional k* in "
+        f"{good['directional']} of {len(rows)} rows, of the isotropic k* in {good['isotropic']}"
+    )
+
+
+def _near(row: Row, key: str) -> bool:
+    return bool(abs(row[f"{key}_excess"]) <= 100 * TOLERANCE)
+
+
 def _verdict(rows: Sequence[Row], key: str) -> str:
     distances = [abs(row[f"{key}_excess"]) for row in rows]
-    good = sum(distance <= 100 * TOLERANCE for distance in distances)
+    good = sum(_near(row, key) for row in rows)
     return (
         f"{key.capitalize()} k* within {TOLERANCE:.0%} of D of the Monte Carlo 50 % point: {good} of {len(rows)} rows; "
         f"mean distance {np.mean(distances):.2f} %, largest {max(distances):.2f} %."
@@ -170,14 +183,7 @@ def _draw(rows: Sequence[Row], path: Path) -> None:
         axes.set_ylabel("probability to meet the set")
     for axes in grid[-1]:
         axes.set_xlabel("kept dimensions k")
-    figure.suptitle(
-        "Does a random k-dimensional subspace through the pruned point -d meet the sublevel set?\n"
-        f"The set is {{½ xᵀHx ≤ {EPSILON}}}, H has D eigenvalues of the named spectrum, R is the norm of d. "
-        "The isotropic k* knows R only, the directional k* also where d points.",
-        x=0.01,
-        ha="left",
-        fontsize=11,
-    )
+    headline(figure, finding(rows))
     handles = [
         *(
             Line2D([], [], color=colour, marker=marker, markersize=5, label=f"d {name}: {meaning}")

@@ -13,12 +13,22 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from estimators import Objective
-from pruning_limits.plotting import BLUE, GREEN, GREY, ORANGE, new_figure, save, sparsity_axis
+from pruning_limits.plotting import BLUE, GREEN, GREY, ORANGE, headline, new_figure, save, sparsity_axis
 from validation.studies.limits import truths
 from validation.tables.kinds import kinds_of
 from validation.tables.suite import Suite
 from validation.tables.table import Bench, Cell, Table
-from validation.tables.writing import COLOURS, Column, Page, Row, network_row, recipe_text, with_means, write_table
+from validation.tables.writing import (
+    COLOURS,
+    Column,
+    Page,
+    Row,
+    between,
+    network_row,
+    recipe_text,
+    with_means,
+    write_table,
+)
 from validation.training import Network, Recipe, accuracy
 
 Floats = NDArray[np.float64]
@@ -136,6 +146,16 @@ def _words(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
+def finding(rows: Sequence[Row]) -> str:
+    """Say which prediction is nearest to the re-trained optimum, and by which factor each kind of network misses it."""
+    factors = {key: np.exp(np.abs(_ratios(rows, key, "retrained"))) for key in PREDICTIONS}
+    nearest = min(factors, key=lambda key: float(np.log(factors[key]).mean()))
+    return (
+        f'Optima after re-training lie nearest to the prediction "{PREDICTIONS[nearest]}": what it keeps is off by a '
+        f"factor of {between(factors[nearest], '.2f')}"
+    )
+
+
 def _closest(rows: Sequence[Row], truth: str) -> str:
     """Rank the predictions by their distance to one truth."""
     logs = {key: _ratios(rows, key, truth) for key in PREDICTIONS}
@@ -192,20 +212,14 @@ def _draw(rows: Sequence[Row], path: Path) -> None:
     for axes, (which, own) in zip(grid.flat, kinds.items(), strict=False):
         _panel(axes, own)
         axes.set_title(f"{which[0]}, penalty {which[2]}", loc="left", fontsize=10, fontweight="bold")
-    figure.suptitle(
-        "Rise of the training objective when magnitude pruning removes weights, in units of the allowed rise epsilon\n"
-        "Thin lines: one network each. Its limit is where a curve passes the grey line upwards. Dashed: predictions.",
-        x=0.01,
-        ha="left",
-        fontsize=11,
-    )
+    headline(figure, finding(rows))
     handles = [Line2D([], [], color=colour, label=label) for colour, label in CURVES.values()]
     handles.append(Line2D([], [], color="black", marker=".", label="re-trained by L-BFGS, a dot per run"))
     handles += [
         Line2D([], [], color=colour, linestyle="--", linewidth=1.8, label=f"predicted: {PREDICTIONS[key]}")
         for key, colour in LINES.items()
     ]
-    handles.append(Line2D([], [], color=GREY, linewidth=1.5, label="allowed rise, one epsilon"))
+    handles.append(Line2D([], [], color=GREY, linewidth=1.5, label="allowed rise: a limit is where a curve passes it"))
     figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8)
     save(figure, path)
 
@@ -225,7 +239,7 @@ def _panel(axes: Any, rows: Sequence[Row]) -> None:
     lowest = min(retrained["rise"] / row["epsilon"] for row in rows for retrained in row["runs"])
     axes.set_ylim(min(-1.0, 1.5 * lowest), 1e3)
     sparsity_axis(axes.xaxis, 0.01)
-    axes.set(xlabel="sparsity (removed fraction)", ylabel="rise / epsilon")
+    axes.set(xlabel="sparsity (removed fraction)", ylabel="rise of the objective, in epsilons")
     axes.tick_params(axis="x", labelrotation=45, labelsize=8)
     axes.grid(alpha=0.25)
 
