@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 BEYOND = 0.4
 PARTS = 4
+NEAR = 1 / 2  # of a width: where a guess is so near to an end that all data told of, the other end lies a width away
+MISSES = 2  # guesses in a row that did not halve the bracket, after which it is narrowed without one
 
 
 def first_crossing(
@@ -21,10 +23,11 @@ def first_crossing(
     The grid keeps :math:`k_0/\sqrt2^j` weights, j = 1, 2, ..., of the :math:`k_0` that are there. From the last of its
     points that passes before the first that fails on, three points in between, even in the logarithm of the kept
     number, narrow the bracket to a quarter again and again, always to the first that fails; fewer come where these are
-    enough. After the first quarter all data tell of a guess. Two points around the next guess, a width apart, follow
-    instead of three, as long as these narrow the bracket to a quarter again. So every point that was asked for below
-    the answer passes, also where the function passes again further on. In the end each of them is asked for once more.
-    Where all data contradict what a draw said, the search goes on from there, first along the grid.
+    enough. After the first quarter guesses take their place. All data tell of the first guess. Then two points a width
+    apart around the next guess are asked for, or the point a width beyond an end that all data told of, if the guess is
+    near that end. Three points come again after two guesses that did not halve the bracket. So every point that was
+    asked for below the answer passes, also where the function passes again further on. In the end each of them is asked
+    for once more. Where all data contradict what a draw said, the search goes on from there, first along the grid.
 
     Args:
         passes: ``(count, surely) -> bool``: whether the removal of so many weights passes; ``surely`` asks for an
@@ -53,19 +56,20 @@ def first_crossing(
             sure.add(count)
         return result
 
-    before = math.inf
+    before, misses = math.inf, 0
     while True:
         high = min(failed)
         low = max(count for count in passed if count < high)
         between = [count for count in grid if low < count < high]
         if not between and high - low > width:
             fine = not {low, high} <= {start, *grid} and high <= dimension
-            middle = guess(low, high) if fine and PARTS * (high - low) <= before else None
+            misses = misses + 1 if 2 * (high - low) > before else 0
+            middle = guess(low, high) if fine and misses < MISSES else None
             if middle is not None and sure == {start} and low < middle < high:
                 ask(middle, surely=True)
                 continue
-            before = high - low if middle is not None else math.inf
-            ends = [] if middle is None else [middle - width // 2, middle - width // 2 + max(1, width)]
+            before, misses = (high - low, misses) if middle is not None else (math.inf, 0)
+            ends = [] if middle is None else _around(middle, low, high, sure - {start}, max(1, width))
             between = [count for count in ends if low < count < high] or _between(low, high, dimension, width)
         if between:
             for count in between:
@@ -77,6 +81,15 @@ def first_crossing(
             and all(ask(count, surely=False) for count in sorted(passed - sure) if count < low)
         ):
             return (low, high) if high <= dimension else (dimension, dimension)
+
+
+def _around(middle: int, low: int, high: int, sure: set[int], width: int) -> list[int]:
+    """Return what to ask for next around a guess: a width from an end that all data told of, if that is near."""
+    if low in sure and middle < low + NEAR * width:
+        return [low + width]
+    if high in sure and middle > high - NEAR * width:
+        return [high - width]
+    return [middle - width // 2, middle - width // 2 + width]
 
 
 def _coarse(dimension: int, start: int) -> list[int]:

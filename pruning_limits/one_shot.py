@@ -134,7 +134,7 @@ class PairedDifferences:
         """
         difference, sure = self._known.get(count), bool(self._references)
         deviations = DEVIATIONS if sure or surely else LIKELY
-        parts = self._parts if sure else self._parts[-1:] if surely else self._parts[:-1] or self._parts
+        parts = self._parts[-2:] if sure and allowed is not None else self._parts if sure else self._parts[-1:] if surely else self._parts[:-1] or self._parts
         for part in parts:
             if difference is not None:
                 enough = difference.complete or _decided(difference, allowed, deviations)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from fractions import Fraction
+from random import Random
 
 import pytest
 from hypothesis import given, settings
@@ -165,6 +166,38 @@ def test_draws_that_err_anywhere_do_not_move_the_crossing_of_a_monotone_function
     drawn = data.draw(st.sets(st.integers(1, dimension)))
     expected = (last, last + 1) if last < dimension else (dimension, dimension)
     assert first_crossing(Questions(drawn, set(range(last + 1))), dimension) == expected
+
+
+@given(contradictions(), st.randoms(use_true_random=False))
+def test_the_ends_are_right_on_all_data_whatever_is_guessed(
+    problem: tuple[int, int, int, set[int], set[int]], random: Random
+) -> None:
+    dimension, start, width, drawn, truth = problem
+    questions = Questions(drawn, truth)
+    low, high = first_crossing(
+        questions, dimension, start, width, lambda low, high: random.choice([None, random.randint(low, high)])
+    )
+    assert low == start or (questions.surely[low] and low in truth)
+    assert all(passes for count, passes in questions.asked.items() if count <= low)
+    assert (low, high) == (dimension, dimension) or (high not in truth and 0 < high - low <= width)
+
+
+@pytest.mark.parametrize(("first", "networks"), [(70_000, 2), (70_020, 2), (70_200, 3), (69_000, 3)])
+def test_right_guesses_take_two_or_three_networks_after_the_first_quarter(first: int, networks: int) -> None:
+    """All data tell of the first guess; where it is near the crossing it is itself an end of the bracket."""
+    last, guesses, asked = 70_010, [first], list[tuple[int, bool]]()
+
+    def passes(count: int, surely: bool) -> bool:
+        asked.append((count, surely))
+        return count <= last
+
+    low, high = first_crossing(
+        passes, 100_000, width=100, guess=lambda low, high: guesses.pop() if guesses else last + 20
+    )
+    assert low <= last < high <= low + 100
+    place, counts = asked.index((first, True)), [count for count, _ in asked]
+    assert len(set(counts) - set(counts[:place])) == networks
+    assert (first in (low, high)) == (networks == 2)
 
 
 def test_all_data_that_let_the_end_of_a_wide_bracket_pass_send_the_search_on_along_the_grid() -> None:
