@@ -121,8 +121,8 @@ class PairedDifferences:
     def at(self, count: int, allowed: float | None = None, surely: bool = False) -> Difference:
         """Compare at a number of removed weights.
 
-        Before all data were passed through a pruned network, a draw decides at ``LIKELY`` standard errors, and what the
-        largest one says counts. From then on draws decide at ``DEVIATIONS``, and all data where these do not.
+        Before all data were passed through a pruned network, draws decide at ``LIKELY`` standard errors, and what the
+        largest one says counts. From then on the largest one decides at ``DEVIATIONS``, else all data do.
 
         Args:
             count: Number of removed weights, 0 to D.
@@ -132,10 +132,9 @@ class PairedDifferences:
         Returns:
             The difference on the largest draw so far.
         """
-        difference, sure = self._known.get(count), bool(self._references)
-        deviations = DEVIATIONS if sure or surely else LIKELY
-        parts = self._parts[-2:] if sure and allowed is not None else self._parts if sure else self._parts[-1:] if surely else self._parts[:-1] or self._parts
-        for part in parts:
+        difference = self._known.get(count)
+        deviations = DEVIATIONS if self._references or surely else LIKELY
+        for part in self._in_turn(decided=allowed is not None, surely=surely):
             if difference is not None:
                 enough = difference.complete or _decided(difference, allowed, deviations)
                 if enough and (difference.complete or difference.beside or not surely):
@@ -146,6 +145,16 @@ class PairedDifferences:
             difference = self._at(count, part, weights)
         assert difference is not None
         return difference
+
+    def _in_turn(self, decided: bool, surely: bool) -> Sequence[Objective]:
+        """Return the draws that are passed one after the other, as far as they are needed.
+
+        Beside a network that all data were passed through, the largest draw decides or all data do: smaller ones rarely
+        can. Before there is one, only draws are passed, or all data where these are asked for.
+        """
+        if self._references:
+            return self._parts[-2:] if decided else self._parts
+        return self._parts[-1:] if surely else self._parts[:-1] or self._parts
 
     def _at(self, count: int, part: Objective, weights: Tensor) -> Difference:
         """Compare on a draw and remember its values; those of all data are what draws are read beside from now on."""
