@@ -18,6 +18,8 @@ from validation.data import DATA_DIR_VARIABLE, ImageData, load_data
 from validation.models import build_model
 from validation.pruners import Problem
 from validation.tables import executors
+from validation.tables.reading import load_suite
+from validation.tables.suite import Suite
 from validation.training import Recipe, train
 
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -100,6 +102,26 @@ def tiny() -> tuple[nn.Module, list[tuple[torch.Tensor, torch.Tensor]]]:
     x = torch.randn(50, 6, generator=generator).double()
     y = torch.randint(0, 3, (50,), generator=generator)
     return model, [(x[:20], y[:20]), (x[20:40], y[20:40]), (x[40:], y[40:])]
+
+
+@pytest.fixture(scope="module")
+def suite_file(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The suite that a test module holds as text in ``SUITE``, as a file."""
+    path = tmp_path_factory.mktemp("suites") / "little.toml"
+    path.write_text(request.module.SUITE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def suite(suite_file: Path) -> Suite:
+    """That suite, read."""
+    return load_suite(str(suite_file))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of runs for a test module, in which tests that want the same cells find them finished."""
+    return tmp_path_factory.mktemp("runs")
 
 
 @pytest.fixture(scope="session")

@@ -69,18 +69,6 @@ NAMES = {
 }
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("runs")
-
-
-@pytest.fixture(scope="module")
-def suite_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("suite") / "tiny.toml"
-    path.write_text(SUITE)
-    return path
-
-
 def test_every_table_is_found() -> None:
     assert set(tables()) >= {*NAMES, "meaning", "one-shot", "theory-vs-actual"}  # which have test modules of their own
 
@@ -288,5 +276,5 @@ def test_a_pattern_that_is_no_regular_expression_is_refused(suite_file: Path, tm
     suite = load_suite(str(suite_file))
     with pytest.raises(UserError, match="only: '\\(' is not a regular expression"):
         run_table("bounds", suite.only("("), Run(tmp_path))
-    with pytest.raises(UserError, match="only: no network of suite tiny matches 'vgg'"):
+    with pytest.raises(UserError, match="only: no network of suite little matches 'vgg'"):
         run_table("bounds", suite.only("vgg"), Run(tmp_path))

@@ -62,18 +62,6 @@ recipe = { epochs = 3, lr = 0.05, batch_size = 70 }
 """
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("runs")
-
-
-@pytest.fixture(scope="module")
-def suite_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("suite") / "tiny.toml"
-    path.write_text(SUITE)
-    return path
-
-
 @pytest.fixture(autouse=True)
 def one_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measure the cost of one of the paper's sizes only: every process takes seconds to start."""

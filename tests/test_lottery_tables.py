@@ -87,12 +87,6 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of runs, in which tests that want the same cells find them finished."""
-    return tmp_path_factory.mktemp("runs")
-
-
 def test_the_tables_are_found() -> None:
     assert set(tables()) >= set(MODULES)
 

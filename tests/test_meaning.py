@@ -12,7 +12,6 @@ from pruning_limits import predict_limit
 from validation.studies.limits import meaning, predicted
 from validation.studies.limits.meaning import TRUTHS, constant, distances, factors, nearest
 from validation.studies.limits.protocols import ALONE, LOSS, OBJECTIVE, QUESTIONS, WHOLE
-from validation.tables.reading import load_suite
 from validation.tables.runner import Run, run_table
 from validation.tables.suite import Suite
 
@@ -118,13 +117,6 @@ def test_words_follow_the_rows(tmp_path: Path, suite: Suite) -> None:
 
 
 # ------------------------------------------------------------------------------------------------- end to end
-
-
-@pytest.fixture(scope="module")
-def suite(tmp_path_factory: pytest.TempPathFactory) -> Suite:
-    path = tmp_path_factory.mktemp("suite") / "tiny.toml"
-    path.write_text(SUITE)
-    return load_suite(str(path))
 
 
 def test_networks_are_compared_with_and_without_l1(suite: Suite) -> None:

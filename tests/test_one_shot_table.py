@@ -16,7 +16,6 @@ from validation.studies.limits import one_shot
 from validation.studies.limits.actual import RetrainSettings, pruned
 from validation.studies.limits.predicted import LimitSettings
 from validation.studies.limits.protocols import ACCURACY, ALONE, LOSS, OBJECTIVE, TruthSettings
-from validation.tables.reading import load_suite
 from validation.tables.runner import Run, run_table
 from validation.tables.suite import Suite
 from validation.training import accuracy, trained_network
@@ -39,13 +38,6 @@ dataset = "digits-200"
 seeds = [0, 1]
 recipe = { epochs = 3, lr = 0.05, l1 = 1e-4, batch_size = 50 }
 """
-
-
-@pytest.fixture(scope="module")
-def suite(tmp_path_factory: pytest.TempPathFactory) -> Suite:
-    path = tmp_path_factory.mktemp("suites") / "little.toml"
-    path.write_text(SUITE)
-    return load_suite(str(path))
 
 
 @pytest.fixture(scope="module")

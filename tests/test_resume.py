@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from validation.tables.reading import load_suite
 from validation.tables.runner import Run, run_table
 from validation.tables.suite import Suite
 
@@ -30,13 +29,6 @@ MOMENTS = [
     ("bounds", "bounds-*/row.json"),
     ("weights", "network-*/state.pt"),
 ]
-
-
-@pytest.fixture(scope="module")
-def suite(tmp_path_factory: pytest.TempPathFactory) -> Suite:
-    path = tmp_path_factory.mktemp("suites") / "little.toml"
-    path.write_text(SUITE)
-    return load_suite(str(path))
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,6 @@ from validation.studies.limits.actual import (
     retrained_limit,
     retraining_recipe,
 )
-from validation.tables.reading import load_suite
 from validation.tables.runner import Run, run_table
 from validation.tables.suite import Suite
 from validation.training import Recipe, accuracy, train
@@ -175,17 +174,10 @@ def test_a_line_is_met_exactly(level: float) -> None:
 
 
 @pytest.fixture(scope="module")
-def tiny_suite(tmp_path_factory: pytest.TempPathFactory) -> Suite:
-    path = tmp_path_factory.mktemp("suites") / "little.toml"
-    path.write_text(SUITE)
-    return load_suite(str(path))
-
-
-@pytest.fixture(scope="module")
-def out(tiny_suite: Suite, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def out(suite: Suite, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of one finished run."""
     folder = tmp_path_factory.mktemp("runs")
-    assert run_table(NAME, tiny_suite, Run(folder, command="make little")) == folder / "little"
+    assert run_table(NAME, suite, Run(folder, command="make little")) == folder / "little"
     return folder
 
 
@@ -277,26 +269,26 @@ def test_noise_is_the_spread_between_orders_of_the_data() -> None:
     assert f"by a factor {factor:.2f} by loss and an unknown one by accuracy" in text
 
 
-def test_finished_cells_are_not_computed_again(out: Path, tiny_suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finished_cells_are_not_computed_again(out: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
     before = written(out)
     monkeypatch.delattr(training, "train")
     monkeypatch.delattr(protocols, "one_shot")
-    run_table(NAME, tiny_suite, Run(out, command="make little"))
+    run_table(NAME, suite, Run(out, command="make little"))
     assert written(out) == before
 
 
-def test_a_lost_cell_is_computed_again_to_the_same_bytes(out: Path, tiny_suite: Suite) -> None:
+def test_a_lost_cell_is_computed_again_to_the_same_bytes(out: Path, suite: Suite) -> None:
     before = written(out)
     rows = {file: file.read_bytes() for file in cells(out)}
     assert len(rows) == 2
     cells(out)[0].unlink()
-    run_table(NAME, tiny_suite, Run(out, command="make little"))
+    run_table(NAME, suite, Run(out, command="make little"))
     assert {file: file.read_bytes() for file in cells(out)} == rows
     assert written(out) == before
 
 
 def test_a_run_that_was_killed_in_the_middle_of_a_cell_ends_with_the_same_numbers(
-    out: Path, tiny_suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    out: Path, suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stages = (("train", training, 1), ("train", forecast_truths, 3), ("retrained_limit", protocols, 0))
     for number, (stage, module, last) in enumerate(stages):
@@ -313,41 +305,41 @@ def test_a_run_that_was_killed_in_the_middle_of_a_cell_ends_with_the_same_number
         with monkeypatch.context() as patch:
             patch.setattr(module, stage, stopped)
             with pytest.raises(KeyboardInterrupt):
-                run_table(NAME, tiny_suite, Run(tmp_path))
+                run_table(NAME, suite, Run(tmp_path))
         assert not (tmp_path / "little").exists()
         if number == 0:
             assert len(cells(tmp_path)) == 1
             cells(tmp_path)[0].unlink()
-    run_table(NAME, tiny_suite, Run(tmp_path))
+    run_table(NAME, suite, Run(tmp_path))
     assert numbers(tmp_path) == numbers(out)
 
 
 @pytest.mark.usefixtures("forked_workers")
 def test_two_jobs_give_the_same_numbers(
-    out: Path, tiny_suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    out: Path, suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 2)  # one thread for each of the two workers
-    run_table(NAME, tiny_suite, Run(tmp_path, jobs=2))
+    run_table(NAME, suite, Run(tmp_path, jobs=2))
     assert numbers(tmp_path) == numbers(out)
 
 
-def test_only_keeps_matching_networks(out: Path, tiny_suite: Suite, tmp_path: Path) -> None:
+def test_only_keeps_matching_networks(out: Path, suite: Suite, tmp_path: Path) -> None:
     for folder in out.iterdir():
         if folder.name != "little":
             (tmp_path / folder.name).symlink_to(folder)
-    run_table(NAME, tiny_suite.only("fc5-mini-digits-200-1"), Run(tmp_path))
+    run_table(NAME, suite.only("fc5-mini-digits-200-1"), Run(tmp_path))
     (row,) = numbers(tmp_path)
     assert row == numbers(out)[1]
 
 
-def test_only_refuses_what_matches_nothing(tiny_suite: Suite, tmp_path: Path) -> None:
+def test_only_refuses_what_matches_nothing(suite: Suite, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"only: no network of suite little .*'fc12'"):
-        run_table(NAME, tiny_suite.only("fc12"), Run(tmp_path))
+        run_table(NAME, suite.only("fc12"), Run(tmp_path))
     assert not list(tmp_path.iterdir())
 
 
 def test_fresh_computes_cells_again_with_the_trained_networks(
-    out: Path, tiny_suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    out: Path, suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
 
@@ -362,6 +354,6 @@ def test_fresh_computes_cells_again_with_the_trained_networks(
         for file in folder.iterdir():
             (target / file.name).write_bytes(file.read_bytes())
     with pytest.raises(UserError, match="asked"):
-        run_table(NAME, tiny_suite, Run(tmp_path, resume=False))
+        run_table(NAME, suite, Run(tmp_path, resume=False))
     assert asked == [True]
     assert not cells(tmp_path)
