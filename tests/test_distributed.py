@@ -20,6 +20,7 @@ HERE = Path(__file__).parent
 CLOSE = {"rtol": 1e-12, "atol": 1e-14}
 PREDICT = ("predict", "--model", "fc5-mini", "--dataset", "digits", "--samples", "64", "--steps", "4", "--probes", "1")
 pytestmark = pytest.mark.usefixtures("one_thread")
+needs_fully_shard = pytest.mark.skipif(program.FULLY_SHARD is None, reason="torch has no fully_shard before 2.6")
 
 
 def environment():
@@ -101,6 +102,7 @@ def test_the_module_inside_of_distributed_data_parallel_is_taken(ranks):
         assert rank_results["copy"] == "Sequential"
 
 
+@needs_fully_shard
 @pytest.mark.parametrize("name", program.SHARDED)
 def test_models_that_fully_shard_has_spread_give_what_one_process_gives(ranks, name):
     build, loader = program.SHARDED[name]
@@ -125,6 +127,7 @@ def test_models_that_fully_shard_has_spread_give_what_one_process_gives(ranks, n
         torch.testing.assert_close(gradient, weight.grad, **CLOSE)
 
 
+@needs_fully_shard
 def test_a_sharded_model_is_not_copied(ranks):
     assert {rank["sharded"]["refusal"] for rank in ranks} == {
         "model: one sharded by fully_shard cannot be copied; gather its weights into a plain module, or multiply them "

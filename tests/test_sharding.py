@@ -6,9 +6,10 @@ import pytest
 import torch
 from helpers import mlp, seeded
 from torch import nn
-from torch.distributed.tensor import Partial, Replicate, Shard
 
 from estimators.sharding import fully_sharded, gathers, spread_once, whole
+
+placements = pytest.importorskip("torch.distributed.tensor.placement_types", reason="torch before 2.5 has none")
 
 
 class FSDPModule(nn.Module):
@@ -28,17 +29,17 @@ def test_a_class_of_that_name_is_not_enough(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("placements", "expected"),
+    ("split", "expected"),
     [
         ((), True),
-        ((Shard(0),), True),
-        ((Replicate(), Shard(0)), True),
-        ((Shard(0), Shard(1)), False),
-        ((Shard(0), Partial()), False),
+        ((placements.Shard(0),), True),
+        ((placements.Replicate(), placements.Shard(0)), True),
+        ((placements.Shard(0), placements.Shard(1)), False),
+        ((placements.Shard(0), placements.Partial()), False),
     ],
 )
-def test_tensors_that_are_split_twice_belong_to_tensor_parallelism(placements, expected):
-    assert spread_once(SimpleNamespace(placements=placements)) == expected
+def test_tensors_that_are_split_twice_belong_to_tensor_parallelism(split, expected):
+    assert spread_once(SimpleNamespace(placements=split)) == expected
     assert spread_once(torch.ones(2))
 
 
