@@ -115,8 +115,8 @@ def bound_rows(name: str, runs: Path) -> list[Row]:
         times, error = 1 + directions.spread, directions.growth * steps
         row: Row = {"network": name, "role": "chosen with", "kind": "bound", "total": total, "samples": samples}
         row |= {"truth": truth, "sample": sample, "carried": carried, "before": sample / truth}
-        row |= {"ratio": carried / truth, "error": carried * directions.spread + error}
-        rows.append(row | {"holds": carried / times - error <= truth <= carried * times + error})
+        row |= {"ratio": carried / truth, "error": (carried + error) * times - carried}
+        rows.append(row | {"holds": (carried - error) / times <= truth <= (carried + error) * times})
         print(rows[-1], flush=True)
     return rows
 
