@@ -93,11 +93,11 @@ def images(folder: Path) -> Path:
         x, y = pictures("train", 6, generator)
         pictures("val", 3, generator)
         model = resnet18(num_classes=3)
-        optimizer = torch.optim.SGD(model.parameters(), 0.005, momentum=0.9)
+        optimizer = torch.optim.SGD(model.parameters(), 0.002, momentum=0.9)
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = 0.5
-        for _ in range(8):
+        for _ in range(16):
             optimizer.zero_grad()
             nn.functional.cross_entropy(model(x), y).backward()
             optimizer.step()
