@@ -71,8 +71,11 @@ def test_early_limits_are_those_of_the_first_checkpoint() -> None:
 
 
 def test_bounds_that_are_not_known_are_counted() -> None:
-    rows = [{"gap": 12.0}, {"gap": 40.96}, {"gap": None}]
+    ends = {"lower": 0.5, "beyond": 0.62}
+    rows = [ends | {"gap": 12.0}, ends | {"gap": 40.96, "beyond": 0.9096}, ends | {"gap": None, "beyond": None}]
     said = "Lower and upper bound lie 12.0 to 41.0 points apart"
+    wide = bounds.finding([row | {"beyond": 0.99} for row in rows[:2]])
+    assert wide == f"{said}, with the numerical error of the upper one 49.0"
     assert bounds.finding(rows[:2]) == said
     assert bounds.finding(rows) == f"{said}; no upper bound is known for 1 of 3 networks"
     assert bounds.finding(rows[2:]) == "No upper bound is known for 1 of 1 networks"
