@@ -78,7 +78,9 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
     headline(figure, finding(rows))
     for height, row in enumerate(reversed(rows)):
         if row["upper"] is not None:
-            axes.plot([1 - row["lower"], max(1 - row["upper"], 1e-4)], [height, height], color=GREY, linewidth=1)
+            ends = [max(1 - row[key], 1e-4) for key in ("lower", "upper", "beyond")]
+            axes.plot(ends[:2], [height, height], color=GREY, linewidth=1)
+            axes.plot(ends[1:], [height, height], ":", color=GREY, label="numerical error of the upper bound")
         axes.plot([max(1 - row["high"], 1e-4), 1 - row["low"]], [height, height], color=ORANGE, linewidth=5, alpha=0.3)
         for key, colour, marker, label in (
             ("lower", BLUE, "|", "measured one-shot (lower)"),
@@ -89,9 +91,8 @@ def write(rows: Sequence[Row], suite: Suite, folder: Path, command: str) -> None
             kept = [] if row[key] is None else [max(1 - row[key], 1e-4)]
             axes.plot(kept, [height] * len(kept), marker, color=colour, label=label if kept else None)
     axes.set_yticks(range(len(rows)), [f"{r['model']}, {r['dataset']}, seed {r['seed']}" for r in reversed(rows)])
-    sparsity_axis(
-        axes.xaxis, 0.5 * min(max(1 - row[key], 2e-4) for row in rows for key in ("upper", "retrained") if row[key])
-    )
+    shown = ("beyond", "retrained")
+    sparsity_axis(axes.xaxis, 0.5 * min(max(1 - row[key], 2e-4) for row in rows for key in shown if row[key]))
     axes.tick_params(axis="x", labelrotation=45, labelsize=8)
     axes.set_xlabel("sparsity (removed fraction)")
     axes.grid(alpha=0.25)
