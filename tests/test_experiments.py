@@ -159,14 +159,15 @@ def test_flat_directions_alone_allow_any_norm() -> None:
 def test_a_bound_that_is_not_known_is_no_number(
     upper: float | None, gap: float | None, inside: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answers = {"bound": SimpleNamespace(sparsity=upper), "formula": SimpleNamespace(status="settled: by steps")}
+    bound = SimpleNamespace(sparsity=upper, high=upper and upper + 0.01)
+    answers = {"bound": bound, "formula": SimpleNamespace(status="settled: by steps")}
     limit: Any = SimpleNamespace(lower=0.5, sparsity=0.6, interval=(0.55, 0.65), retrained=0.8, epsilon=0.1)
     limit.parameters, limit.upper, limit.answer = 100, 0.5, answers.__getitem__
     monkeypatch.setattr(bounds, "predicted_limit", lambda network, bench: limit)
     network = Network("fc5-mini", "digits", Recipe(1, 0.1), 0)
     cell: Any = SimpleNamespace(network=network)
     said = bounds.run(cell, cell)
-    assert (said["upper"], said["inside"]) == (upper, inside)
+    assert (said["upper"], said["beyond"], said["inside"]) == (upper, bound.high, inside)
     assert said["gap"] == (None if gap is None else pytest.approx(gap))
     assert said["kept_ratio"] == (None if upper is None else pytest.approx(0.5 / (1 - upper)))
 
