@@ -150,7 +150,7 @@ class PairedDifferences:
         """Return the draws that are passed one after the other, as far as they are needed.
 
         Beside a network that all data were passed through, the largest draw decides or all data do: smaller ones rarely
-        can. Before there is one, only draws are passed, or all data where these are asked for.
+        can. Before the first such network, only draws are passed, or all data where these are asked for.
         """
         if self._references:
             return self._parts[-2:] if decided else self._parts

@@ -50,12 +50,13 @@ def run(cell: Cell, bench: Bench) -> Row:
 
 def _above(limit: PruningLimit) -> Row:
     """Return the upper bound and how far it lies above the lower one; None throughout where none is known."""
-    upper = limit.answer("bound").sparsity
+    bound = limit.answer("bound")
+    upper = bound.sparsity
     if upper is None:
         return dict.fromkeys(("upper", "beyond", "gap", "kept_ratio", "inside"))
     return {
         "upper": upper,
-        "beyond": limit.answer("bound").high,
+        "beyond": bound.high,
         "gap": 100 * (upper - limit.lower),
         "kept_ratio": (1 - limit.lower) / max(1 - upper, 1 / limit.parameters),
         "inside": "yes" if limit.lower <= limit.sparsity <= upper else "no",

@@ -147,7 +147,7 @@ def _words(rows: Sequence[Row]) -> list[str]:
 
 
 def finding(rows: Sequence[Row]) -> str:
-    """Say which prediction is nearest to the re-trained optimum, and by which factor each kind of network misses it."""
+    """Say which prediction is nearest to the re-trained optimum, and by which factors it misses what is kept there."""
     factors = {key: np.exp(np.abs(_ratios(rows, key, "retrained"))) for key in PREDICTIONS}
     nearest = min(factors, key=lambda key: float(np.log(factors[key]).mean()))
     return (
