@@ -44,8 +44,12 @@ class SavedBytes:
             self.bytes = math.inf
             return tensor.detach()
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self.storages:
-            self.storages.add(storage.data_ptr())
+        try:
+            address = storage.data_ptr()
+        except RuntimeError:  # a tensor that a compiler traces has no memory
+            return tensor
+        if address not in self.storages:
+            self.storages.add(address)
             self.bytes += storage.nbytes()
         return tensor.detach()  # the tensor itself would keep its graph, and the graph it, alive for ever
 
