@@ -25,6 +25,7 @@ from validation.tables.writing import Column, Page, Row, write_table
 SMALL_BUDGET = 0.25
 CODES = ("default", f"budget {SMALL_BUDGET}", "default, before")
 RUNGS = ("one-shot", "re-trained", "bound", "formula")
+PARTS = ("steps", "sub-sample", "probes")  # of the half-width of the formula
 
 
 def child(name: str, runs: Path, task: str) -> None:
@@ -35,6 +36,7 @@ def child(name: str, runs: Path, task: str) -> None:
         print(json.dumps({"seconds": seconds_of(trained.epoch)}))
         return
     from pruning_limits import predict_limit
+    from pruning_limits.isotropic import isotropic_limit
 
     asked: dict[str, Any] = {} if task == "default" else {"budget": float(task)}
     started = time.process_time()
@@ -51,6 +53,12 @@ def child(name: str, runs: Path, task: str) -> None:
     if bound.sparsity is not None and bound.low is not None and bound.high is not None:
         kept = 1 - bound.sparsity
         row["factor"] = max((1 - bound.low) / kept, kept / (1 - bound.high))
+    if limit.evidence.directions is not None:
+        row["samples factor"] = 1 + limit.evidence.directions.spread
+    hessian = limit.evidence.hessian
+    probes = isotropic_limit(hessian.measure, limit.evidence.curve, limit.epsilon, limit.settings.negative)
+    errors = (hessian.step_error, hessian.sample_error, 2 * probes.standard_error)
+    row |= {f"{part} half": 100 * error for part, error in zip(PARTS, errors, strict=True)}
     print(json.dumps(row))
 
 
@@ -79,7 +87,9 @@ def columns() -> list[Column]:
     ]
     for rung in RUNGS:
         rows += [Column(rung, rung, ".2%"), Column(f"{rung} half", "half-width, points", ".2f")]
-    return [*rows, Column("factor", "what the bound keeps is known within a factor", ".2f")]
+    rows += [Column(f"{part} half", f"of {part}", ".2f") for part in PARTS]
+    rows.append(Column("factor", "what the bound keeps is known within a factor", ".2f"))
+    return [*rows, Column("samples factor", "of the sub-sample", ".2f")]
 
 
 def main() -> None:
@@ -114,8 +124,9 @@ def main() -> None:
         f"Made by `python benchmarks/epoch.py {shlex.join(sys.argv[1:])}`. {environment_note()}",
         "`predict_limit(model, batches, penalty=...)` with measuring, batches of 1,000 images or 250 windows; an epoch"
         " is one of the training that made the network, in batches of 128 images or 64 windows. Processor times on one "
-        f"thread, the shortest of {arguments.repeats}. Aimed at: 1.0 epoch, or 10 s where an epoch is shorter, and 1.3 "
-        "in the last column.",
+        f"thread, the shortest of {arguments.repeats}. Aimed at: 1.0 epoch, or 10 s where an epoch is shorter, and a "
+        "factor of 1.3 for the bound. The half-width of the formula is the sum of its three parts, cut where it passes "
+        "0 or 100 %.",
     ]
     write_table(
         arguments.out,
