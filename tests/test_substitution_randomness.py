@@ -118,3 +118,16 @@ def test_gradients_go_through_dropout():
     (slope,) = torch.autograd.grad(y.sum(), x)
     assert torch.equal(slope, y.detach())
     assert set(slope.tolist()) == {0.0, 1.25}
+
+
+def test_on_the_meta_device_nothing_is_drawn():
+    def numbers():
+        x = torch.ones(30, 4, device="meta")
+        drawn = [torch.rand(2, device="meta"), torch.randn_like(x), functional.dropout(x), x.uniform_()]
+        return [*drawn, functional.rrelu(x, training=True), nn.Linear(3, 2, device="meta").weight]
+
+    with PrivateDraws(0):
+        before = torch.rand(2)
+    with PrivateDraws(0):
+        assert all(tensor.device.type == "meta" for tensor in numbers())
+        assert torch.equal(torch.rand(2), before)

@@ -102,11 +102,15 @@ class PrivateDraws(OwnGenerators):
             forms |= {native: self._dropout(native, in_place, True) for native in aliases(f"feature_{name}")}
         super().__init__(forms, seed)
 
+    def _drawn_from(self, device: torch.device) -> torch.Generator | None:
+        """Return this thread's generator on a device; None where there are no numbers to draw."""
+        return None if device.type == "meta" else self.generator(device)
+
     def _given(self, native: Callable[..., Any]) -> Callable[..., Any]:
         def drawn(*args: Any, **kwargs: Any) -> Any:
             args, kwargs = tuple(map(self.own, args)), {name: self.own(argument) for name, argument in kwargs.items()}
             if kwargs.get("generator") is None and not any(isinstance(argument, torch.Generator) for argument in args):
-                kwargs["generator"] = self.generator(_device(args, kwargs))
+                kwargs["generator"] = self._drawn_from(_device(args, kwargs))
             return native(*args, **kwargs)
 
         return drawn
@@ -122,7 +126,7 @@ class PrivateDraws(OwnGenerators):
             limits = (*limits, *[how.pop(end) for end in ("low", "high") if end in how])
             with torch.no_grad():
                 empty = torch.empty_like(input, **how)
-                fill(empty, *limits, generator=self.own(generator) or self.generator(_device((empty,), {})))
+                fill(empty, *limits, generator=self.own(generator) or self._drawn_from(_device((empty,), {})))
             return empty.requires_grad_(requires_grad)
 
         return drawn
@@ -132,16 +136,17 @@ class PrivateDraws(OwnGenerators):
             if not train or not 0 < p < 1 or not input.numel() or (whole and input.dim() < 2):
                 return native(input, p, train)
             kept = input.new_empty(*input.shape[:2], *[1] * (input.dim() - 2)) if whole else torch.empty_like(input)
-            kept = kept.detach().bernoulli_(1 - p, generator=self.generator(_device((input,), {}))).div_(1 - p)
+            kept = kept.detach().bernoulli_(1 - p, generator=self._drawn_from(_device((input,), {}))).div_(1 - p)
             return input.mul_(kept) if in_place else input * kept
 
         return dropped
 
     def _swapped(self, native: Callable[..., Any], draws: Callable[..., Any]) -> Callable[..., Any]:
         def drawn(*args: Any, **kwargs: Any) -> Any:
-            if not draws(args, kwargs):
+            device = _device(args, kwargs)
+            if device.type == "meta" or not draws(args, kwargs):
                 return native(*args, **kwargs)
-            with self._in_place(_device(args, kwargs)):
+            with self._in_place(device):
                 return native(*args, **kwargs)
 
         return drawn
