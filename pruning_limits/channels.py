@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,10 @@ OTHERS = "take heads, blocks or N:M, which need no such graph"
 ALONE = "no channel of it can go"
 UNEQUAL = "the network without its channels puts out something else than with zeros in their place"
 OUTPUT = "its channels are outputs of the network; without them nothing is connected to it"
-SHARE = 3  # one channel of so many goes in the trial of a family
+ENDLESS = "its channels lead back to others of its own, in a way that torch-pruning does not follow"
+MOST_TIMES = 256  # that what goes with a layer's channels passes one operation, beside the number of its neighbours
+SHARE = 1 / 3  # of the channels goes in the trial of a family
+GOLDEN = (5**0.5 - 1) / 2  # its multiples less their whole parts spread evenly, but swapped halves show
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,8 +59,8 @@ class Family:
         return int(self.ids.max()) + 1
 
     def some(self) -> Tensor:
-        """Return which groups go in a trial, bool ``[count]``: about a third of them, spread evenly."""
-        return torch.arange(self.count) % SHARE == SHARE // 2
+        """Return which groups go in a trial, bool ``[count]``: about a third of them, in no regular pattern."""
+        return torch.arange(self.count) * GOLDEN % 1 < SHARE
 
 
 def channels(pattern: Pattern, objective: Objective) -> Groups:
@@ -168,13 +171,23 @@ def _graph(model: nn.Module, trial: Trial, beside: set[int]) -> Any:
         raise UserError(f"pattern: the layers of {name} cannot be followed: {reason}; {OTHERS}") from error
     for node in graph.module2node.values():
         _follow_padding(node, beside)
+        if node.type == graph.ops.OPTYPE.CONCAT:
+            _count_joined(node)
     return graph
 
 
 def _followed(torch_pruning: Any) -> Any:
-    """Return a graph of dependencies, not yet built, that takes a concatenation of tokens for none of channels."""
+    """Return a graph of dependencies, not yet built.
+
+    It takes a concatenation of tokens for none of channels, and raises where it would follow channels without end.
+    """
 
     class Graph(torch_pruning.DependencyGraph):  # type: ignore[misc]
+        def get_pruning_group(self, *arguments: Any, **options: Any) -> Any:
+            for node in self.module2node.values():
+                node.dependencies = _Followed(node.dependencies)
+            return super().get_pruning_group(*arguments, **options)
+
         def _trace(self, *arguments: Any, **options: Any) -> Any:
             nodes = super()._trace(*arguments, **options)
             for node in nodes.values():
@@ -183,6 +196,24 @@ def _followed(torch_pruning: Any) -> Any:
             return nodes
 
     return Graph()
+
+
+class EndlessError(Exception):
+    """The channels of a layer lead back to other channels of it, again and again."""
+
+
+class _Followed(list[Any]):
+    """Dependencies of a layer or an operation, which are followed a limited number of times for one group."""
+
+    def __init__(self, dependencies: Iterable[Any]) -> None:
+        super().__init__(dependencies)
+        self.times = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        self.times += 1
+        if self.times > MOST_TIMES + 4 * len(self):  # numbering channels goes through them, too
+            raise EndlessError
+        return super().__iter__()
 
 
 def _beside_channels(concatenation: Any) -> bool:
@@ -249,6 +280,26 @@ def _put(model: nn.Module, path: str, part: nn.Module) -> None:
     setattr(model.get_submodule(parent), name, part)
 
 
+def _count_joined(node: Any) -> None:
+    """Tell how many channels are joined where torch-pruning counts others, as of parts of a layer that are swapped.
+
+    It takes those of the layer before, and would number channels further and further without end.
+    """
+    joined, counted = getattr(node.grad_fn, "_input_metadata", ()), getattr(node.module, "concat_sizes", None)
+    parts = [(source, number) for source, number in getattr(node.grad_fn, "next_functions", ()) if source is not None]
+    if not joined or not counted or len(parts) != len(counted):
+        return
+    shape = tuple(joined[0].shape)
+    place = node.grad_fn._saved_dim % (1 << 64)  # autograd keeps a negative number without its sign
+    place = place if place < len(shape) else place - (1 << 64) + len(shape)
+    if shape[place] == sum(size or 0 for size in counted):
+        return
+    shapes = [getattr(source, "_input_metadata", None) for source, _ in parts]
+    if all(shapes):
+        sizes = [tuple(of[number].shape)[place] for of, (_, number) in zip(shapes, parts, strict=True)]  # type: ignore[index]
+        node.module.concat_sizes = sizes
+
+
 def _follow_padding(node: Any, beside: set[int]) -> None:
     """Tell which channels are which where zeros are put beside them, as in shortcuts without parameters.
 
@@ -268,17 +319,6 @@ def _follow_padding(node: Any, beside: set[int]) -> None:
             dependency.index_mapping[1] = _Padded(front, count, False, beside)
 
 
-def _groups(graph: Any, beside: set[int]) -> Iterator[Any]:
-    """Yield the groups of a network, each from a layer all of whose channels are those of other layers, too."""
-    groups = graph.get_all_groups()
-    while True:
-        beside.clear()
-        group = next(groups, None)
-        if group is None:
-            return
-        yield _before_padding(graph, group, beside)
-
-
 def _before_padding(graph: Any, group: Any, beside: set[int]) -> Any:
     """Return the group of the layer before a padding: the padding's own channels stay."""
     for item in group if beside else ():
@@ -295,14 +335,39 @@ def _families(trial: Trial) -> Iterator[Family]:
     beside = set[int]()
     graph = _graph(model, trial, beside)
     names = {module: name for name, module in model.named_modules()}
-    for group in _groups(graph, beside):
-        root, prune, channels = group[0].dep.target.module, group[0].dep.handler, group[0].idxs
-        middle = len(channels) // 2
-        alone = graph.get_pruning_group(root, prune, [middle])
-        groups = [group]
-        if _entries(alone) != _entries(group, middle):  # as in gated units, which the group of all does not tie
-            groups = [graph.get_pruning_group(root, prune, [channel]) for channel in channels]
+    roots = (graph.ops.TORCH_CONV, graph.ops.TORCH_LINEAR)
+    visited = set[nn.Module]()
+    for module in list(graph.module2node):
+        if not isinstance(module, roots) or module in visited:
+            continue
+        visited.add(module)
+        try:
+            groups, others = _groups(graph, module, beside)
+        except EndlessError:
+            weight, ids = f"{names[module]}.weight", torch.arange(graph.get_out_channels(module))
+            yield Family(names[module], ids, {trial.stored.get(weight, weight): ids}, {}, {}, ENDLESS)
+            continue
+        visited |= others
         yield _family(graph, groups, names, trial.stored)
+
+
+def _groups(graph: Any, module: nn.Module, beside: set[int]) -> tuple[list[Any], set[nn.Module]]:
+    """Return what goes with all channels of a layer, or with each alone, and the layers that put out the same channels.
+
+    The first layer of a group is one all of whose channels are those of other layers, too.
+    """
+    beside.clear()
+    pruner = graph.get_pruner_of_module(module)
+    whole = graph.get_pruning_group(module, pruner.prune_out_channels, list(range(graph.get_out_channels(module))))
+    others = {item.dep.target.module for item in whole if graph.is_out_channel_pruning_fn(item.dep.handler)}
+    group = _before_padding(graph, whole, beside)
+    root, prune, channels = group[0].dep.target.module, group[0].dep.handler, group[0].idxs
+    middle = len(channels) // 2
+    alone = graph.get_pruning_group(root, prune, [middle])
+    if _entries(alone) == _entries(group, middle):
+        return [group], others
+    # as in gated units, which the group of all does not tie
+    return [graph.get_pruning_group(root, prune, [channel]) for channel in channels], others
 
 
 def _entries(group: Any, root: int | None = None) -> set[tuple[Any, Any, int]]:

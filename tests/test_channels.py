@@ -124,6 +124,7 @@ class Halves(nn.Module):
 
 IMAGES = {"flattened": Flattened, "residual": Residual, "padded": Padded, "depthwise": Depthwise, "joined": Joined}
 IMAGES["elsewhere"] = elsewhere
+IMAGES["beside inputs"] = JoinedToInputs
 
 
 def objective_of(build, shape=(2, 6, 6)):
@@ -300,10 +301,42 @@ def test_what_cannot_be_followed_is_told_by_name_with_what_does_work(monkeypatch
     assert groups_of("blocks:2x2", objective).count
 
 
-def test_channels_that_are_joined_to_inputs_cannot_be_followed_and_stay():
+def test_channels_that_are_joined_to_inputs_stay_and_those_beside_them_can_go():
     groups = groups_of("channels", objective_of(JoinedToInputs))
-    assert set(groups.members[0]) == {"c.weight"}
-    assert set(groups.left) == {"a.weight", "b.weight"}
+    assert set(groups.members[0]) == {"b.weight", "c.weight"}
+    assert set(groups.left) == {"a.weight"}
+
+
+class Among(nn.Module):
+    """Mixes the channels of its first layer with each other by a function without weights."""
+
+    def __init__(self, mix):
+        super().__init__()
+        self.mix = mix
+        self.a, self.b, self.c = nn.Linear(4, 6), nn.Linear(6, 5), nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.c(torch.tanh(self.b(self.mix(self.a(x)))))
+
+
+MIXED = {
+    "halves swapped": lambda h: h + torch.cat((-h[:, 3:], h[:, :3]), 1),
+    "halves swapped by chunk": lambda h: h + torch.cat(h.chunk(2, 1)[::-1], 1),
+    "neighbours swapped": lambda h: h + torch.stack((-h[:, 1::2], h[:, ::2]), -1).flatten(1),
+    "turned around": lambda h: h + h.flip(1),
+    "turned around one by one": lambda h: h + torch.stack(h.unbind(1)[::-1], 1),
+    "moved by one": lambda h: h + nn.functional.pad(h[:, 1:], (0, 1)),
+    "cut from two copies": lambda h: h + torch.cat((h, h), 1)[:, 3:9],
+}
+
+
+@pytest.mark.parametrize("mix", MIXED.values(), ids=MIXED)
+def test_channels_that_a_network_mixes_with_each_other_stay(mix):
+    """Channels lead to others and back; a trial that took every third would be met by those swapped in pairs."""
+    groups = groups_of("channels", objective_of(lambda: Among(mix), (4,)))
+    assert set(groups.members[0]) == {"b.weight"}
+    assert set(groups.left) == {"a.weight"}
+    assert "lead back" in groups.left["a.weight"] or "puts out something else" in groups.left["a.weight"]
 
 
 def test_a_gate_ties_its_halves():
