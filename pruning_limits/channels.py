@@ -28,6 +28,7 @@ ALONE = "no channel of it can go"
 UNEQUAL = "the network without its channels puts out something else than with zeros in their place"
 OUTPUT = "its channels are outputs of the network; without them nothing is connected to it"
 ENDLESS = "its channels lead back to others of its own, in a way that torch-pruning does not follow"
+UNFOLLOWED = "torch-pruning does not follow which channels go with its own"
 MOST_TIMES = 256  # that what goes with a layer's channels passes one operation, beside the number of its neighbours
 SHARE = 1 / 3  # of the channels goes in the trial of a family
 GOLDEN = (5**0.5 - 1) / 2  # its multiples less their whole parts spread evenly, but swapped halves show
@@ -179,23 +180,35 @@ def _graph(model: nn.Module, trial: Trial, beside: set[int]) -> Any:
 def _followed(torch_pruning: Any) -> Any:
     """Return a graph of dependencies, not yet built.
 
-    It takes a concatenation of tokens for none of channels, and raises where it would follow channels without end.
+    It takes a concatenation of tokens for none of channels, and channels that are parted into groups for those that
+    they were, so that a shuffle of groups is left to the trial. It raises where it would follow channels without end.
     """
 
     class Graph(torch_pruning.DependencyGraph):  # type: ignore[misc]
         def get_pruning_group(self, *arguments: Any, **options: Any) -> Any:
+            bounded = _Bounded(_widest(self))
             for node in self.module2node.values():
                 node.dependencies = _Followed(node.dependencies)
+                for dependency in node.dependencies:
+                    dependency.index_mapping[1] = dependency.index_mapping[1] or bounded
             return super().get_pruning_group(*arguments, **options)
 
         def _trace(self, *arguments: Any, **options: Any) -> Any:
             nodes = super()._trace(*arguments, **options)
             for node in nodes.values():
-                if node.type == self.ops.OPTYPE.CONCAT and _beside_channels(node.grad_fn):
+                joined, reshaped = (node.type == self.ops.OPTYPE[name] for name in ("CONCAT", "RESHAPE"))
+                if (joined and _beside_channels(node.grad_fn)) or (reshaped and _parted(node.grad_fn)):
                     node.type = self.ops.OPTYPE.ELEMENTWISE
             return nodes
 
     return Graph()
+
+
+def _parted(reshape: Any) -> bool:
+    """Tell whether images have more dimensions than four before or after, which torch-pruning fails on."""
+    after = getattr(reshape, "_input_metadata", ())
+    shapes = (getattr(reshape, "_saved_self_sym_sizes", ()), after[0].shape if after else ())
+    return max(map(len, shapes)) > len("nchw")
 
 
 class EndlessError(Exception):
@@ -214,6 +227,31 @@ class _Followed(list[Any]):
         if self.times > MOST_TIMES + 4 * len(self):  # numbering channels goes through them, too
             raise EndlessError
         return super().__iter__()
+
+
+@dataclass(frozen=True)
+class _Bounded:
+    """Passes on numbers of channels that there may be.
+
+    Attributes:
+        most: Largest number of channels anywhere in the network.
+    """
+
+    most: int
+
+    def __call__(self, indices: Sequence[Any]) -> Sequence[Any]:
+        """Return the indices of torch-pruning."""
+        if len(indices) > self.most or any(place.idx >= self.most for place in indices):
+            raise EndlessError
+        return indices
+
+
+def _widest(graph: Any) -> int:
+    """Return the largest size of a parameter in any dimension, or of what is joined."""
+    modules = [node.module for node in graph.module2node.values()]
+    sizes = [max(parameter.shape, default=0) for parameter in graph.model.parameters()]
+    joined = [sum(size or 0 for size in getattr(module, "concat_sizes", None) or ()) for module in modules]
+    return max([*sizes, *joined])
 
 
 def _beside_channels(concatenation: Any) -> bool:
@@ -343,9 +381,10 @@ def _families(trial: Trial) -> Iterator[Family]:
         visited.add(module)
         try:
             groups, others = _groups(graph, module, beside)
-        except EndlessError:
+        except Exception as error:  # torch-pruning fails in many ways
+            reason = ENDLESS if isinstance(error, EndlessError) else UNFOLLOWED
             weight, ids = f"{names[module]}.weight", torch.arange(graph.get_out_channels(module))
-            yield Family(names[module], ids, {trial.stored.get(weight, weight): ids}, {}, {}, ENDLESS)
+            yield Family(names[module], ids, {trial.stored.get(weight, weight): ids}, {}, {}, reason)
             continue
         visited |= others
         yield _family(graph, groups, names, trial.stored)

@@ -8,6 +8,7 @@ import torch
 from helpers import assert_close, random, seeded
 from torch import nn
 from torch.func import functional_call
+from torchvision.models import SwinTransformer
 
 from estimators import Objective, UserError
 from pruning_limits import channels, predict_limit
@@ -95,6 +96,21 @@ class Joined(nn.Module):
         return self.head(torch.tanh(self.c(x)).mean((2, 3)))
 
 
+class Branched(nn.Module):
+    """Passes half of the channels through two layers, and shuffles the halves together."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.a, self.b = nn.Conv2d(2, 6, 1), nn.Conv2d(3, 5, 1), nn.Conv2d(5, 3, 1)
+        self.c, self.head = nn.Conv2d(6, 4, 1), nn.Linear(4, 3)
+
+    def forward(self, x):
+        left, right = torch.tanh(self.stem(x)).chunk(2, 1)
+        x = torch.cat((left, torch.tanh(self.b(torch.tanh(self.a(right))))), 1)
+        x = x.view(len(x), 2, 3, *x.shape[2:]).transpose(1, 2).reshape(x.shape)
+        return self.head(torch.tanh(self.c(x)).mean((2, 3)))
+
+
 def elsewhere():
     """A linear layer of transformers, whose weight lies the other way round, between convolution and linear layer."""
     layers = pytest.importorskip("transformers.pytorch_utils")
@@ -126,7 +142,7 @@ SHAPES = hasattr(torch.ones(1, requires_grad=True).exp().grad_fn, "_input_metada
 needs_shapes = pytest.mark.skipif(not SHAPES, reason="this torch does not tell the shapes of a graph")
 IMAGES = {"flattened": Flattened, "residual": Residual, "padded": Padded, "depthwise": Depthwise, "joined": Joined}
 IMAGES["elsewhere"] = elsewhere
-IMAGES["beside inputs"] = JoinedToInputs
+IMAGES |= {"beside inputs": JoinedToInputs, "branched": Branched}
 
 
 def objective_of(build, shape=(2, 6, 6)):
@@ -152,7 +168,11 @@ def without(objective, groups, group, members, companions=True):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=needs_shapes) if name in ("padded", "beside inputs") else name for name in IMAGES]
+    "name",
+    [
+        pytest.param(name, marks=needs_shapes) if name in ("padded", "beside inputs", "branched") else name
+        for name in IMAGES
+    ],
 )
 def test_the_columns_of_a_group_are_those_that_read_its_channel_and_no_others(name):
     objective = objective_of(IMAGES[name])
@@ -311,6 +331,22 @@ def test_channels_that_are_joined_to_inputs_stay_and_those_beside_them_can_go():
     groups = groups_of("channels", objective_of(JoinedToInputs))
     assert set(groups.members[0]) == {"b.weight", "c.weight"}
     assert set(groups.left) == {"a.weight"}
+
+
+@needs_shapes
+def test_groups_that_are_shuffled_stay_and_the_layers_within_a_branch_can_go():
+    groups = groups_of("channels", objective_of(Branched))
+    assert set(groups.members[0]) == {"a.weight", "c.weight"}
+    assert set(groups.left) == {"stem.weight"}
+
+
+def test_a_vision_transformer_of_shifted_windows_loses_its_hidden_layers():
+    """torch-pruning multiplies channels at every turn through its windows."""
+    sizes = {"patch_size": [4, 4], "embed_dim": 8, "depths": [2], "num_heads": [2], "window_size": [2, 2]}
+    groups = groups_of("channels", objective_of(lambda: SwinTransformer(**sizes, num_classes=3), (3, 32, 32)))
+    hidden = [f"features.1.{block}.mlp.0.weight" for block in range(2)]
+    assert set(groups.members[0]) == set(hidden)
+    assert groups.count == 2 * 32
 
 
 class Among(nn.Module):
