@@ -29,7 +29,7 @@ UNEQUAL = "the network without its channels puts out something else than with ze
 OUTPUT = "its channels are outputs of the network; without them nothing is connected to it"
 ENDLESS = "its channels lead back to others of its own, in a way that torch-pruning does not follow"
 UNFOLLOWED = "torch-pruning does not follow which channels go with its own"
-MOST_TIMES = 256  # that what goes with a layer's channels passes one operation, beside the number of its neighbours
+MOST_TIMES = 32  # that what goes with a channel passes one operation, beside four times the number of its neighbours
 SHARE = 1 / 3  # of the channels goes in the trial of a family
 GOLDEN = (5**0.5 - 1) / 2  # its multiples less their whole parts spread evenly, but swapped halves show
 
@@ -186,9 +186,13 @@ def _followed(torch_pruning: Any) -> Any:
 
     class Graph(torch_pruning.DependencyGraph):  # type: ignore[misc]
         def get_pruning_group(self, *arguments: Any, **options: Any) -> Any:
-            bounded = _Bounded(_widest(self))
+            bounded: _Bounded | None = None
             for node in self.module2node.values():
+                if isinstance(node.dependencies, _Followed):
+                    node.dependencies.times = 0
+                    continue
                 node.dependencies = _Followed(node.dependencies)
+                bounded = bounded or _Bounded(_widest(self))
                 for dependency in node.dependencies:
                     dependency.index_mapping[1] = dependency.index_mapping[1] or bounded
             return super().get_pruning_group(*arguments, **options)
