@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from estimators import UserError
 from estimators.parameters import TRANSPOSED, linear_elsewhere
+from pruning_limits.channel_graph import EndlessError, channel_graph
 from pruning_limits.groups import NONE, Groups
 from pruning_limits.pattern_names import Pattern
 from pruning_limits.patterns import matrices
@@ -22,14 +23,11 @@ if TYPE_CHECKING:
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMALISATIONS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-MISSING = "pattern: channels need the package torch-pruning; install it with pip install 'pruning-limits[structured]'"
-OTHERS = "take heads, blocks or N:M, which need no such graph"
 ALONE = "no channel of it can go"
 UNEQUAL = "the network without its channels puts out something else than with zeros in their place"
 OUTPUT = "its channels are outputs of the network; without them nothing is connected to it"
 ENDLESS = "its channels lead back to others of its own, in a way that torch-pruning does not follow"
 UNFOLLOWED = "torch-pruning does not follow which channels go with its own"
-MOST_TIMES = 32  # that what goes with a channel passes one operation, beside four times the number of its neighbours
 SHARE = 1 / 3  # of the channels goes in the trial of a family
 GOLDEN = (5**0.5 - 1) / 2  # its multiples less their whole parts spread evenly, but swapped halves show
 
@@ -103,7 +101,7 @@ def smaller_network(model: nn.Module, trial: Trial, removed: Mapping[str, Sequen
     """
     result = trial.copied(model)
     others = _as_linear(result)
-    graph = _graph(result, trial, set())
+    graph = channel_graph(result, trial, set())
     for name, outputs in removed.items():
         if len(outputs):
             module = result.get_submodule(name)
@@ -146,219 +144,10 @@ def _as_before(model: nn.Module, others: Mapping[str, nn.Module]) -> None:
         _put(model, path, part)
 
 
-def _graph(model: nn.Module, trial: Trial, beside: set[int]) -> Any:
-    """Follow the layers of a network.
-
-    Args:
-        model: The network.
-        trial: A few samples of its data.
-        beside: Takes the channels at the root of a group that a padding puts beside others, see ``_Padded``.
-    """
-    try:
-        import torch_pruning
-    except ImportError:
-        raise UserError(MISSING) from None
-    graph = _followed(torch_pruning)
-    try:
-        with torch.enable_grad():
-            for parameter in model.parameters():
-                parameter.requires_grad_()
-            graph.build_dependency(model, trial.batch, forward_fn=trial.traced, verbose=False)
-    except UserError:
-        raise
-    except Exception as error:
-        reason = _joined_to_unknown(graph, model) or (str(error).strip() or type(error).__name__).splitlines()[0]
-        name = type(model).__name__
-        raise UserError(f"pattern: the layers of {name} cannot be followed: {reason}; {OTHERS}") from error
-    for node in graph.module2node.values():
-        _follow_padding(node, beside)
-        if node.type == graph.ops.OPTYPE.CONCAT:
-            _count_joined(node)
-    return graph
-
-
-def _followed(torch_pruning: Any) -> Any:
-    """Return a graph of dependencies, not yet built.
-
-    It takes a concatenation of tokens for none of channels, and channels that are parted into groups for those that
-    they were, so that a shuffle of groups is left to the trial. It raises where it would follow channels without end.
-    """
-
-    class Graph(torch_pruning.DependencyGraph):  # type: ignore[misc]
-        def get_pruning_group(self, *arguments: Any, **options: Any) -> Any:
-            bounded: _Bounded | None = None
-            for node in self.module2node.values():
-                if isinstance(node.dependencies, _Followed):
-                    node.dependencies.times = 0
-                    continue
-                node.dependencies = _Followed(node.dependencies)
-                bounded = bounded or _Bounded(_widest(self))
-                for dependency in node.dependencies:
-                    dependency.index_mapping[1] = dependency.index_mapping[1] or bounded
-            return super().get_pruning_group(*arguments, **options)
-
-        def _trace(self, *arguments: Any, **options: Any) -> Any:
-            nodes = super()._trace(*arguments, **options)
-            for node in nodes.values():
-                joined, reshaped = (node.type == self.ops.OPTYPE[name] for name in ("CONCAT", "RESHAPE"))
-                if (joined and _beside_channels(node.grad_fn)) or (reshaped and _parted(node.grad_fn)):
-                    node.type = self.ops.OPTYPE.ELEMENTWISE
-            return nodes
-
-    return Graph()
-
-
-def _parted(reshape: Any) -> bool:
-    """Tell whether images have more dimensions than four before or after, which torch-pruning fails on."""
-    after = getattr(reshape, "_input_metadata", ())
-    shapes = (getattr(reshape, "_saved_self_sym_sizes", ()), after[0].shape if after else ())
-    return max(map(len, shapes)) > len("nchw")
-
-
-class EndlessError(Exception):
-    """The channels of a layer lead back to other channels of it, again and again."""
-
-
-class _Followed(list[Any]):
-    """Dependencies of a layer or an operation, which are followed a limited number of times for one group."""
-
-    def __init__(self, dependencies: Iterable[Any]) -> None:
-        super().__init__(dependencies)
-        self.times = 0
-
-    def __iter__(self) -> Iterator[Any]:
-        self.times += 1
-        if self.times > MOST_TIMES + 4 * len(self):  # numbering channels goes through them, too
-            raise EndlessError
-        return super().__iter__()
-
-
-@dataclass(frozen=True)
-class _Bounded:
-    """Passes on numbers of channels that there may be.
-
-    Attributes:
-        most: Largest number of channels anywhere in the network.
-    """
-
-    most: int
-
-    def __call__(self, indices: Sequence[Any]) -> Sequence[Any]:
-        """Return the indices of torch-pruning."""
-        if len(indices) > self.most or any(place.idx >= self.most for place in indices):
-            raise EndlessError
-        return indices
-
-
-def _widest(graph: Any) -> int:
-    """Return the largest size of a parameter in any dimension, or of what is joined."""
-    modules = [node.module for node in graph.module2node.values()]
-    sizes = [max(parameter.shape, default=0) for parameter in graph.model.parameters()]
-    joined = [sum(size or 0 for size in getattr(module, "concat_sizes", None) or ()) for module in modules]
-    return max([*sizes, *joined])
-
-
-def _beside_channels(concatenation: Any) -> bool:
-    """Tell whether a concatenation is along a dimension, counted from the end, that holds no channels.
-
-    Such are the keys and values that a language model keeps, and rotations of them: torch-pruning takes those for
-    channels, and fails on what is not there yet.
-    """
-    dimension, shapes = getattr(concatenation, "_saved_dim", 0), getattr(concatenation, "_input_metadata", ())
-    if dimension < 1 << 63 or not shapes:  # autograd keeps a negative number without its sign
-        return False
-    size = len(shapes[0].shape)
-    channels = (1,) if size >= len("nchw") else (1, size - 1)
-    return dimension - (1 << 64) + size not in channels
-
-
-def _joined_to_unknown(graph: Any, model: nn.Module) -> str:
-    """Name the layer before a concatenation whose numbers of channels torch-pruning does not know; empty where none."""
-    names = {module: name for name, module in model.named_modules() if name}
-    for node in getattr(graph, "module2node", {}).values():
-        if None not in (getattr(node.module, "concat_sizes", None) or ()):
-            continue
-        ahead, known = list(node.inputs), {node}
-        while ahead:
-            before = ahead.pop(0)
-            if before.module in names:
-                return f"the outputs of {names[before.module]} are joined to others whose channels are not known"
-            ahead += [source for source in before.inputs if source not in known]
-            known.update(before.inputs)
-    return ""
-
-
-@dataclass(frozen=True)
-class _Padded:
-    """Numbers of channels behind a padding from those before it, or back.
-
-    Attributes:
-        front: Number of channels that are put before the others.
-        count: Number of the others.
-        back: Whether numbers before the padding are wanted.
-        beside: Takes the channels at the root of a group that are none of the others: they belong to the padding.
-    """
-
-    front: int
-    count: int
-    back: bool
-    beside: set[int]
-
-    def __call__(self, indices: Sequence[Any]) -> list[Any]:
-        """Return other indices of torch-pruning, each with its index at the root of the group."""
-        moved = [
-            type(place)(idx=place.idx + (-self.front if self.back else self.front), root_idx=place.root_idx)
-            for place in indices
-        ]
-        if self.back:
-            self.beside.update(place.root_idx for place in moved if not 0 <= place.idx < self.count)
-            moved = [place for place in moved if 0 <= place.idx < self.count]
-        return moved
-
-
 def _put(model: nn.Module, path: str, part: nn.Module) -> None:
     """Put a module in the place of another, as ``set_submodule`` of torch 2.5 does."""
     parent, _, name = path.rpartition(".")
     setattr(model.get_submodule(parent), name, part)
-
-
-def _count_joined(node: Any) -> None:
-    """Tell how many channels are joined where torch-pruning counts others, as of parts of a layer that are swapped.
-
-    It takes those of the layer before, and would number channels further and further without end.
-    """
-    joined, counted = getattr(node.grad_fn, "_input_metadata", ()), getattr(node.module, "concat_sizes", None)
-    parts = [(source, number) for source, number in getattr(node.grad_fn, "next_functions", ()) if source is not None]
-    if not joined or not counted or len(parts) != len(counted):
-        return
-    shape = tuple(joined[0].shape)
-    place = node.grad_fn._saved_dim % (1 << 64)  # autograd keeps a negative number without its sign
-    place = place if place < len(shape) else place - (1 << 64) + len(shape)
-    if shape[place] == sum(size or 0 for size in counted):
-        return
-    shapes = [getattr(source, "_input_metadata", None) for source, _ in parts]
-    if all(shapes):
-        sizes = [tuple(of[number].shape)[place] for of, (_, number) in zip(shapes, parts, strict=True)]  # type: ignore[index]
-        node.module.concat_sizes = sizes
-
-
-def _follow_padding(node: Any, beside: set[int]) -> None:
-    """Tell which channels are which where zeros are put beside them, as in shortcuts without parameters.
-
-    torch-pruning takes padding for an operation that leaves every channel where it is.
-    """
-    pads, shapes = getattr(node.grad_fn, "_saved_pad", ()), getattr(node.grad_fn, "_input_metadata", ())
-    shape = tuple(shapes[0].shape) if shapes else ()
-    place = 2 * (len(shape) - 2)  # pairs of numbers from the last dimension on; channels are in the second
-    if len(shape) < len("nchw") or len(pads) < place + 2:
-        return
-    front, count = pads[place], shape[1] - pads[place] - pads[place + 1]
-    for dependency in node.dependencies:
-        if dependency.target in node.inputs:
-            dependency.index_mapping[1] = _Padded(front, count, True, beside)
-    for dependency in (dependency for source in node.inputs for dependency in source.dependencies):
-        if dependency.target is node:
-            dependency.index_mapping[1] = _Padded(front, count, False, beside)
 
 
 def _before_padding(graph: Any, group: Any, beside: set[int]) -> Any:
@@ -375,7 +164,7 @@ def _families(trial: Trial) -> Iterator[Family]:
     model = trial.copied(trial.objective.model)
     _as_linear(model)
     beside = set[int]()
-    graph = _graph(model, trial, beside)
+    graph = channel_graph(model, trial, beside)
     names = {module: name for name, module in model.named_modules()}
     roots = (graph.ops.TORCH_CONV, graph.ops.TORCH_LINEAR)
     visited = set[nn.Module]()
