@@ -12,7 +12,13 @@ import torch
 from estimators.errors import UserError
 from estimators.memory import out_of_memory
 from estimators.substitution.generators import GENERATORS
-from estimators.substitution.randomness import PYTHON_STATES, PrivateDraws, put_python_states, python_states
+from estimators.substitution.randomness import (
+    PYTHON_STATES,
+    PrivateDraws,
+    default_device,
+    put_python_states,
+    python_states,
+)
 
 T = TypeVar("T")
 DEVICES = ("cpu", "cuda")
@@ -27,17 +33,17 @@ def plain_modes() -> Iterator[None]:
     device that holds numbers, on which a model may make its tensors.
     """
     with ExitStack() as stack:
-        if torch.get_default_device().type == "meta":
+        if default_device().type == "meta":
             stack.enter_context(torch.device("cpu"))
         if torch.is_inference_mode_enabled():
             stack.enter_context(torch.inference_mode(False))
         for device in DEVICES:
-            if _autocast(device):
+            if autocast_enabled(device):
                 stack.enter_context(torch.autocast(device, enabled=False))
         yield
 
 
-def _autocast(device: str) -> bool:
+def autocast_enabled(device: str) -> bool:
     """Tell whether autocast is on in this thread for a kind of device."""
     try:
         return torch.is_autocast_enabled(device)

@@ -12,6 +12,7 @@ from estimators.substitution.kernels import ATTENTION, FORMS
 ANY = nn.Linear(1, 1)
 WORDS = torch.tensor([[0, 3, 2], [1, 1, 4]])
 MASK = torch.tensor([[True, False, True], [True, True, False], [True, True, True]])
+OLD = torch.__version__.startswith(("2.3.", "2.4."))
 
 
 def plain_hardsigmoid(x):
@@ -216,6 +217,8 @@ def test_values_gradients_and_second_derivatives(name, dtype):
 def test_attention_has_the_bits_of_the_backend_that_torch_calls_math(options, kind):
     q, k, v = (tensor[:, None].repeat(1, 2, 1, 1).float().requires_grad_() for tensor in QKV)
     if "enable_gqa" in options:
+        if OLD:
+            pytest.skip("this torch knows no groups of queries")
         k, v = k[:, :1], v[:, :1]
     with torch.autocast("cpu", kind, enabled=kind is not None):
         with nn.attention.sdpa_kernel(nn.attention.SDPBackend.MATH):
@@ -233,7 +236,7 @@ def test_wrong_arguments_are_refused_as_torch_does():
         lambda: functional.batch_norm(x, three, three, eps=-1.0),
         lambda: functional.hardsigmoid(x.long()),
         lambda: functional.conv2d(x, x),
-        lambda: sdpa(x, x, x, torch.ones(2, 2, dtype=torch.bool), is_causal=True),
+        *([] if OLD else [lambda: sdpa(x, x, x, torch.ones(2, 2, dtype=torch.bool), is_causal=True)]),
     ):
         with pytest.raises((RuntimeError, ValueError)):
             wrong()

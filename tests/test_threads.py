@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import has_torch_function_unary
 
 from estimators import UserError
+from estimators.user_code import autocast_enabled
 from pruning_limits import predict_limit
 
 OPTIONS = {"epsilon": 0.05, "steps": 4, "probes": 1, "progress": False}
@@ -72,7 +73,7 @@ def state():
         [{key: id(value) for key, value in vars(module).items() if callable(value)} for module in functions],
         [cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.math_sdp_enabled(), cuda.cudnn_sdp_enabled()],
         (torch.backends.mha.get_fastpath_enabled(), torch.backends.cudnn.enabled, torch.is_grad_enabled()),
-        (torch.get_default_dtype(), torch.get_num_threads(), torch.is_autocast_enabled("cpu")),
+        (torch.get_default_dtype(), torch.get_num_threads(), autocast_enabled("cpu")),
         has_torch_function_unary(None),
     )
 

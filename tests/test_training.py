@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from estimators import L1, L2, UserError
+from estimators.user_code import autocast_enabled
 from pruning_limits import MagnitudeProfile
 from validation import training
 from validation.data import ImageData
@@ -149,7 +150,7 @@ def test_mixed_precision_rounds_the_layers_and_keeps_weights_in_float32(few: Ima
         assert rounded.dtype == torch.float32
         assert not torch.equal(weights, rounded)
         torch.testing.assert_close(weights, rounded, rtol=0.05, atol=0.01)
-    assert not torch.is_autocast_enabled("cpu")
+    assert not autocast_enabled("cpu")
 
 
 def test_the_precision_names_a_network_where_it_is_not_float32() -> None:

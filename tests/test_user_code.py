@@ -14,7 +14,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from estimators import GGN, Hessian, Objective, UserError
-from estimators.user_code import Draws, next_batches, plain_modes, run
+from estimators.user_code import Draws, autocast_enabled, next_batches, plain_modes, run
 from pruning_limits import predict_limit
 from validation import cli
 
@@ -112,9 +112,9 @@ def test_a_limit_is_the_same_in_every_mode(call):
     before = snapshot(model)
     for mode in ("inference", "autocast", "default meta device", "float64", "bfloat16", "several"):
         with MODES[mode]():
-            modes = torch.is_inference_mode_enabled(), torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")
+            modes = torch.is_inference_mode_enabled(), torch.is_grad_enabled(), autocast_enabled("cpu")
             inside = numbers(predict_limit(model, *others, progress=False, **options))
-            after = torch.is_inference_mode_enabled(), torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")
+            after = torch.is_inference_mode_enabled(), torch.is_grad_enabled(), autocast_enabled("cpu")
         assert modes == after
         assert inside == outside, mode
     assert same(before, snapshot(model))
@@ -262,7 +262,7 @@ def test_plain_modes_by_themselves():
     for mode in MODES.values():
         with mode(), plain_modes():
             assert not torch.is_inference_mode_enabled()
-            assert not torch.is_autocast_enabled("cpu")
+            assert not autocast_enabled("cpu")
             assert torch.get_default_device() == torch.device("cpu")
     with torch.no_grad(), plain_modes():
         assert not torch.is_grad_enabled()

@@ -47,6 +47,14 @@ POOLS = (functional.fractional_max_pool2d, functional.fractional_max_pool3d)
 SWAPPING = threading.RLock()
 
 
+def default_device() -> torch.device:
+    """Return the device on which this thread makes tensors."""
+    try:
+        return torch.get_default_device()
+    except AttributeError:  # torch 2.3 and 2.4, where a default device was set and taken back
+        return torch.device("cpu")
+
+
 def python_states() -> tuple[Any, Any]:
     """Return the states of the generators of Python and of NumPy, of which a process has one each."""
     return random.getstate(), np.random.get_state()  # noqa: NPY002
@@ -179,7 +187,7 @@ def _device(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.device:
     """Return the device that a call draws on."""
     given = kwargs.get("device")
     tensors = [argument for argument in (*args, *kwargs.values()) if isinstance(argument, Tensor)]
-    device = torch.device(given) if given is not None else tensors[0].device if tensors else torch.get_default_device()
+    device = torch.device(given) if given is not None else tensors[0].device if tensors else default_device()
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
     return device
