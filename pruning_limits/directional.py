@@ -216,8 +216,8 @@ def polarised(plus: Rule, minus: Rule) -> Rule:
         Nodes and weights of :math:`\nu_{gd}`.
 
     Example:
-        >>> polarised((np.array([1.0]), np.array([9.0])), (np.array([1.0]), np.array([1.0])))[1].sum()
-        np.float64(2.0)
+        >>> float(polarised((np.array([1.0]), np.array([9.0])), (np.array([1.0]), np.array([1.0])))[1].sum())
+        2.0
     """
     return np.concatenate([plus[0], minus[0]]), np.concatenate([plus[1], -np.asarray(minus[1])]) / 4
 

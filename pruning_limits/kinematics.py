@@ -195,8 +195,8 @@ def cone_crossing(cone: Conic, other: Conic) -> Crossing:
 
     Example:
         >>> from pruning_limits.cones import Circular
-        >>> cone_crossing(Circular(3, np.pi / 4), Circular(3, np.pi / 4)).probability.round(6)
-        np.float64(0.5)
+        >>> round(float(cone_crossing(Circular(3, np.pi / 4), Circular(3, np.pi / 4)).probability), 6)
+        0.5
     """
     d = cone.dimension
     if d != other.dimension:
