@@ -820,3 +820,24 @@ def test_a_limit_that_was_extrapolated_answers_inverse_questions(trained, digits
     assert limit.sparsity == pytest.approx(ggn_limit(limit), abs=1e-9)
     assert limit.what_if(epsilon=limit.epsilon_for(0.9)).sparsity == pytest.approx(0.9, abs=1e-6)
     assert limit.what_if().sparsity == limit.sparsity
+
+
+def test_intervals_of_a_sub_sample_hold_the_answer_of_all_data():
+    """On a network of a few hundred weights, whose loss is the user's own."""
+    x = random(512, 8)
+    batches = list(zip(x.split(128), torch.tanh(x @ random(8, 4, seed=1)).split(128), strict=True))
+    model = seeded(lambda: nn.Sequential(nn.Linear(8, 12), nn.Tanh(), nn.Linear(12, 12), nn.Tanh(), nn.Linear(12, 4)))
+
+    def squares(model, batch):
+        return (model(batch[0]) - batch[1]).square().mean(1)
+
+    optimiser = torch.optim.Adam(model.parameters(), 0.01)
+    for batch in 20 * batches:
+        optimiser.zero_grad()
+        squares(model, batch).mean().backward()
+        optimiser.step()
+    whole = predict_limit(model, batches, loss_fn=squares)
+    parts = [predict_limit(model, batches, loss_fn=squares, samples=128, seed=seed) for seed in range(5)]
+    assert all(part.interval[0] <= whole.sparsity <= part.interval[1] for part in parts)
+    assert all(part.interval[1] - part.interval[0] < 0.3 for part in parts)
+    assert all(part.answer("bound").high >= whole.answer("bound").sparsity for part in parts)
