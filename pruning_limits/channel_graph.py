@@ -86,11 +86,21 @@ def _followed(torch_pruning: Any) -> Any:
     return Graph()
 
 
+def _shape(function: Any, number: int = 0) -> tuple[int, ...]:
+    """Return the shape that a function of autograd's graph put out; empty where this torch does not tell."""
+    outputs = getattr(function, "_input_metadata", ())
+    return tuple(outputs[number].shape) if outputs else ()
+
+
+def _joined_dimension(concatenation: Any) -> int:
+    """Return the dimension of a concatenation as it was given, negative if it was counted from the end."""
+    dimension: int = getattr(concatenation, "_saved_dim", 0)
+    return dimension - (1 << 64) if dimension >= 1 << 63 else dimension  # autograd keeps no sign
+
+
 def _parted(reshape: Any) -> bool:
     """Tell whether images have more dimensions than four before or after, which torch-pruning fails on."""
-    after = getattr(reshape, "_input_metadata", ())
-    shapes = (getattr(reshape, "_saved_self_sym_sizes", ()), after[0].shape if after else ())
-    return max(map(len, shapes)) > len("nchw")
+    return max(len(getattr(reshape, "_saved_self_sym_sizes", ())), len(_shape(reshape))) > len("nchw")
 
 
 class EndlessError(Exception):
@@ -142,12 +152,11 @@ def _beside_channels(concatenation: Any) -> bool:
     Such are the keys and values that a language model keeps, and rotations of them: torch-pruning takes those for
     channels, and fails on what is not there yet.
     """
-    dimension, shapes = getattr(concatenation, "_saved_dim", 0), getattr(concatenation, "_input_metadata", ())
-    if dimension < 1 << 63 or not shapes:  # autograd keeps a negative number without its sign
+    dimension, size = _joined_dimension(concatenation), len(_shape(concatenation))
+    if dimension >= 0 or not size:
         return False
-    size = len(shapes[0].shape)
     channels = (1,) if size >= len("nchw") else (1, size - 1)
-    return dimension - (1 << 64) + size not in channels
+    return dimension + size not in channels
 
 
 def _joined_to_unknown(graph: Any, model: nn.Module) -> str:
@@ -199,19 +208,16 @@ def _count_joined(node: Any) -> None:
 
     It takes those of the layer before, and would number channels further and further without end.
     """
-    joined, counted = getattr(node.grad_fn, "_input_metadata", ()), getattr(node.module, "concat_sizes", None)
+    joined, counted = _shape(node.grad_fn), getattr(node.module, "concat_sizes", None)
     parts = [(source, number) for source, number in getattr(node.grad_fn, "next_functions", ()) if source is not None]
     if not joined or not counted or len(parts) != len(counted):
         return
-    shape = tuple(joined[0].shape)
-    place = node.grad_fn._saved_dim % (1 << 64)  # autograd keeps a negative number without its sign
-    place = place if place < len(shape) else place - (1 << 64) + len(shape)
-    if shape[place] == sum(size or 0 for size in counted):
+    place = _joined_dimension(node.grad_fn)
+    if joined[place] == sum(size or 0 for size in counted):
         return
-    shapes = [getattr(source, "_input_metadata", None) for source, _ in parts]
+    shapes = [_shape(source, number) for source, number in parts]
     if all(shapes):
-        sizes = [tuple(of[number].shape)[place] for of, (_, number) in zip(shapes, parts, strict=True)]  # type: ignore[index]
-        node.module.concat_sizes = sizes
+        node.module.concat_sizes = [shape[place] for shape in shapes]
 
 
 def _follow_padding(node: Any, beside: set[int]) -> None:
@@ -219,8 +225,7 @@ def _follow_padding(node: Any, beside: set[int]) -> None:
 
     torch-pruning takes padding for an operation that leaves every channel where it is.
     """
-    pads, shapes = getattr(node.grad_fn, "_saved_pad", ()), getattr(node.grad_fn, "_input_metadata", ())
-    shape = tuple(shapes[0].shape) if shapes else ()
+    pads, shape = getattr(node.grad_fn, "_saved_pad", ()), _shape(node.grad_fn)
     place = 2 * (len(shape) - 2)  # pairs of numbers from the last dimension on; channels are in the second
     if len(shape) < len("nchw") or len(pads) < place + 2:
         return

@@ -184,9 +184,10 @@ def _families(trial: Trial) -> Iterator[Family]:
 
 
 def _groups(graph: Any, module: nn.Module, beside: set[int]) -> tuple[list[Any], set[nn.Module]]:
-    """Return what goes with all channels of a layer, or with each alone, and the layers that put out the same channels.
+    """Return what goes with the channels of a layer, and the layers that put out the same channels.
 
-    The first layer of a group is one all of whose channels are those of other layers, too.
+    There is one group of all channels, or one of each channel where the group of all does not tie those that go
+    together, as in gated units.
     """
     beside.clear()
     pruner = graph.get_pruner_of_module(module)
@@ -198,7 +199,6 @@ def _groups(graph: Any, module: nn.Module, beside: set[int]) -> tuple[list[Any],
     alone = graph.get_pruning_group(root, prune, [middle])
     if _entries(alone) == _entries(group, middle):
         return [group], others
-    # as in gated units, which the group of all does not tie
     return [graph.get_pruning_group(root, prune, [channel]) for channel in channels], others
 
 

@@ -151,8 +151,7 @@ class PrivateDraws(OwnGenerators):
 
     def _swapped(self, native: Callable[..., Any], draws: Callable[..., Any]) -> Callable[..., Any]:
         def drawn(*args: Any, **kwargs: Any) -> Any:
-            device = _device(args, kwargs)
-            if device.type == "meta" or not draws(args, kwargs):
+            if not draws(args, kwargs) or (device := _device(args, kwargs)).type == "meta":
                 return native(*args, **kwargs)
             with self._in_place(device):
                 return native(*args, **kwargs)
