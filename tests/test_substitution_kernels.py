@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import random
+from helpers import OLD_TORCH, random
 from torch import nn
 from torch.nn import functional
 
@@ -12,7 +12,6 @@ from estimators.substitution.kernels import ATTENTION, FORMS
 ANY = nn.Linear(1, 1)
 WORDS = torch.tensor([[0, 3, 2], [1, 1, 4]])
 MASK = torch.tensor([[True, False, True], [True, True, False], [True, True, True]])
-OLD = torch.__version__.startswith(("2.3.", "2.4."))
 
 
 def plain_hardsigmoid(x):
@@ -217,7 +216,7 @@ def test_values_gradients_and_second_derivatives(name, dtype):
 def test_attention_has_the_bits_of_the_backend_that_torch_calls_math(options, kind):
     q, k, v = (tensor[:, None].repeat(1, 2, 1, 1).float().requires_grad_() for tensor in QKV)
     if "enable_gqa" in options:
-        if OLD:
+        if OLD_TORCH:
             pytest.skip("this torch knows no groups of queries")
         k, v = k[:, :1], v[:, :1]
     with torch.autocast("cpu", kind, enabled=kind is not None):
@@ -233,7 +232,7 @@ def test_wrong_arguments_are_refused_as_torch_does():
     x, three = torch.ones(2, 3), torch.ones(3)
     for wrong in (
         lambda: functional.batch_norm(x, three[:1], three[:1]),
-        *([] if OLD else [lambda: functional.batch_norm(x, three, three, eps=-1.0)]),
+        *([] if OLD_TORCH else [lambda: functional.batch_norm(x, three, three, eps=-1.0)]),
         lambda: functional.hardsigmoid(x.long()),
         lambda: functional.conv2d(x, x),
         lambda: sdpa(x, x, x, torch.ones(2, 2, dtype=torch.bool), is_causal=True),
