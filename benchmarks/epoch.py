@@ -126,7 +126,7 @@ def main() -> None:
         " is one of the training that made the network, in batches of 128 images or 64 windows. Processor times on one "
         f"thread, the shortest of {arguments.repeats}. Aimed at: 1.0 epoch, or 10 s where an epoch is shorter, and a "
         "factor of 1.3 for the bound. The half-width of the formula is the sum of its three parts, cut where it passes "
-        "0 or 100 %.",
+        "0 or 100 %. Rows *before* are kept from the run that compared this code with an older one.",
     ]
     write_table(
         arguments.out,
